@@ -1,0 +1,59 @@
+# make demo    set up, pre-train a small R2D2 on real Chinese image-text pairs, look at what it retrieves
+# make test    set up, lint, run the tests
+# The environment is .venv, made anew when setup.cfg or constraints.txt changes.
+
+PYTHON ?= python3
+EXTRAS ?= dev
+# test processes; each runs torch on one thread
+JOBS   ?= 2
+OUTPUT ?= runs/demo
+# extra arguments: make test ARGS="tests/test_losses.py -k fgr", make demo ARGS="--seed 1"
+ARGS   ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help venv demo test lint bench peer compat clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo     set up .venv, pre-train a small R2D2 and show what it retrieves (runs/demo)'
+	@echo 'make test     set up .venv, lint, run the tests'
+	@echo 'make lint     ruff only'
+	@echo 'make bench    measure every figure that the README claims'
+	@echo "make peer     run transformers' own common test suites against the models"
+	@echo 'make compat   test the oldest and the newest supported versions'
+	@echo 'make clean    remove caches and build products (runs/ and .venv stay)'
+
+venv: $(STAMP)
+
+$(STAMP): setup.cfg constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/r2d2 demo --output $(OUTPUT) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+test: lint
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+bench: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m benchmarks $(ARGS)
+
+peer: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/peer/run.py $(ARGS)
+
+compat: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/compat/run.py $(ARGS)
+
+clean:
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

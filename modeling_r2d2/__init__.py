@@ -1,0 +1,89 @@
+"""R2D2 and PRD2 (arXiv 2205.03860), Chinese vision–language models for the Hugging Face ecosystem.
+
+Importing this package registers the models with transformers' Auto classes; everything beyond configuration,
+model and processor is imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
+from .modeling_r2d2 import (
+    R2D2ForImageTextMatching,
+    R2D2MatchOutput,
+    R2D2Model,
+    R2D2Output,
+    R2D2PreTrainedModel,
+    R2D2TextModel,
+)
+from .pretraining_r2d2 import R2D2ForPreTraining, R2D2ForPreTrainingOutput, R2D2TeacherTargets
+from .processing.processing_r2d2 import R2D2Processor
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "R2D2Trainer": ".training.trainer",
+    "R2D2TrainingArguments": ".training.arguments",
+    "R2D2ImageTextMatchingPipeline": ".pipelines.image_text_matching",
+    "R2D2ZeroShotImageClassificationPipeline": ".pipelines.zero_shot_image_classification",
+    "convert_official_checkpoint": ".conversion.official",
+}
+
+if TYPE_CHECKING:
+    from .conversion.official import convert_official_checkpoint
+    from .pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
+    from .pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+    from .training.arguments import R2D2TrainingArguments
+    from .training.trainer import R2D2Trainer
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+AutoConfig.register(R2D2Config.model_type, R2D2Config, exist_ok=True)
+AutoConfig.register(R2D2CrossEncoderConfig.model_type, R2D2CrossEncoderConfig, exist_ok=True)
+AutoModel.register(R2D2Config, R2D2Model, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(R2D2Config, R2D2Model, exist_ok=True)
+AutoModelForPreTraining.register(R2D2Config, R2D2ForPreTraining, exist_ok=True)
+AutoProcessor.register(R2D2Config, R2D2Processor, exist_ok=True)
+R2D2Config.register_for_auto_class()
+R2D2Processor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "R2D2Config",
+    "R2D2CrossEncoderConfig",
+    "R2D2ForImageTextMatching",
+    "R2D2ForPreTraining",
+    "R2D2ForPreTrainingOutput",
+    "R2D2ImageTextMatchingPipeline",
+    "R2D2MatchOutput",
+    "R2D2Model",
+    "R2D2Output",
+    "R2D2PreTrainedModel",
+    "R2D2Processor",
+    "R2D2TeacherTargets",
+    "R2D2TextConfig",
+    "R2D2TextModel",
+    "R2D2Trainer",
+    "R2D2TrainingArguments",
+    "R2D2VisionConfig",
+    "R2D2ZeroShotImageClassificationPipeline",
+    "convert_official_checkpoint",
+]

@@ -1,0 +1,127 @@
+"""The objectives of R2D2 (arXiv 2205.03860) as pure functions of tensors.
+
+Notation: B the local batch, N the batch over all workers (and a queue, where there is one), D the embedding
+width, s(I,T) the cosine of two embeddings, τ the temperature. All arithmetic is in float32, also when the
+embeddings come in float16 or bfloat16 or under autocast.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .distributed_r2d2 import global_mean
+
+
+def scaled_similarity(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+    """s(rows, columns) / τ of L2-normalised embeddings (B, D) and (N, D), as (B, N) in float32."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.float() @ columns.float().t().to(rows.device) / temperature.float()
+
+
+def same_identity(row_ids: Tensor, column_ids: Tensor) -> Tensor:
+    """(B, N) boolean: 1[id_i = id_j]."""
+    return row_ids[:, None] == column_ids[None, :]
+
+
+def contrastive_targets(positives: Tensor) -> Tensor:
+    """y_ij = 1[id_i = id_j] / Σ_j 1[id_i = id_j]: all captions of one picture share the mass. (B, N) float32."""
+    positives = positives.float()
+    return positives / positives.sum(dim=1, keepdim=True)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """H(y, softmax(logits)) = −Σ_j y_ij log p_ij per row: (B, N), (B, N) -> (B,) in float32.
+
+    With targets whose rows do not sum to one (a reliability weight in them) the sum is taken as it stands.
+    """
+    return -(targets * nn.functional.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
+def pre_ranking_loss(logits_per_image: Tensor, logits_per_text: Tensor, targets: Tensor) -> Tensor:
+    """GCPR, global contrastive pre-ranking.
+
+    L = ½ [ H(y, softmax_j s(I,T_j)/τ) + H(y, softmax_j s(T,I_j)/τ) ], the mean over the B local rows.
+
+    Args:
+        logits_per_image: (B, N) local images against the texts of all workers.
+        logits_per_text: (B, N) local texts against the images of all workers.
+        targets: (B, N) of `contrastive_targets`, the same in both directions.
+    """
+    image_loss = soft_cross_entropy(logits_per_image, targets).mean()
+    text_loss = soft_cross_entropy(logits_per_text, targets).mean()
+    return (image_loss + text_loss) / 2
+
+
+class HardNegatives(NamedTuple):
+    """Drawn negatives: for text i the image `image_index[i]`, for image i the text `text_index[i]`, both within
+    the batch of all workers; `valid` (B,) is False where every pair of the batch shares the id."""
+
+    image_index: Tensor
+    text_index: Tensor
+    valid: Tensor
+
+
+def hard_negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
+    """softmax(s/τ) over the global batch with all pairs of the same id set to zero (not renormalised): (B, N)."""
+    return nn.functional.softmax(logits.float(), dim=1).masked_fill(positives, 0)
+
+
+@torch.no_grad()
+def draw_hard_negatives(
+    logits_per_image: Tensor,
+    logits_per_text: Tensor,
+    positives: Tensor,
+    generator: torch.Generator | None = None,
+) -> HardNegatives:
+    """One negative text for every image and one negative image for every text, with probability softmax(s/τ).
+
+    A row without any negative (a batch with one single id) draws column 0 and is marked invalid. Where the
+    softmax underflows to zero on every negative, the row is drawn by its logits renormalised over the negatives.
+
+    Args:
+        logits_per_image, logits_per_text: (B, N) scaled similarities.
+        positives: (B, N) boolean, the pairs of the same id.
+        generator: for reproducible draws; default: torch's global generator.
+    """
+    valid = ~positives.all(dim=1)
+    # The softmax over the negatives alone has the same ratios as the masked softmax, and never underflows.
+    blocked = positives & valid[:, None]
+    logits = torch.cat([logits_per_text, logits_per_image]).float()
+    weights = logits.masked_fill(blocked.repeat(2, 1), -torch.inf).softmax(dim=1)
+    drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    image_index, text_index = drawn.chunk(2)
+    return HardNegatives(image_index, text_index, valid)
+
+
+def ranking_loss(
+    text_match_logits: Tensor, image_match_logits: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """FGR, fine-grained ranking: cross-entropy of each cross encoder as a weighted mean, then their mean.
+
+    L = ½ Σ_encoders [ Σ_p w_p H(y_p, softmax(logits_p)) / Σ_p w_p ], w = 1 for negatives and 2 for positives;
+    over several workers both sums are global.
+
+    Args:
+        text_match_logits, image_match_logits: (P, 2) of the text-image and the image-text encoder; class 1 = match.
+        labels: (P,) int64.
+        weights: (P,) replaces the class weights; 0 leaves a pair out.
+    """
+    if weights is None:
+        weights = match_weights(labels)
+    losses = nn.functional.cross_entropy(
+        torch.cat([text_match_logits, image_match_logits]).float(), labels.repeat(2), reduction="none"
+    )
+    text_loss, image_loss = (losses.view(2, -1) * weights).sum(dim=1)
+    return global_mean((text_loss + image_loss) / 2, weights.sum())
+
+
+def match_weights(labels: Tensor) -> Tensor:
+    """Class weights [1 negative, 2 positive] of FGR: (P,) float32."""
+    return 1.0 + labels.float()
+
+
+def masked_language_modeling_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """MLM: mean cross-entropy over the masked tokens of all workers. (M, V), (M,) -> scalar; no token gives 0."""
+    total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    return global_mean(total, torch.tensor(float(labels.numel()), device=logits.device))

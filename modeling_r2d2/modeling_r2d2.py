@@ -1,0 +1,698 @@
+"""R2D2: two towers for pre-ranking and two cross encoders for ranking (arXiv 2205.03860, figure 2).
+
+This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, BertModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig
+from .distributed_r2d2 import gather, process_index, world_size
+from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
+
+
+@dataclass
+class R2D2Output(ModelOutput):
+    """Pre-ranking of I images and T texts.
+
+    loss: GCPR, with `return_loss`. logits_per_image (I, T) and logits_per_text (T, I): cosine / temperature,
+    float32. text_embeds (T, D), image_embeds (I, D): L2-normalised. text_model_output, vision_model_output: of
+    the towers; `vision_model_output.last_hidden_state` is always (I, N, D), `pooler_output` the unnormalised
+    embedding.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+@dataclass
+class R2D2MatchOutput(ModelOutput):
+    """Ranking of P (image, text) pairs.
+
+    loss: with labels. match_probability (P,) float32: mean of both encoders' softmax of class 1.
+    text_match_logits, image_match_logits (P, 2): of the text-image and the image-text encoder.
+    text_cross_output, image_cross_output: their states (P, L, D) and (P, N, D), the first row only where
+    `cls_only` was asked for.
+    """
+
+    loss: Tensor | None = None
+    match_probability: Tensor | None = None
+    text_match_logits: Tensor | None = None
+    image_match_logits: Tensor | None = None
+    text_cross_output: BaseModelOutputWithCrossAttentions | None = None
+    image_cross_output: BaseModelOutputWithCrossAttentions | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scaling + mask) v with the softmax in float32: (P, H, L, d) -> (P, L, H, d), (P, H, L, N)."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class R2D2Attention(nn.Module):
+    """Multi-head attention over a sequence of its own (`context_size` None) or over another modality's states."""
+
+    def __init__(self, config: R2D2CrossEncoderConfig, context_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(context_size or config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(context_size or config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: Tensor,
+        attention_mask: Tensor | None = None,
+        context_index: Tensor | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries (P, L, D) attend to context (C, N, E). `context_index` (P,) names the context of every query
+        row: keys and values are projected once per context, then gathered. Without it C = P."""
+        heads = (-1, self.head_dim)
+        query = self.q_proj(hidden_states)
+        key, value = self.k_proj(context), self.v_proj(context)
+        if context_index is not None:
+            key, value = key.index_select(0, context_index), value.index_select(0, context_index)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query.unflatten(-1, heads).transpose(1, 2),
+            key.unflatten(-1, heads).transpose(1, 2),
+            value.unflatten(-1, heads).transpose(1, 2),
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class R2D2CrossEncoderLayer(GradientCheckpointingLayer):
+    """Post-LN layer: x ← LN(x + SelfAttention(x)), LN(x + CrossAttention(x, context)), LN(x + MLP(x))."""
+
+    def __init__(self, config: R2D2CrossEncoderConfig, context_size: int):
+        super().__init__()
+        self.self_attn = R2D2Attention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attn = R2D2Attention(config, context_size)
+        self.cross_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: Tensor,
+        attention_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        query_index: Tensor | None = None,
+        context_index: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs,
+    ) -> Tensor:
+        """(Q, L, D) -> (P, L, D), or (P, 1, D) with `cls_only`. `query_index` (P,) is applied after the
+        self-attention, which does not depend on the pairing."""
+        queries = hidden_states[:, :1] if cls_only else hidden_states
+        attended, _ = self.self_attn(queries, hidden_states, attention_mask, **kwargs)
+        hidden_states = self.self_attn_layer_norm(queries + self.dropout(attended))
+        if query_index is not None:
+            hidden_states = hidden_states.index_select(0, query_index)
+        attended, _ = self.cross_attn(hidden_states, context, context_mask, context_index, **kwargs)
+        hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
+        transformed = self.fc2(self.activation(self.fc1(hidden_states)))
+        return self.final_layer_norm(hidden_states + self.dropout(transformed))
+
+
+class R2D2PreTrainedModel(PreTrainedModel):
+    """Base of all R2D2 classes: weight initialisation, attention switches and what is saved for remote code."""
+
+    config: R2D2Config
+    base_model_prefix = "r2d2"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False  # every loss here is a mean, never divided by a count of labels outside
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["R2D2CrossEncoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["temperature"]
+    # A fine-tuned or pre-training checkpoint loads as the plain model: the head is left behind.
+    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, R2D2Model):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+        """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
+        config = self.config
+        if getattr(config, "vision_config", None) is not None and not _has_attention(config.vision_config):
+            if isinstance(attn_implementation, str):
+                attn_implementation = dict.fromkeys(("", *config.sub_configs), attn_implementation)
+            attn_implementation = {**attn_implementation, "vision_config": "eager"}
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; a class registered for remote code also records every Auto class that applies."""
+        if self._auto_class is not None:
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map()}
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _auto_map(self) -> dict[str, str]:
+        model = "modeling_r2d2.R2D2Model"
+        return {"AutoModel": model, "AutoModelForZeroShotImageClassification": model}
+
+
+#: The norm that some towers apply to their pooled output alone, which R2D2 never reads.
+_POOLED_NORM = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
+
+
+def _tower_class(vision_config) -> type[PreTrainedModel]:
+    tower = MODEL_MAPPING[type(vision_config)]
+    return tower[0] if isinstance(tower, (list, tuple)) else tower
+
+
+def _has_attention(vision_config) -> bool:
+    tower = _tower_class(vision_config)
+    return tower._supports_sdpa or tower._supports_flash_attn or tower._supports_attention_backend
+
+
+class R2D2CrossEncoder(R2D2PreTrainedModel):
+    """One cross encoder of the ranker, without embeddings of its own.
+
+    `context_size` is the width of the other modality's states.
+    """
+
+    config: R2D2CrossEncoderConfig
+    main_input_name = "hidden_states"
+    _can_record_outputs = {
+        "hidden_states": R2D2CrossEncoderLayer,
+        "attentions": OutputRecorder(R2D2Attention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(R2D2Attention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: R2D2CrossEncoderConfig, context_size: int):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            R2D2CrossEncoderLayer(config, context_size) for _ in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        query_index: Tensor | None = None,
+        context_index: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Pair queries with contexts and encode every pair.
+
+        Args:
+            hidden_states: (Q, L, D) queries; encoder_hidden_states: (C, N, E) contexts.
+            attention_mask: (Q, L), encoder_attention_mask: (C, N); 1 = real, 0 = padding; None = all real.
+            query_index, context_index: (P,) int64: the query and the context of each pair; None = in order. What
+                does not depend on the pairing (the first self-attention, all keys and values of the context) is
+                computed once per query or context, not once per pair.
+            cls_only: the last layer computes the first row alone.
+
+        Returns:
+            last_hidden_state (P, L, D), or (P, 1, D) with `cls_only`.
+        """
+        pairs = next(
+            (i.shape[0] for i in (query_index, context_index) if i is not None), hidden_states.shape[0]
+        )
+        cross_mask = _take(encoder_attention_mask, context_index)
+        self_mask = self._mask(hidden_states, hidden_states, attention_mask)
+        # Only shape, dtype and device of these two views are read: masks are made for P pairs without copies.
+        contexts = encoder_hidden_states[:1].expand(pairs, -1, -1)
+        queries = hidden_states[:1].expand(pairs, -1, -1)
+        context_mask = self._mask(queries, contexts, cross_mask)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            first_row = cls_only and number == last
+            if first_row:
+                self_mask = self._mask(hidden_states[:, :1], hidden_states, attention_mask)
+                context_mask = self._mask(queries[:, :1], contexts, cross_mask)
+            hidden_states = layer(
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask=self_mask,
+                context_mask=context_mask,
+                query_index=query_index,
+                context_index=context_index,
+                cls_only=first_row,
+                **kwargs,
+            )
+            if query_index is not None:  # from the second layer on every pair has a row of its own
+                attention_mask, query_index = _take(attention_mask, query_index), None
+                self_mask = self._mask(hidden_states, hidden_states, attention_mask)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+
+    def _mask(self, queries: Tensor, context: Tensor, mask: Tensor | None):
+        if mask is None:
+            return None
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=queries, attention_mask=mask, encoder_hidden_states=context
+        )
+
+
+def _take(tensor: Tensor | None, index: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or index is None else tensor.index_select(0, index)
+
+
+class R2D2TextModel(BertModel):
+    """The text tower, a BERT without pooler; what it saves loads as a plain `BertModel`, and it loads its part
+    of a whole R2D2 checkpoint."""
+
+    config: R2D2TextConfig
+    base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected = [r"^(?!text_model\.|embeddings\.|encoder\.)"]  # the rest of the R2D2
+
+    def __init__(self, config: R2D2TextConfig, add_pooling_layer: bool = False):
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+
+
+class R2D2Model(R2D2PreTrainedModel):
+    """The towers, pre-ranking and, unless `config.cross_encoder_config` is None (PRD2), the ranker.
+
+    The features of the image tower are its last hidden states; a CLIP tower's `post_layernorm` and the poolers
+    of other towers are read by nothing and left out.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: R2D2Config):
+        super().__init__(config)
+        text_size, vision_size = config.text_config.hidden_size, config.vision_hidden_size
+        self.vision_model = _vision_tower(config.vision_config)
+        self.text_model = R2D2TextModel._from_config(config.text_config)
+        self.vision_projection = nn.Linear(vision_size, config.projection_dim)
+        self.text_projection = nn.Linear(text_size, config.projection_dim)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
+        if config.cross_encoder_config is not None:
+            cross_config = config.cross_encoder_config
+            self.image_joint_projection = nn.Linear(vision_size, cross_config.hidden_size)
+            self.text_image_encoder = R2D2CrossEncoder._from_config(cross_config, context_size=vision_size)
+            self.image_text_encoder = R2D2CrossEncoder._from_config(cross_config, context_size=text_size)
+            self.text_image_match_head = nn.Linear(cross_config.hidden_size, 2)
+            self.image_text_match_head = nn.Linear(cross_config.hidden_size, 2)
+        self._add_heads()
+        self.post_init()
+
+    def _add_heads(self):
+        """Where a subclass adds modules, before weights are initialised and tied."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's token embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace the text tower's token embeddings."""
+        self.text_model.set_input_embeddings(value)
+
+    @property
+    def can_rank(self) -> bool:
+        """Whether this model has a ranker (a PRD2 has none)."""
+        return self.config.cross_encoder_config is not None
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Encode images (I, 3, H, W) of any size the tower takes; a ViT's position embeddings interpolate.
+
+        Returns:
+            `last_hidden_state` (I, N, D) and the unnormalised embedding (I, P) in `pooler_output`.
+
+        Raises:
+            ValueError: empty batch, or an image side that is not a multiple of a ViT's patch size.
+        """
+        _refuse_empty(pixel_values, "pixel_values")
+        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
+        states = outputs.last_hidden_state
+        if states.dim() == 4:  # a feature map (I, D, h, w)
+            states = states.flatten(2).transpose(1, 2)
+        pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.vision_projection(pooled),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
+
+    def _vision_arguments(self, pixel_values: Tensor, kwargs: dict) -> dict:
+        """What of `kwargs` the tower takes, and the interpolation of position embeddings where it is needed."""
+        accepted = inspect.signature(type(self.vision_model).forward).parameters
+        arguments = {"return_dict": True, **kwargs}
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            arguments = {k: v for k, v in arguments.items() if k in accepted}
+        if "interpolate_pos_encoding" not in accepted or "interpolate_pos_encoding" in kwargs:
+            return arguments
+        height, width = pixel_values.shape[-2:]
+        trained, patch = (_pair(getattr(self.config.vision_config, n)) for n in ("image_size", "patch_size"))
+        if (height, width) != trained:
+            if height % patch[0] or width % patch[1]:
+                raise ValueError(
+                    f"image size {height}×{width} is not a multiple of the patch size {patch[0]}×{patch[1]}"
+                )
+            arguments["interpolate_pos_encoding"] = True
+        return arguments
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts (T, L).
+
+        Returns:
+            `last_hidden_state` (T, L, D) and the unnormalised embedding (T, P) in `pooler_output`.
+
+        Raises:
+            ValueError: empty batch, more tokens than the position table holds, ids outside the vocabulary.
+        """
+        _refuse_empty(input_ids, "input_ids")
+        self._check_tokens(input_ids)
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.text_projection(outputs.last_hidden_state[:, 0]),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _check_tokens(self, input_ids: Tensor):
+        if torch.compiler.is_compiling():
+            return
+        config = self.config.text_config
+        if input_ids.shape[1] > config.max_position_embeddings:
+            raise ValueError(
+                f"a text of {input_ids.shape[1]} tokens exceeds the {config.max_position_embeddings} positions of the "
+                "text tower; truncate it (R2D2Processor and R2D2ZeroShotImageClassificationPipeline do)"
+            )
+        if input_ids.device.type == "cpu" and int(input_ids.max()) >= config.vocab_size:
+            raise ValueError(
+                f"token id {int(input_ids.max())} is outside the vocabulary of {config.vocab_size}: "
+                "the tokenizer does not belong to this model"
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> R2D2Output:
+        """Pre-ranking: every image against every text; their numbers may differ.
+
+        Args:
+            input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
+            return_loss: also GCPR, pair i being image i and text i.
+
+        Raises:
+            ValueError: `return_loss` with unequal numbers of images and texts.
+        """
+        vision_outputs = self.get_image_features(pixel_values, **kwargs)
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
+        )
+        image_embeds = normalize(vision_outputs.pooler_output)
+        text_embeds = normalize(text_outputs.pooler_output)
+        logits_per_image = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
+        loss = None
+        if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(
+                    f"return_loss pairs image i with text i, but there are {len(image_embeds)} images "
+                    f"and {len(text_embeds)} texts"
+                )
+            loss = self._contrastive_loss(image_embeds, text_embeds)
+        return R2D2Output(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.t(),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def _contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        batch = len(image_embeds)
+        all_ids = torch.arange(batch * world_size(), device=image_embeds.device)
+        ids = all_ids[process_index() * batch : (process_index() + 1) * batch]
+        temperature = self.bounded_temperature()
+        return pre_ranking_loss(
+            scaled_similarity(image_embeds, gather(text_embeds), temperature),
+            scaled_similarity(text_embeds, gather(image_embeds), temperature),
+            contrastive_targets(same_identity(ids, all_ids)),
+        )
+
+    def bounded_temperature(self) -> Tensor:
+        """The learned temperature τ within [temperature_min, temperature_max], float32.
+
+        While training, the parameter itself is put back within the bounds (as the authors' code does), so that
+        its gradient never dies there.
+        """
+        low, high = self.config.temperature_min, self.config.temperature_max
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.temperature.clamp_(low, high)
+            return self.temperature.float()
+        return self.temperature.float().clamp(low, high)
+
+    def match(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs,
+    ) -> R2D2MatchOutput:
+        """Ranking of P aligned pairs: text i with image i.
+
+        Raises:
+            ValueError: unequal numbers of images and texts, or a model without a ranker (PRD2).
+        """
+        self._require_ranker()
+        if len(input_ids) != len(pixel_values):
+            raise ValueError(
+                f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts"
+            )
+        texts = self.get_text_features(input_ids, attention_mask)
+        images = self.get_image_features(pixel_values)
+        return self.rank(
+            texts.last_hidden_state, images.last_hidden_state, attention_mask, cls_only=cls_only, **kwargs
+        )
+
+    def rank(
+        self,
+        text_hidden_states: Tensor,
+        image_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        text_index: Tensor | None = None,
+        image_index: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs,
+    ) -> R2D2MatchOutput:
+        """Ranking on states already encoded.
+
+        Args:
+            text_hidden_states: (T, L, D), attention_mask: (T, L), image_hidden_states: (I, N, E): of the towers.
+            text_index, image_index: (P,) int64 name the pairs; None = in order. Work that does not depend on the
+                pairing is done once per text or image.
+            cls_only: skip the states of the last layer that the match heads do not read.
+
+        Raises:
+            ValueError: a model without a ranker (PRD2).
+        """
+        self._require_ranker()
+        return self._rank(
+            text_hidden_states,
+            text_hidden_states,
+            image_hidden_states,
+            attention_mask,
+            text_index,
+            image_index,
+            text_cls_only=cls_only,
+            image_cls_only=cls_only,
+            **kwargs,
+        )
+
+    def _rank(
+        self,
+        text_queries: Tensor,
+        text_context: Tensor,
+        image_hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        text_index: Tensor | None,
+        image_index: Tensor | None,
+        text_cls_only: bool,
+        image_cls_only: bool,
+        **kwargs,
+    ) -> R2D2MatchOutput:
+        """`rank` where the text-image encoder asks with other text states (masked ones: enhanced training) than
+        the image-text encoder reads."""
+        text_cross = self.text_image_encoder(
+            text_queries,
+            image_hidden_states,
+            attention_mask=attention_mask,
+            query_index=text_index,
+            context_index=image_index,
+            cls_only=text_cls_only,
+            **kwargs,
+        )
+        image_cross = self.image_text_encoder(
+            self.image_joint_projection(image_hidden_states),
+            text_context,
+            encoder_attention_mask=attention_mask,
+            query_index=image_index,
+            context_index=text_index,
+            cls_only=image_cls_only,
+            **kwargs,
+        )
+        text_logits = self.text_image_match_head(text_cross.last_hidden_state[:, 0])
+        image_logits = self.image_text_match_head(image_cross.last_hidden_state[:, 0])
+        return R2D2MatchOutput(
+            match_probability=match_probability(text_logits, image_logits),
+            text_match_logits=text_logits,
+            image_match_logits=image_logits,
+            text_cross_output=text_cross,
+            image_cross_output=image_cross,
+        )
+
+    def _require_ranker(self):
+        if not self.can_rank:
+            raise ValueError(
+                "this model is pre-ranking only (PRD2: cross_encoder_config is None); it has cosine scores but no "
+                "match probability"
+            )
+
+
+class R2D2ForImageTextMatching(R2D2Model):
+    """Fine-tuning on labelled pairs (ICM, IQM): the loss is the mean of both encoders' cross-entropy on logits.
+
+    The authors' code applies cross-entropy to the averaged *probabilities*, a softmax of a softmax; this does not.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> R2D2MatchOutput:
+        """Rank P aligned pairs; labels (P,): 1 = match, 0 = no match."""
+        output = self.match(input_ids, pixel_values, attention_mask, **kwargs)
+        if labels is not None:
+            output.loss = (
+                nn.functional.cross_entropy(output.text_match_logits.float(), labels)
+                + nn.functional.cross_entropy(output.image_match_logits.float(), labels)
+            ) / 2
+        return output
+
+
+def normalize(embeddings: Tensor) -> Tensor:
+    """L2 norm over the last dimension, computed in float32, returned in the embeddings' dtype."""
+    return nn.functional.normalize(embeddings.float(), dim=-1).to(embeddings.dtype)
+
+
+def match_probability(text_match_logits: Tensor, image_match_logits: Tensor) -> Tensor:
+    """Mean over both encoders of softmax(logits)[class 1]: (P, 2), (P, 2) -> (P,) float32."""
+    logits = torch.stack([text_match_logits, image_match_logits]).float()
+    return logits.softmax(dim=-1)[..., 1].mean(dim=0)
+
+
+def _vision_tower(config) -> PreTrainedModel:
+    """The image tower of `config`, without the head that R2D2 never reads."""
+    tower = _tower_class(config)
+    if not _has_attention(config):
+        config._attn_implementation = "eager"
+    if getattr(config, "vision_use_head", None):
+        config.vision_use_head = False
+    if "add_pooling_layer" in inspect.signature(tower.__init__).parameters:
+        return tower._from_config(config, add_pooling_layer=False)
+    model = AutoModel.from_config(config)
+    if config.model_type in _POOLED_NORM:
+        setattr(model, _POOLED_NORM[config.model_type], nn.Identity())
+    return model
+
+
+def _pair(value: int | list | tuple) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _refuse_empty(tensor: Tensor, name: str):
+    if not torch.compiler.is_compiling() and tensor.shape[0] == 0:
+        raise ValueError(f"{name} is an empty batch")
+
+
+__all__ = [
+    "R2D2CrossEncoder",
+    "R2D2ForImageTextMatching",
+    "R2D2MatchOutput",
+    "R2D2Model",
+    "R2D2Output",
+    "R2D2PreTrainedModel",
+    "R2D2TextModel",
+]

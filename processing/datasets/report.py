@@ -1,0 +1,167 @@
+"""What was wrong with the data: counted, remembered with file and line, refused above a rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MAX_REMEMBERED = 1000
+
+
+class DataRefusedError(ValueError):
+    """Too many records are bad; the message lists the first few with file and line."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad record: `source` (file, archive member or data set), `line` counted from 1, and the reason.
+
+    `lines` is how many lines it spoils (an unclosed quote in a CSV file swallows several).
+    """
+
+    source: str
+    line: int | None
+    reason: str
+    lines: int = 1
+
+    @property
+    def location(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.reason}"
+
+
+class ErrorReport:
+    """Counts bad records, at loading and later when pictures are decoded, and decides when to refuse.
+
+    Loading happens in one process; decoding may happen in many data loader workers, which hold copies of this
+    object. A worker therefore appends each bad record once to a small spool file in the temporary folder
+    (one `O_APPEND` write per record, so workers need no lock), and every process that counts reads it. The
+    file exists only if a record is bad, and the process that made the report removes it at its end.
+
+    Args:
+        on_error: "skip" leaves bad records out until their share exceeds `max_error_rate`;
+            "refuse" raises at the first.
+        max_error_rate: largest tolerated share of bad records; 1.0 tolerates all.
+        examples: how many are listed in messages.
+    """
+
+    def __init__(self, on_error: str = "skip", max_error_rate: float = 0.01, examples: int = 5) -> None:
+        if on_error not in ("skip", "refuse"):
+            raise ValueError(f"on_error is {on_error!r}; use 'skip' or 'refuse'")
+        if not 0 <= max_error_rate <= 1:
+            raise ValueError(f"max_error_rate is {max_error_rate}; it is a share between 0 and 1")
+        self.on_error = on_error
+        self.max_error_rate = max_error_rate
+        self.examples = examples
+        self.seen = 0
+        self.loading_errors = 0
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self._recorded: set[str] = set()
+        self._spool = Path(tempfile.gettempdir()) / f"r2d2-data-errors-{uuid.uuid4().hex}.jsonl"
+        self._finalizer = weakref.finalize(self, _remove, self._spool, os.getpid())
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_finalizer"}
+
+    # -- loading --------------------------------------------------------------------------------
+
+    def count(self, records: int = 1) -> None:
+        """Count records looked at, good or bad."""
+        self.seen += records
+
+    def add(self, problem: Problem) -> None:
+        """A bad record found while loading."""
+        self.loading_errors += problem.lines
+        if len(self.problems) < MAX_REMEMBERED:
+            self.problems.append(problem)
+
+    def note(self, text: str) -> None:
+        """Something worth telling that spoils no record, such as pictures without a caption."""
+        self.notes.append(text)
+
+    def check(self) -> None:
+        """Raise `DataRefusedError` if the user's choice does not allow this many bad records."""
+        errors = self.errors
+        if not errors or not self.too_many(errors):
+            return
+        advice = (
+            "Repair them, or skip bad records with on_error='skip'"
+            if self.on_error == "refuse"
+            else f"More than {self.max_error_rate:.2%} are bad. Repair them, or allow more with max_error_rate"
+        )
+        raise DataRefusedError(f"{self.summary()}\n{advice}.")
+
+    def too_many(self, errors: int) -> bool:
+        return self.on_error == "refuse" or errors > self.max_error_rate * max(self.seen, 1)
+
+    # -- access ---------------------------------------------------------------------------------
+
+    def record_access(self, source: str, line: int | None, reason: str) -> None:
+        """A record whose picture cannot be decoded, found in any process. Counted once per record.
+
+        Raises:
+            DataRefusedError: with this one there are too many.
+        """
+        problem = Problem(source, line, reason)
+        if problem.location not in self._recorded:
+            self._recorded.add(problem.location)
+            entry = (json.dumps(asdict(problem), ensure_ascii=False) + "\n").encode()
+            handle = os.open(self._spool, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(handle, entry)
+            finally:
+                os.close(handle)
+        self.check()
+
+    @property
+    def access_problems(self) -> list[Problem]:
+        """Records of all processes whose pictures could not be decoded, each once."""
+        try:
+            lines = self._spool.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: dict[str, Problem] = {}
+        for line in lines:
+            try:
+                problem = Problem(**json.loads(line))
+            except (ValueError, TypeError):  # another process is still writing it
+                continue
+            found.setdefault(problem.location, problem)
+        return list(found.values())
+
+    # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def errors(self) -> int:
+        """Bad records so far, from loading and from decoding in all processes."""
+        return self.loading_errors + len(self.access_problems)
+
+    def summary(self) -> str:
+        """One line of counts, then the first few bad records with file and line."""
+        access = self.access_problems
+        total = self.loading_errors + len(access)
+        listed = (self.problems + access)[: self.examples]
+        lines = [f"{total} bad of {self.seen} records" + (":" if listed else "")]
+        lines += [f"  {problem}" for problem in listed]
+        if total > len(listed) > 0:
+            lines.append(f"  ... and {total - len(listed)} more")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __repr__(self) -> str:
+        return (
+            f"ErrorReport(seen={self.seen}, errors={self.errors}, on_error={self.on_error!r}, "
+            f"max_error_rate={self.max_error_rate})"
+        )
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        path.unlink(missing_ok=True)

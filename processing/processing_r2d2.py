@@ -1,0 +1,88 @@
+"""R2D2Processor: images squashed to the model's size, texts truncated to the model's length.
+
+This file travels to the Hub beside the weights, so it imports only transformers.
+"""
+
+from typing import Any
+
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class R2D2Processor(ProcessorMixin):
+    """A `CLIPImageProcessor` that squashes (bicubic, no crop) and a `BertTokenizer`, as one.
+
+    Texts are padded to the longest of the batch and truncated to the tokenizer's `model_max_length` (64 in the
+    official models); the first truncation is reported by a warning. PIL images of any mode are converted to RGB
+    by PIL, as the authors do.
+
+    Args:
+        image_processor: of the library, e.g. from `R2D2Processor.build`.
+        tokenizer: a BERT tokenizer.
+    """
+
+    text_kwargs = {"padding": True, "truncation": True}
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def build(
+        cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any
+    ) -> "R2D2Processor":
+        """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
+
+        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …).
+        """
+        from transformers import CLIPImageProcessor
+
+        tokenizer.model_max_length = max_length
+        size = {"height": image_size, "width": image_size}
+        return cls(CLIPImageProcessor(size=size, do_center_crop=False, **image_kwargs), tokenizer)
+
+    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+        """Encode images, texts or both.
+
+        Returns:
+            `pixel_values` (I, 3, S, S) float32, `input_ids`, `token_type_ids` and `attention_mask` (T, L).
+
+        Raises:
+            ValueError: neither images nor text, or an empty list of either.
+        """
+        for name, value in (("images", images), ("text", text)):
+            if isinstance(value, (list, tuple)) and not value:
+                raise ValueError(f"{name} is an empty list")
+        if images is not None:
+            images = _to_rgb(images)
+        encoded = super().__call__(images=images, text=text, **kwargs)
+        if text is not None:
+            self._warn_if_truncated(text, kwargs)
+        return encoded
+
+    def _warn_if_truncated(self, text, kwargs: dict):
+        limit = kwargs.get("max_length") or kwargs.get("text_kwargs", {}).get("max_length")
+        limit = limit or self.tokenizer.model_max_length
+        texts = [text] if isinstance(text, str) else text
+        # A token covers at least one character of its text, so only longer texts can have been cut.
+        for candidate in texts:
+            if isinstance(candidate, str) and len(candidate) > limit - 2:
+                tokens = len(self.tokenizer(candidate, truncation=False, verbose=False)["input_ids"])
+                if tokens > limit:
+                    logger.warning_once(
+                        f"a text of {tokens} tokens was truncated to {limit} (shown once): {candidate[:40]!r}…"
+                    )
+                    return
+
+
+def _to_rgb(images):
+    if isinstance(images, Image.Image):
+        return images if images.mode == "RGB" else images.convert("RGB")
+    if isinstance(images, (list, tuple)):
+        return type(images)(_to_rgb(image) for image in images)
+    return images
+
+
+__all__ = ["R2D2Processor"]

@@ -1,0 +1,92 @@
+"""The library's common model tests against every R2D2 model class."""
+
+import unittest
+
+from testers import (
+    RESNET_CONFIG,
+    SWIN_CONFIG,
+    R2D2ImageTextMatchingTester,
+    R2D2LossTester,
+    R2D2ModelTester,
+    R2D2PreTrainingTester,
+    R2D2TextModelTester,
+)
+from tests.test_modeling_common import ModelTesterMixin
+
+from modeling_r2d2 import R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Model, R2D2TextModel
+
+
+class CompositeTest(ModelTesterMixin):
+    """What all composite models share."""
+
+    all_model_classes = (R2D2Model,)
+    additional_model_inputs = ["pixel_values"]
+    _is_composite = True
+    test_can_init_all_missing_weights_before_2023 = True  # ours is not exempt
+    test_resize_embeddings = True
+    # a forward pass of pre-ranking reads neither the ranker nor the head of masked language modelling
+    test_all_params_have_gradient = False
+
+
+class R2D2ModelTest(CompositeTest, unittest.TestCase):
+    """R2D2: towers and ranker."""
+
+    def setUp(self):
+        self.model_tester = R2D2LossTester(self)
+
+
+class PRD2ModelTest(CompositeTest, unittest.TestCase):
+    """PRD2: towers only; here every parameter has a gradient."""
+
+    test_all_params_have_gradient = True
+
+    def setUp(self):
+        self.model_tester = R2D2LossTester(self, ranker=False)
+
+
+class R2D2ResNetModelTest(CompositeTest, unittest.TestCase):
+    """An image tower without attention."""
+
+    def setUp(self):
+        self.model_tester = R2D2ModelTester(self, vision_config=RESNET_CONFIG)
+        self.model_tester.is_training = False
+
+
+class R2D2SwinModelTest(CompositeTest, unittest.TestCase):
+    """An image tower with windows and stages."""
+
+    def setUp(self):
+        self.model_tester = R2D2ModelTester(self, vision_config=SWIN_CONFIG)
+        self.model_tester.is_training = False
+
+
+class R2D2ForImageTextMatchingTest(CompositeTest, unittest.TestCase):
+    """Fine-tuning on labelled pairs."""
+
+    all_model_classes = (R2D2ForImageTextMatching,)
+
+    def setUp(self):
+        self.model_tester = R2D2ImageTextMatchingTester(self)
+
+
+class R2D2ForPreTrainingTest(CompositeTest, unittest.TestCase):
+    """All objectives of pre-training: every parameter has a gradient."""
+
+    all_model_classes = (R2D2ForPreTraining,)
+    test_all_params_have_gradient = True
+
+    def setUp(self):
+        self.model_tester = R2D2PreTrainingTester(self)
+
+
+class R2D2TextModelTest(ModelTesterMixin, unittest.TestCase):
+    """The text tower alone."""
+
+    all_model_classes = (R2D2TextModel,)
+    test_can_init_all_missing_weights_before_2023 = True
+
+    def setUp(self):
+        self.model_tester = R2D2TextModelTester(self)
+
+
+del CompositeTest, ModelTesterMixin  # bases, not tests
