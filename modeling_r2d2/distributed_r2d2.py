@@ -35,7 +35,7 @@ class _AllGather(torch.autograd.Function):
 def _all_gather(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()
     gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor)
+    dist.all_gather(list(gathered.chunk(world_size())), tensor)
     return gathered
 
 

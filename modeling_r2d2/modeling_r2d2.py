@@ -275,9 +275,7 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
         Returns:
             last_hidden_state (P, L, D), or (P, 1, D) with `cls_only`.
         """
-        pairs = next(
-            (i.shape[0] for i in (query_index, context_index) if i is not None), hidden_states.shape[0]
-        )
+        pairs = next((i.shape[0] for i in (query_index, context_index) if i is not None), hidden_states.shape[0])
         cross_mask = _take(encoder_attention_mask, context_index)
         self_mask = self._mask(hidden_states, hidden_states, attention_mask)
         # Only shape, dtype and device of these two views are read: masks are made for P pairs without copies.
@@ -534,14 +532,10 @@ class R2D2Model(R2D2PreTrainedModel):
         """
         self._require_ranker()
         if len(input_ids) != len(pixel_values):
-            raise ValueError(
-                f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts"
-            )
+            raise ValueError(f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts")
         texts = self.get_text_features(input_ids, attention_mask)
         images = self.get_image_features(pixel_values)
-        return self.rank(
-            texts.last_hidden_state, images.last_hidden_state, attention_mask, cls_only=cls_only, **kwargs
-        )
+        return self.rank(texts.last_hidden_state, images.last_hidden_state, attention_mask, cls_only=cls_only, **kwargs)
 
     def rank(
         self,

@@ -47,9 +47,10 @@ class R2D2TeacherTargets:
 class R2D2ForPreTrainingOutput(R2D2Output):
     """Pre-ranking output plus the parts of the loss (scalars, float32; None where a part did not apply).
 
-    loss: their sum. loss_gcpr: GCPR, the loss of pre-ranking without a teacher. loss_tgd: replaces it where teacher targets
-    are given. loss_fgr: ranking. loss_mlm: masked language modelling. ranking_accuracy: share of the 3B pairs
-    that the mean of both encoders classifies rightly, with unmasked texts.
+    loss: their sum. loss_gcpr: GCPR, the loss of pre-ranking without a teacher. loss_tgd: replaces it where
+    teacher targets are given. loss_fgr: ranking. loss_mlm: masked language modelling. ranking_accuracy: share of
+    the 3B pairs that the mean of both encoders classifies rightly; on masked texts where the ranker read masked
+    ones (enhanced training), on unmasked texts where it did not, as in every evaluation without masking.
     """
 
     loss_gcpr: Tensor | None = None
@@ -194,9 +195,7 @@ class R2D2ForPreTraining(R2D2Model):
         weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight}
         return sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items())
 
-    def _target_guided_loss(
-        self, image_embeds: Tensor, text_embeds: Tensor, teacher: R2D2TeacherTargets
-    ) -> Tensor:
+    def _target_guided_loss(self, image_embeds: Tensor, text_embeds: Tensor, teacher: R2D2TeacherTargets) -> Tensor:
         """TgD: ½ [ H(ŷ_I, softmax s(I, T̂)/τ) + H(ŷ_T, softmax s(T, Î)/τ) ] over the teacher's candidates."""
         temperature = self.bounded_temperature()
         image_logits = scaled_similarity(image_embeds, teacher.text_candidates, temperature)
@@ -220,21 +219,21 @@ class R2D2ForPreTraining(R2D2Model):
         own = torch.arange(batch, device=text_states.device)
         negative_text, negative_image = negatives.text_index, negatives.image_index
         queries = masked_states if self.config.rank_masked_texts else text_states
-        joint = (queries, text_states, image_states, attention_mask)
         if world_size() > 1:  # beside the local rows, only the drawn ones are ranked
-            joint = tuple(
-                _append_drawn(tensor, index)
-                for tensor, index in zip(joint, (negative_text, negative_text, negative_image, negative_text))
-            )
+            if attention_mask is None:
+                attention_mask = torch.ones(text_states.shape[:2], dtype=torch.int64, device=own.device)
+            queries = _append_drawn(queries, negative_text)
+            text_states = _append_drawn(text_states, negative_text)
+            attention_mask = _append_drawn(attention_mask, negative_text)
+            image_states = _append_drawn(image_states, negative_image)
             negative_text = negative_image = own + batch
-        all_queries, all_texts, all_images, all_masks = joint
         mlm = mlm_labels is not None
         shared_pass = mlm and self.config.rank_masked_texts
         output = self._rank(
-            all_queries,
-            all_texts,
-            all_images,
-            all_masks,
+            queries,
+            text_states,
+            image_states,
+            attention_mask,
             text_index=torch.cat([own, own, negative_text]),
             image_index=torch.cat([own, negative_image, own]),
             text_cls_only=not shared_pass,
@@ -249,11 +248,10 @@ class R2D2ForPreTraining(R2D2Model):
         }
         if mlm:
             if shared_pass:
-                states = output.text_cross_output.last_hidden_state[:batch]
+                states = output.text_cross_output.last_hidden_state[:batch, : mlm_labels.shape[1]]
             else:
-                states = self.text_image_encoder(
-                    masked_states, image_states, attention_mask
-                ).last_hidden_state
+                mask = None if attention_mask is None else attention_mask[:batch, : masked_states.shape[1]]
+                states = self.text_image_encoder(masked_states, image_states[:batch], mask).last_hidden_state
             is_masked = mlm_labels != -100
             logits = self.mlm_head(states[is_masked])
             losses["loss_mlm"] = masked_language_modeling_loss(logits, mlm_labels[is_masked])
@@ -261,10 +259,8 @@ class R2D2ForPreTraining(R2D2Model):
         return losses, (right.sum() / present.sum()).detach()
 
 
-def _append_drawn(tensor: Tensor | None, index: Tensor) -> Tensor | None:
+def _append_drawn(tensor: Tensor, index: Tensor) -> Tensor:
     """(B, L, …) local rows and, after them, the rows `index` (B,) of all workers: (2B, L', …)."""
-    if tensor is None:
-        return None
     everything = gather_padded(tensor)
     missing = everything.shape[1] - tensor.shape[1]
     if missing:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import logging
+from transformers.utils import is_torchvision_available, logging
 
 logger = logging.get_logger(__name__)
 
@@ -30,14 +30,15 @@ class R2D2Processor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def build(
-        cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any
-    ) -> "R2D2Processor":
+    def build(cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any) -> "R2D2Processor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
         `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …).
         """
-        from transformers import CLIPImageProcessor
+        if is_torchvision_available():
+            from transformers import CLIPImageProcessor
+        else:  # the same processor under its PIL name, which both backends load
+            from transformers import CLIPImageProcessorPil as CLIPImageProcessor
 
         tokenizer.model_max_length = max_length
         size = {"height": image_size, "width": image_size}

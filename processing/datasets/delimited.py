@@ -24,7 +24,7 @@ def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") ->
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     # surrogateescape: a row in another encoding is that row's problem, not the file's
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(_without_nul(file), delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         names: list[str] | None = None
         resolved: dict[str, str] = {}
         if columns is not None and not isinstance(columns, Mapping):
@@ -59,9 +59,3 @@ def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") ->
                 yield Problem(source, begin, "not UTF-8")
             else:
                 yield make_pair(dict(zip(names, row, strict=True)), resolved, source, begin)
-
-
-def _without_nul(file: Iterator[str]) -> Iterator[str]:
-    """Python's csv reader before 3.11 stopped at NUL; a NUL is made visible instead, in the row that has it."""
-    for line in file:
-        yield line.replace("\0", "\ufffd") if "\0" in line else line

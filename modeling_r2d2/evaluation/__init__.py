@@ -1,0 +1,33 @@
+"""Evaluation: recall of retrieval by pre-ranking and by both stages, and the pictures that show it.
+
+`figures` (contact sheet, training curves) and `recall_at_k` (for the `evaluate` library) are imported on their
+own: they need packages of the extra `[train]`.
+"""
+
+from .recall import first_hit_ranks, positive_pairs, recall_at, recall_both_ways, retrieval_metrics
+from .retrieval import (
+    EncodedImages,
+    EncodedTexts,
+    RetrievalResult,
+    encode_images,
+    encode_texts,
+    evaluate_retrieval,
+    match_probabilities,
+    two_stage_scores,
+)
+
+__all__ = [
+    "EncodedImages",
+    "EncodedTexts",
+    "RetrievalResult",
+    "encode_images",
+    "encode_texts",
+    "evaluate_retrieval",
+    "first_hit_ranks",
+    "match_probabilities",
+    "positive_pairs",
+    "recall_at",
+    "recall_both_ways",
+    "retrieval_metrics",
+    "two_stage_scores",
+]

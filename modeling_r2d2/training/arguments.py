@@ -1,0 +1,27 @@
+"""Training arguments with the defaults that contrastive pre-training needs."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class R2D2TrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with other defaults.
+
+    - `train_sampling_strategy="sequential"`: `PretrainingDataset` shuffles by itself, statelessly, so that a
+      resumed run sees the very samples that the uninterrupted one would have.
+    - `dataloader_drop_last=True`: a short last batch has fewer negatives, and workers must hold equal numbers.
+    - `label_names=["image_ids"]`: what `retrieval_metrics` finds the true pairs by.
+    - `remove_unused_columns=False`: the collator reads pictures and texts, which `forward` does not name.
+    - `weight_decay=0.05`, cosine decay after 5 % of warm-up.
+    """
+
+    train_sampling_strategy: str = "sequential"
+    dataloader_drop_last: bool = True
+    label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
+    remove_unused_columns: bool = False
+    weight_decay: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05
+    report_to: str | list[str] = "none"

@@ -1,0 +1,100 @@
+"""R2D2Trainer: the stock Trainer that also logs the parts of the loss and where the time goes."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
+
+from .progress import LossProgressCallback
+
+#: Scalars of R2D2ForPreTrainingOutput that are logged beside the total loss.
+LOGGED_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "ranking_accuracy", "temperature")
+
+
+class _Means:
+    """Running means of named scalars on the device, read (and so synchronised) only when they are logged."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, outputs: dict[str, Any]):
+        for name in LOGGED_PARTS:
+            if (value := outputs.get(name)) is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def pop(self) -> dict[str, float]:
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.__init__()
+        return means
+
+
+class R2D2Trainer(Trainer):
+    """Trainer for `R2D2ForPreTraining` (any other R2D2 model trains in it too, as all do in the stock Trainer).
+
+    Beyond the stock Trainer it logs every part of the loss (train and eval), `images_per_second` and
+    `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
+    bar, and leaves temperature, norms and biases without weight decay.
+
+    Raises:
+        ValueError: a tokenizer with more tokens than the model's vocabulary.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._check_vocabulary()
+        self._parts = {True: _Means(), False: _Means()}  # by model.training
+        self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(LossProgressCallback())
+
+    def _check_vocabulary(self):
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        text_config = getattr(self.model.config, "text_config", None)
+        if text_config is None or not hasattr(tokenizer, "get_vocab"):
+            return
+        if len(tokenizer) > text_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary {text_config.vocab_size}: "
+                "they do not belong together (model.resize_token_embeddings adapts the model)"
+            )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay for matrices only: not for norms, biases or the temperature."""
+        return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in Trainer, keeping the parts of the loss for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if isinstance(outputs, dict):
+            self._parts[model.training].add(outputs)
+        if model.training and "pixel_values" in inputs:
+            self._images += len(inputs["pixel_values"]) * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """As in Trainer, with the time it took."""
+        start = time.perf_counter()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.perf_counter() - start
+        return samples
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer, with the parts of the loss, and the speed since the last log."""
+        if "loss" in logs:
+            seconds = time.perf_counter() - self._since
+            logs.update(self._parts[True].pop())
+            logs["images_per_second"] = self._images / seconds
+            logs["data_wait"] = self._waited / seconds
+        if "eval_loss" in logs:
+            logs.update({f"eval_{name}": value for name, value in self._parts[False].pop().items()})
+        super().log(logs, start_time)
+        self._waited, self._images, self._since = 0.0, 0, time.perf_counter()

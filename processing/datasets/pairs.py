@@ -1,0 +1,364 @@
+"""The general reader: a user's own image-text pairs, whatever format they are in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from .delimited import read_delimited
+from .folder import find_captions_file, list_images, read_captions_file, read_sidecars
+from .images import ImageReadError, check_image, open_image
+from .jsonl import read_jsonl
+from .records import Columns, RawPair, stable_ids
+from .report import ErrorReport, Problem
+from .sources import FORMATS, detect_format, expand, split_of_folder
+from .streaming import StreamingPairs
+from .tables import ImageColumn, choose_split, load_parquet, read_table, require_datasets
+from .webdataset import read_tar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+CheckImages = Literal["header", "exists", "none"]
+_CHUNK = 10_000
+
+
+class PairDataset:
+    """A map-style set of pairs: `len(pairs)`, and `pairs[i]` is
+    `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str}`.
+
+    Texts, paths and ids lie in one Arrow table, so a set of millions stays compact and data loader workers share
+    it without copying. Pictures are read and decoded on access.
+
+    Attributes:
+        report: what was bad at loading and, from any process, at decoding.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        report: ErrorReport,
+        *,
+        images: ImageColumn | None = None,
+        background: str | tuple[int, int, int] | None = None,
+    ) -> None:
+        self.table = table
+        self.report = report
+        self.background = background
+        self._images = images
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One pair.
+
+        Raises:
+            ImageReadError: the picture cannot be decoded; names it and the line of the data file.
+        """
+        texts = self.texts(index)
+        return {
+            "image": self.image(index),
+            "text": texts[0] if len(texts) == 1 else texts,
+            "image_id": self._cell("image_id", index),
+        }
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded picture of one pair."""
+        path = self._cell("image", index)
+        name = self.location(index)
+        if path is None:
+            value: Any = self._images[self._cell("row", index)]
+        else:
+            value, name = path, f"{name}: {path}"
+        try:
+            return open_image(value, background=self.background, name=name)
+        except ImageReadError:
+            raise
+        except OSError as error:
+            raise ImageReadError(f"{name}: {error}") from error
+
+    def texts(self, index: int) -> list[str]:
+        """All texts of one pair, without opening the picture."""
+        return self._cell("texts", index)
+
+    def location(self, index: int) -> str:
+        """File and line (or row) that a pair comes from."""
+        line = self._cell("line", index)
+        source = self._cell("source", index)
+        return source if line is None else f"{source}:{line}"
+
+    def image_ids(self) -> np.ndarray:
+        """The stable 63-bit id of every pair's picture: (N,) int64."""
+        return stable_ids(self.table.column("image_id").to_pylist())
+
+    def first_texts(self) -> list[str]:
+        """The first text of every pair."""
+        return [texts[0] for texts in self.table.column("texts").to_pylist()]
+
+    def all_texts(self) -> list[str]:
+        """Every text of every pair, in order: for building a vocabulary."""
+        return [text for texts in self.table.column("texts").to_pylist() for text in texts]
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> PairDataset:
+        """The pairs at `indices`, in that order."""
+        table = self.table.take(np.asarray(indices, dtype=np.int64))
+        return PairDataset(table, self.report, images=self._images, background=self.background)
+
+    def drop_unreadable(self) -> PairDataset:
+        """Decode every picture once and keep the pairs whose picture is whole; the others are reported.
+
+        Raises:
+            DataRefusedError: too many are broken.
+        """
+        kept = []
+        for index in range(len(self)):
+            try:
+                self.image(index)
+                kept.append(index)
+            except ImageReadError as error:
+                self.record_unreadable(index, error)
+        return self if len(kept) == len(self) else self.select(kept)
+
+    def record_unreadable(self, index: int, error: Exception) -> None:
+        """Count a picture that could not be decoded, in whatever process this happened."""
+        line = self._cell("line", index)
+        reason = str(error).removeprefix(f"{self.location(index)}: ")
+        self.report.record_access(self._cell("source", index), line, reason)
+
+    def _cell(self, column: str, index: int) -> Any:
+        count = self.table.num_rows
+        if not -count <= index < count:
+            raise IndexError(f"index {index} of a set of {count} pairs")
+        return self.table.column(column)[index + count if index < 0 else index].as_py()
+
+
+def load_pairs(
+    source: Any,
+    *,
+    format: str | None = None,
+    image_root: str | os.PathLike | None = None,
+    split: str | None = None,
+    columns: Columns = None,
+    on_error: Literal["skip", "refuse"] = "skip",
+    max_error_rate: float = 0.01,
+    streaming: bool = False,
+    check_images: CheckImages = "header",
+    background: str | tuple[int, int, int] | None = None,
+) -> PairDataset | StreamingPairs:
+    """Read image-text pairs.
+
+    | format | source |
+    |---|---|
+    | `jsonl` | one object per line: `image` (or `image_path`), `text` (string or list; or `caption`, `texts`), optional `image_id` |
+    | `csv`, `tsv` | a header with the same names; or none, and `columns=["image", "text"]` |
+    | `folder` | an image folder with a captions file (`metadata` or `captions` .jsonl/.csv/.tsv, `captions.txt`) or .txt files beside the pictures |
+    | `parquet` | columns of images (or paths) and texts |
+    | `dataset` | a data set of the `datasets` library, or a folder written by its `save_to_disk` |
+    | `webdataset` | tar shards; always streamed |
+
+    No bad record passes silently: a malformed line, an empty caption, a missing or broken picture is counted
+    with file and line in `.report`, and skipped or refused as `on_error` says; a warning lists the first few.
+
+    Args:
+        source: a path, a glob, a list of paths, a range `shard-{000..127}.tar`, or a `datasets` object.
+        format: one of the above; default by suffix or by what the folder holds.
+        image_root: relative picture paths begin here; default the folder of the data file.
+        split: of a `datasets` dictionary, or a sub-folder or file name of a folder.
+        columns: your names, e.g. `{"image": "img_file", "text": "title"}`, or a list for files without header.
+        on_error: "skip" bad records up to `max_error_rate`; "refuse" any.
+        max_error_rate: largest tolerated share of bad records when skipping.
+        streaming: read while iterating instead of listing first; see `StreamingPairs`.
+        check_images: at loading, read each picture's "header" (format and size), see whether its file "exists",
+            or "none". Decoding errors show at access.
+        background: composite transparent pictures on this colour, e.g. "white"; default alpha is dropped.
+
+    Raises:
+        DataRefusedError: too many bad records; lists the first few.
+        FileNotFoundError, ValueError: no such source, unknown format, no matching columns, nothing in it.
+    """
+    if check_images not in ("header", "exists", "none"):
+        raise ValueError(f"check_images is {check_images!r}; use 'header', 'exists' or 'none'")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
+    report = ErrorReport(on_error, max_error_rate)
+    if _is_hf(source):
+        dataset, name = choose_split(source, split, "the data set"), "data set"
+        if not hasattr(dataset, "num_rows"):
+            raise ValueError("a streaming `datasets` object has no length: load it without streaming")
+        return _from_table(dataset, name, [], [], report, columns, image_root, check_images, background)
+    paths = expand(source)
+    if not paths:
+        raise ValueError("no files were named")
+    format = format or detect_format(paths)
+    if format == "folder":
+        paths = [part for path in paths for part in split_of_folder(Path(path), split)]
+        format = "folder" if all(Path(path).is_dir() for path in paths) else detect_format(paths)
+    if format == "webdataset" or streaming:
+        reader = _reader(format)
+        return StreamingPairs(
+            paths, reader, columns=columns, image_root=image_root, background=background, report=report
+        )
+    if format in ("dataset", "parquet"):
+        if format == "dataset":
+            from datasets import load_from_disk
+
+            dataset, files, ends = choose_split(load_from_disk(paths[0]), split, paths[0]), [], []
+        else:
+            files = [Path(path) for path in paths]
+            dataset, ends = load_parquet(files)
+        return _from_table(dataset, paths[0], files, ends, report, columns, image_root, check_images, background)
+
+    def records() -> Iterator[tuple[Path, RawPair | Problem]]:
+        for path in map(Path, paths):
+            root = path if path.is_dir() else path.parent
+            root = Path(image_root) if image_root is not None else root
+            for item in _reader(format)(str(path), columns):
+                yield root, item
+
+    table = _collect(records(), report, check_images)
+    if format == "folder":
+        _note_unused(paths, image_root, table, report)
+    return _finish(PairDataset(table, report, background=background), str(paths[0]))
+
+
+def _reader(format: str) -> Callable[[str, Columns], Iterator[RawPair | Problem]]:
+    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_tsv, "folder": _read_folder, "webdataset": read_tar}
+    if format not in readers:
+        raise ValueError(f"{format} cannot be streamed here; load it without streaming (it is memory-mapped)")
+    return readers[format]
+
+
+def _read_jsonl(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
+    return read_jsonl(Path(path), columns)
+
+
+def _read_csv(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
+    return read_delimited(Path(path), columns)
+
+
+def _read_tsv(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
+    return read_delimited(Path(path), columns, delimiter="\t")
+
+
+def _read_folder(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
+    captions = find_captions_file(Path(path))
+    return read_sidecars(Path(path)) if captions is None else read_captions_file(captions, columns)
+
+
+def _from_table(
+    dataset: Any,
+    name: str,
+    files: Sequence[Path],
+    ends: Sequence[int],
+    report: ErrorReport,
+    columns: Columns,
+    image_root: str | os.PathLike | None,
+    check_images: CheckImages,
+    background: Any,
+) -> PairDataset:
+    from .records import resolve_columns
+
+    image_column = resolve_columns(dataset.column_names, columns)["image"]
+    root = Path(image_root) if image_root is not None else (files[0].parent if files else Path())
+    rows = read_table(dataset, columns, name=name, files=files, file_ends=ends)
+    table = _collect(((root, item) for item in rows), report, check_images)
+    pairs = PairDataset(table, report, images=ImageColumn(dataset, image_column), background=background)
+    return _finish(pairs, name)
+
+
+def _collect(
+    records: Iterable[tuple[Path, RawPair | Problem]], report: ErrorReport, check_images: CheckImages
+) -> pa.Table:
+    """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row."""
+    require_datasets()
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("image", pa.string()),
+            ("texts", pa.list_(pa.string())),
+            ("image_id", pa.string()),
+            ("source", pa.dictionary(pa.int32(), pa.string())),
+            ("line", pa.int64()),
+            ("row", pa.int64()),
+        ]
+    )
+    names = schema.names
+    chunks: list[pa.RecordBatch] = []
+    columns: dict[str, list] = {name: [] for name in names}
+
+    def flush() -> None:
+        arrays = [pa.array(columns[name], type=schema.field(name).type) for name in names]
+        chunks.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        for values in columns.values():
+            values.clear()
+
+    for row, (root, item) in enumerate(records):
+        report.count(item.lines if isinstance(item, Problem) else 1)
+        problem = item if isinstance(item, Problem) else _check(item, root, check_images)
+        if problem is not None:
+            report.add(problem)
+            if report.on_error == "refuse" and report.loading_errors >= 4 * report.examples:
+                report.check()
+            continue
+        if item.empty_texts:
+            reason = f"{item.empty_texts} empty captions beside good ones"
+            report.add(Problem(item.source, item.line, reason))
+        path = None if isinstance(item.image, bytes) else str(root / item.image)
+        values = (path, item.texts, item.image_id or item.image, item.source, item.line, row)
+        for name, value in zip(names, values, strict=True):
+            columns[name].append(value)
+        if len(columns["line"]) >= _CHUNK:
+            flush()
+    flush()
+    report.check()
+    return pa.Table.from_batches(chunks, schema=schema).unify_dictionaries()
+
+
+def _check(item: RawPair, root: Path, check_images: CheckImages) -> Problem | None:
+    if check_images == "none":
+        return None
+    if isinstance(item.image, str) and not (root / item.image).is_file():
+        return Problem(item.source, item.line, f"{root / item.image}: no such picture")
+    if check_images == "header":
+        target = item.image if isinstance(item.image, bytes) else root / item.image
+        try:
+            check_image(target)
+        except ImageReadError as error:
+            return Problem(item.source, item.line, str(error))
+    return None
+
+
+def _note_unused(paths: Sequence[str], image_root: Any, table: pa.Table, report: ErrorReport) -> None:
+    used = {os.path.normpath(path) for path in table.column("image").to_pylist()}
+    for path in paths:
+        if find_captions_file(Path(path)) is None:
+            continue
+        images = list_images(Path(image_root or path))
+        unused = [image for image in images if os.path.normpath(image) not in used]
+        if unused:
+            report.note(f"{len(unused)} pictures in {path} have no (good) caption, the first is {unused[0].name}")
+
+
+def _finish(pairs: PairDataset, name: str) -> PairDataset:
+    if not len(pairs):
+        raise ValueError(f"{name}: no pairs in it\n{pairs.report.summary()}")
+    if pairs.report.errors or pairs.report.notes:
+        logger.warning("%s: %s", name, pairs.report.summary())
+    return pairs
+
+
+def _is_hf(source: Any) -> bool:
+    """Whether the object comes from the `datasets` library, without importing it."""
+    if isinstance(source, str | os.PathLike):
+        return False
+    return any(kind.__module__.split(".")[0] == "datasets" for kind in type(source).__mro__)

@@ -1,0 +1,139 @@
+"""Pairs read as a stream, shard by shard: for sets too large to list, and for WebDataset shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .images import ImageReadError, open_image
+from .records import Columns, RawPair
+from .report import ErrorReport, Problem
+from .tables import require_datasets
+
+try:  # the data loader asks isinstance(dataset, IterableDataset)
+    from torch.utils.data import IterableDataset as _Base
+except ImportError:  # pragma: no cover
+    _Base = object
+
+MIN_SEEN = 100
+Reader = Callable[[str, Columns], Iterator[RawPair | Problem]]
+
+
+class StreamingPairs(_Base):
+    """An iterable of `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str, "location": str}`.
+
+    The shards are an iterable data set of the `datasets` library, which gives each data loader worker its own
+    shards, shuffles them with a buffer, splits them over processes and remembers its position.
+
+    A bad record is counted and skipped or refused as in `ErrorReport`; the share of bad ones is judged over what
+    this process has seen, from 100 records on and at the end.
+
+    Args:
+        shards: file names, or addresses for WebDataset shards.
+        reader: yields the records of one shard.
+        columns: as in `load_pairs`.
+        image_root: relative paths begin here; default the shard's own folder.
+        background: as in `open_image`.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        reader: Reader,
+        *,
+        columns: Columns = None,
+        image_root: str | Path | None = None,
+        background: str | tuple[int, int, int] | None = None,
+        report: ErrorReport | None = None,
+    ) -> None:
+        super().__init__()
+        self.report = report or ErrorReport()
+        self.background = background
+        self.image_root = None if image_root is None else Path(image_root)
+        self.stream = require_datasets().IterableDataset.from_generator(
+            _generate, gen_kwargs={"shards": list(shards), "reader": reader, "columns": columns}
+        )
+
+    @property
+    def num_shards(self) -> int:
+        return self.stream.num_shards
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self.stream:
+            self.report.count()
+            source, line = row["source"], row["line"]
+            if row["problem"] is not None:
+                self._refuse_or_skip(source, line, row["problem"])
+                continue
+            if row["empty_texts"]:
+                self._refuse_or_skip(source, line, f"{row['empty_texts']} empty captions beside good ones")
+            location = source if line is None else f"{source}:{line}"
+            try:
+                image = open_image(self._picture(row), background=self.background, name=location)
+            except ImageReadError as error:
+                self._refuse_or_skip(source, line, str(error).removeprefix(f"{location}: "))
+                continue
+            texts = row["texts"]
+            yield {
+                "image": image,
+                "text": texts[0] if len(texts) == 1 else list(texts),
+                "image_id": row["image_id"] or str(row["image"]),
+                "location": location,
+            }
+        self.report.check()
+
+    def _picture(self, row: dict) -> Path | bytes:
+        image = row["image"]
+        if isinstance(image, bytes):
+            return image
+        return (self.image_root or Path(row["shard"]).parent) / image
+
+    def _refuse_or_skip(self, source: str, line: int | None, reason: str) -> None:
+        self.report.add(Problem(source, line, reason))
+        if self.report.on_error == "refuse" or self.report.seen >= MIN_SEEN:
+            self.report.check()
+
+    # -- what the `datasets` library offers -----------------------------------------------------
+
+    def shuffle(self, seed: int = 0, buffer_size: int = 1000) -> StreamingPairs:
+        """The same stream with shards shuffled and samples drawn from a buffer; anew in every epoch."""
+        return self._with(self.stream.shuffle(seed=seed, buffer_size=buffer_size))
+
+    def shard_over_processes(self, rank: int, world_size: int) -> StreamingPairs:
+        """The part of one of `world_size` processes."""
+        from datasets.distributed import split_dataset_by_node
+
+        return self._with(split_dataset_by_node(self.stream, rank=rank, world_size=world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.stream.set_epoch(epoch)
+
+    def state_dict(self) -> dict:
+        """Where the stream stands. Exact without `shuffle`; a shuffle buffer's content is not part of it."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stream.load_state_dict(state)
+
+    def _with(self, stream: Any) -> StreamingPairs:
+        other = object.__new__(StreamingPairs)
+        other.__dict__.update(self.__dict__)
+        other.stream = stream
+        return other
+
+
+def _generate(shards: list[str], reader: Reader, columns: Columns) -> Iterator[dict]:
+    for shard in shards:
+        for item in reader(shard, columns):
+            bad = isinstance(item, Problem)
+            yield {
+                "shard": shard,
+                "source": item.source,
+                "line": item.line,
+                "problem": item.reason if bad else None,
+                "image": None if bad else item.image,
+                "texts": None if bad else list(item.texts),
+                "image_id": None if bad else item.image_id,
+                "empty_texts": 0 if bad else item.empty_texts,
+            }

@@ -1,0 +1,87 @@
+"""WebDataset shards: tar files whose members of one base name are one sample.
+
+    000017.jpg   the picture (.jpg, .jpeg, .png, .webp, ...)
+    000017.txt   its caption; or 000017.json with the keys of our JSON lines (text, caption, image_id, ...)
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from .folder import IMAGE_SUFFIXES
+from .records import Columns, RawPair, make_pair, resolve_columns
+from .report import Problem
+
+
+def read_tar(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
+    """Samples of one shard in order, read as a stream, pictures as undecoded bytes.
+
+    `path` may be an address that fsspec opens (`https://`, `hf://`, ...). A sample is placed as
+    `shard.tar/key` and numbered from 1; its id is its image_id, else `shard name/key`. A shard that ends early
+    or is no tar file gives a `Problem` after the samples that could be read.
+    """
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    number = 0
+    try:
+        with _open_binary(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                name = PurePosixPath(member.name)
+                if name.name.startswith("."):
+                    continue
+                stem, _, suffix = name.name.partition(".")
+                member_key = (name.parent / stem).as_posix()
+                if member_key != key:
+                    if key is not None:
+                        number += 1
+                        yield _make_sample(path, number, key, members, columns)
+                    key, members = member_key, {}
+                extracted = archive.extractfile(member)
+                members[suffix.lower()] = extracted.read() if extracted is not None else b""
+        if key is not None:
+            yield _make_sample(path, number + 1, key, members, columns)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        yield Problem(path, number + 1, f"the shard cannot be read on from here: {error}")
+
+
+def _open_binary(path: str):
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
+
+
+def _make_sample(
+    path: str, number: int, key: str, members: dict[str, bytes], columns: Columns
+) -> RawPair | Problem:
+    source = f"{path}/{key}"
+    image = next((data for suffix, data in members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
+    if image is None:
+        return Problem(source, number, f"no picture among its members {sorted(members)}")
+    row: dict = {}
+    try:
+        if "json" in members:
+            row = json.loads(members["json"].decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                return Problem(source, number, f"its .json is a {type(row).__name__}, not an object")
+        if "txt" in members:
+            row = {"text": members["txt"].decode("utf-8-sig"), "image_id": row.get("image_id")}
+    except (ValueError, RecursionError) as error:
+        return Problem(source, number, f"its text cannot be read: {error}")
+    row = {**{name: value for name, value in row.items() if name != "image"}, "image": image}
+    try:
+        wanted = {name: value for name, value in dict(columns or {}).items() if value in row}
+        resolved = resolve_columns(tuple(row), {**wanted, "image": "image"})
+    except ValueError as error:
+        return Problem(source, number, str(error))
+    pair = make_pair(row, resolved, source, number)
+    if isinstance(pair, RawPair) and pair.image_id is None:
+        image_id = f"{PurePosixPath(path).name}/{key}"
+        return RawPair(pair.source, pair.line, pair.image, pair.texts, image_id, pair.empty_texts)
+    return pair

@@ -1,0 +1,35 @@
+"""A tiny processor and pictures that the tests of processor, pipelines and evaluation share."""
+
+import numpy as np
+from PIL import Image
+from transformers import BertTokenizer
+
+from modeling_r2d2 import R2D2Model, R2D2Processor
+from tests.tiny import TEXT, tiny_config
+
+CHARACTERS = "一张的图片只猫狗马鱼红黄蓝白黑大小在跑睡车船山水火木天地人花草鸟两条个很"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def tiny_processor(max_length: int = 16, image_size: int = 32) -> R2D2Processor:
+    """Of the size of `tiny_config`: one token per character, Latin letters and digits too."""
+    letters = [mark + character for character in "abcxyz123" for mark in ("", "##")]
+    vocabulary = [*SPECIAL_TOKENS, *CHARACTERS, *letters]
+    assert len(set(vocabulary)) == len(vocabulary) <= TEXT["vocab_size"]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
+    return R2D2Processor.build(tokenizer, image_size=image_size, max_length=max_length)
+
+
+def tiny_model(tower: str = "clip", ranker: bool = True, spread: float = 5.0, **kwargs) -> R2D2Model:
+    """In evaluation mode, its weights scaled by `spread`, so that random weights give scores that differ."""
+    model = R2D2Model(tiny_config(tower, ranker, max_text_length=16, **kwargs)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(spread)
+    return model
+
+
+def tiny_picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
+    """A picture of coarse random colours."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))

@@ -1,0 +1,97 @@
+"""Two gloo processes equal one process with the doubled batch: losses and gradients."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from modeling_r2d2 import R2D2ForPreTraining
+from modeling_r2d2.distributed_r2d2 import gather, gather_padded, global_mean
+from modeling_r2d2.losses_r2d2 import HardNegatives
+from tests.tiny import tiny_batch, tiny_config
+
+NEGATIVES = HardNegatives(
+    torch.tensor([7, 2, 3, 4, 5, 6, 0, 1]), torch.tensor([4, 5, 6, 7, 0, 1, 2, 3]), torch.ones(8).bool()
+)
+
+
+def _batch() -> dict:
+    batch = tiny_batch(pairs=8)
+    batch["image_ids"] = torch.tensor([0, 1, 2, 2, 1, 5, 6, 7])
+    batch["mlm_labels"][:3, 4] = batch["input_ids"][:3, 4]  # unequal numbers of masked tokens per worker
+    return batch
+
+
+def _model() -> R2D2ForPreTraining:
+    torch.manual_seed(0)
+    return R2D2ForPreTraining(tiny_config()).eval()
+
+
+def _worker(number: int, port: int, folder: str):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=number)
+    local = torch.full((2, 3), float(number), requires_grad=True)
+    gathered = gather(local)
+    (gathered * torch.arange(4.0)[:, None] * (number + 1)).sum().backward()
+    padded = gather_padded(torch.ones(1, 2 + number))
+    mean = global_mean(torch.tensor(3.0 + number), torch.tensor(1.0 + number))
+    model = torch.nn.parallel.DistributedDataParallel(_model())
+    rows = slice(4 * number, 4 * number + 4)
+    batch = {name: value[rows] for name, value in _batch().items()}
+    if number == 1:  # this worker's texts happen to be shorter
+        batch = {k: v[:, :7] if k in ("input_ids", "attention_mask") else v for k, v in batch.items()}
+        batch["masked_input_ids"], batch["mlm_labels"] = batch["masked_input_ids"][:, :7], batch["mlm_labels"][:, :7]
+    output = model(**batch, hard_negatives=HardNegatives(*(part[rows] for part in NEGATIVES)))
+    output.loss.backward()
+    loss = output.loss.detach().clone()
+    dist.all_reduce(loss)
+    torch.save(
+        {
+            "loss": loss / 2,
+            "gradients": {n: p.grad for n, p in model.module.named_parameters()},
+            "gathered": gathered.detach(),
+            "gather_gradient": local.grad,
+            "padded": padded,
+            "mean": mean,
+        },
+        f"{folder}/{number}.pt",
+    )
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory) -> list[dict]:
+    """What the two workers computed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(_worker, args=(port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(workers):
+    batch = _batch()
+    for name in ("input_ids", "attention_mask", "masked_input_ids", "mlm_labels"):  # as cut on worker 1
+        batch[name][4:, 7:] = -100 if name == "mlm_labels" else 0
+    model = _model()
+    output = model(**batch, hard_negatives=NEGATIVES)
+    output.loss.backward()
+    torch.testing.assert_close(workers[0]["loss"], output.loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        for worker in workers:
+            torch.testing.assert_close(worker["gradients"][name], parameter.grad, rtol=1e-5, atol=1e-5 * scale + 1e-7)
+
+
+def test_gathering(workers):
+    first, second = workers
+    for worker in workers:
+        assert worker["gathered"][:, 0].tolist() == [0, 0, 1, 1]
+        assert worker["padded"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    # rows 0..3 weigh 0..3, times 1 on worker 0 and 2 on worker 1, summed
+    assert first["gather_gradient"][:, 0].tolist() == [0, 3]
+    assert second["gather_gradient"][:, 0].tolist() == [6, 9]
+    assert (first["mean"] + second["mean"]).item() / 2 == pytest.approx(7 / 3)  # Σ totals / Σ weights
