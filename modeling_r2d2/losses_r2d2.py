@@ -84,14 +84,25 @@ def draw_hard_negatives(
         positives: (B, N) boolean, the pairs of the same id.
         generator: for reproducible draws; default: torch's global generator.
     """
+    logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
+    drawn = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+    return HardNegatives(*drawn.chunk(2), valid)
+
+
+@torch.no_grad()
+def hardest_negatives(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> HardNegatives:
+    """The most similar negative of every row instead of a drawn one; arguments as `draw_hard_negatives`."""
+    logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
+    return HardNegatives(*logits.argmax(dim=1).chunk(2), valid)
+
+
+def _negative_logits(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """(2B, N): text rows, then image rows, −∞ on the positives of every row that has a negative; (B,) which have."""
     valid = ~positives.all(dim=1)
     # The softmax over the negatives alone has the same ratios as the masked softmax, and never underflows.
     blocked = positives & valid[:, None]
     logits = torch.cat([logits_per_text, logits_per_image]).float()
-    weights = logits.masked_fill(blocked.repeat(2, 1), -torch.inf).softmax(dim=1)
-    drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-    image_index, text_index = drawn.chunk(2)
-    return HardNegatives(image_index, text_index, valid)
+    return logits.masked_fill(blocked.repeat(2, 1), -torch.inf), valid
 
 
 def ranking_loss(

@@ -16,7 +16,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -107,7 +108,7 @@ class R2D2Attention(nn.Module):
         context: Tensor,
         attention_mask: Tensor | None = None,
         context_index: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Queries (P, L, D) attend to context (C, N, E). `context_index` (P,) names the context of every query
         row: keys and values are projected once per context, then gathered. Without it C = P."""
@@ -156,7 +157,7 @@ class R2D2CrossEncoderLayer(GradientCheckpointingLayer):
         query_index: Tensor | None = None,
         context_index: Tensor | None = None,
         cls_only: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
         """(Q, L, D) -> (P, L, D), or (P, 1, D) with `cls_only`. `query_index` (P,) is applied after the
         self-attention, which does not depend on the pairing."""
@@ -193,6 +194,12 @@ class R2D2PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, R2D2Model):
             init.constant_(module.temperature, self.config.temperature_init_value)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: `_init_weights` here and in the towers uses `transformers.initialization` alone, which spares what
+        was loaded. True would skip a tower's modules without parameters of their own where weights are missing."""
+        return False
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
@@ -260,7 +267,7 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
         query_index: Tensor | None = None,
         context_index: Tensor | None = None,
         cls_only: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithCrossAttentions:
         """Pair queries with contexts and encode every pair.
 
@@ -365,13 +372,25 @@ class R2D2Model(R2D2PreTrainedModel):
         """Replace the text tower's token embeddings."""
         self.text_model.set_input_embeddings(value)
 
+    def enable_input_require_grads(self):
+        """As in transformers, also for towers whose input embeddings return (states, size), as Swin's do."""
+
+        def require(module, arguments, output):
+            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
+
+        embeddings = (tower.get_input_embeddings() for tower in (self.text_model, self.vision_model))
+        self._require_grads_hooks = [e.register_forward_hook(require) for e in embeddings if e is not None]
+        self._require_grads_hook = self._require_grads_hooks[0]
+
     @property
     def can_rank(self) -> bool:
         """Whether this model has a ranker (a PRD2 has none)."""
         return self.config.cross_encoder_config is not None
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Encode images (I, 3, H, W) of any size the tower takes; a ViT's position embeddings interpolate.
 
         Returns:
@@ -413,7 +432,7 @@ class R2D2Model(R2D2PreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encode texts (T, L).
 
@@ -457,7 +476,7 @@ class R2D2Model(R2D2PreTrainedModel):
         return_loss: bool | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2Output:
         """Pre-ranking: every image against every text; their numbers may differ.
 
@@ -523,7 +542,7 @@ class R2D2Model(R2D2PreTrainedModel):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         cls_only: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Ranking of P aligned pairs: text i with image i.
 
@@ -545,7 +564,7 @@ class R2D2Model(R2D2PreTrainedModel):
         text_index: Tensor | None = None,
         image_index: Tensor | None = None,
         cls_only: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Ranking on states already encoded.
 
@@ -581,7 +600,7 @@ class R2D2Model(R2D2PreTrainedModel):
         image_index: Tensor | None,
         text_cls_only: bool,
         image_cls_only: bool,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """`rank` where the text-image encoder asks with other text states (masked ones: enhanced training) than
         the image-text encoder reads."""
@@ -634,7 +653,7 @@ class R2D2ForImageTextMatching(R2D2Model):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Rank P aligned pairs; labels (P,): 1 = match, 0 = no match."""
         output = self.match(input_ids, pixel_values, attention_mask, **kwargs)

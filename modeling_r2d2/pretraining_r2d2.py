@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
 from .distributed_r2d2 import gather, gather_padded, process_index, world_size
@@ -17,6 +18,7 @@ from .losses_r2d2 import (
     HardNegatives,
     contrastive_targets,
     draw_hard_negatives,
+    hardest_negatives,
     masked_language_modeling_loss,
     match_weights,
     pre_ranking_loss,
@@ -109,7 +111,7 @@ class R2D2ForPreTraining(R2D2Model):
         teacher: R2D2TeacherTargets | None = None,
         hard_negatives: HardNegatives | None = None,
         return_loss: bool = True,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
         """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM.
 
@@ -119,7 +121,8 @@ class R2D2ForPreTraining(R2D2Model):
             masked_input_ids: (B, L) with masked tokens, mlm_labels: (B, L) with -100 where nothing was masked.
                 Without them there is no MLM and ranking reads the unmasked texts.
             teacher: targets for TgD, which then replaces GCPR.
-            hard_negatives: indices into the batch of all workers, instead of drawing them.
+            hard_negatives: indices into the batch of all workers. None: drawn while training, the hardest ones
+                in evaluation mode, so that its losses are reproducible.
             return_loss: False leaves pre-ranking alone, for images and texts of any number.
 
         Raises:
@@ -169,7 +172,8 @@ class R2D2ForPreTraining(R2D2Model):
         accuracy = None
         if self.can_rank:
             if hard_negatives is None:
-                hard_negatives = draw_hard_negatives(logits_per_image, logits_per_text, positives)
+                pick = draw_hard_negatives if self.training else hardest_negatives
+                hard_negatives = pick(logits_per_image, logits_per_text, positives)
             ranking_losses, accuracy = self._ranking_losses(
                 text_states,
                 masked_states,

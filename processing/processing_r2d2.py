@@ -64,18 +64,15 @@ class R2D2Processor(ProcessorMixin):
         return encoded
 
     def _warn_if_truncated(self, text, kwargs: dict):
-        limit = kwargs.get("max_length") or kwargs.get("text_kwargs", {}).get("max_length")
-        limit = limit or self.tokenizer.model_max_length
+        options = {**kwargs, **kwargs.get("text_kwargs", {})}
+        if not options.get("truncation", True):
+            return
+        limit = options.get("max_length") or self.tokenizer.model_max_length
         texts = [text] if isinstance(text, str) else text
-        # A token covers at least one character of its text, so only longer texts can have been cut.
-        for candidate in texts:
-            if isinstance(candidate, str) and len(candidate) > limit - 2:
-                tokens = len(self.tokenizer(candidate, truncation=False, verbose=False)["input_ids"])
-                if tokens > limit:
-                    logger.warning_once(
-                        f"a text of {tokens} tokens was truncated to {limit} (shown once): {candidate[:40]!r}…"
-                    )
-                    return
+        # A token covers at least one character, so only longer texts can have been cut.
+        long_texts = [t for t in texts if isinstance(t, str) and len(t) > limit - 2]
+        if long_texts and max(map(len, self.tokenizer(long_texts, truncation=False, verbose=False).input_ids)) > limit:
+            logger.warning_once(f"texts longer than {limit} tokens are truncated (this is shown once)")
 
 
 def _to_rgb(images):

@@ -80,6 +80,14 @@ class R2D2Trainer(Trainer):
             self._images += len(inputs["pixel_values"]) * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As in Trainer, but `dataloader_drop_last` is for training: a gallery is evaluated whole."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in Trainer, with the time it took."""
         start = time.perf_counter()

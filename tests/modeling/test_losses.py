@@ -94,6 +94,7 @@ def test_hard_negatives_where_the_softmax_underflows():
     assert L.hard_negative_weights(similarity, positives).sum() == 0
     drawn = L.draw_hard_negatives(similarity, similarity, positives)
     assert drawn.text_index.tolist() == [2, 2, 1]
+    assert L.hardest_negatives(similarity, similarity, positives).text_index.tolist() == [2, 2, 1]
 
 
 def test_a_batch_with_one_id_has_no_negative():

@@ -116,13 +116,14 @@ def test_pairs_must_be_aligned():
 
 def test_draws_follow_the_seed():
     batch = tiny_batch()
-    full = model()
-    losses = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        losses.append(full(**batch).loss_fgr.item())
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
+    losses = {}
+    for training in (True, False):
+        full = model().train(training)
+        for run, seed in enumerate((1, 1, 2)):
+            torch.manual_seed(seed)
+            losses[training, run] = full(**batch).loss_fgr.item()
+    assert losses[True, 0] == losses[True, 1] != losses[True, 2]
+    assert losses[False, 0] == losses[False, 1] == losses[False, 2]  # the hardest negatives in evaluation mode
 
 
 def test_temperature_is_put_back_within_its_bounds_while_training():

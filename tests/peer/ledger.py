@@ -3,19 +3,19 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One reason: `tests` is a pattern of `Class::test`, `message` a regular expression found in what the test said."""
+    """One reason. `tests`: a regular expression for the whole of `Class::test`; `message`: one to be found in what
+    the test said."""
 
     tests: str
     message: str
     why: str
 
     def covers(self, name: str) -> bool:
-        return fnmatchcase(name, self.tests)
+        return re.fullmatch(self.tests, name) is not None
 
     def explains(self, name: str, said: str) -> bool:
         return self.covers(name) and re.search(self.message, said, re.DOTALL) is not None
@@ -41,10 +41,6 @@ class Ledger:
             outcomes.setdefault(report.outcome, []).append(said)
         elif report.when == "call":
             outcomes.setdefault("passed", [])
-
-    def pytest_terminal_summary(self, terminalreporter):
-        """The list below says it all: the per-test summary of pytest is left out."""
-        terminalreporter.stats.pop("skipped", None)
 
     def report(self) -> int:
         """Print the judgement; 0 where every outcome is explained."""

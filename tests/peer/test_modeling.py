@@ -53,11 +53,29 @@ class PRD2ModelTest(CompositeTest, unittest.TestCase):
         self.model_tester = R2D2LossTester(self, ranker=False)
 
 
+def check_image_tokens(test: ModelTesterMixin, width: int):
+    """`last_hidden_state` of the images is (I, N, D), D being the width of the tower's last stage."""
+    config, inputs = test.model_tester.prepare_config_and_inputs_for_common()
+    with torch.no_grad():
+        states = R2D2Model(config).eval().get_image_features(inputs["pixel_values"]).last_hidden_state
+    assert (states.ndim, len(states), states.shape[-1]) == (3, len(inputs["pixel_values"]), width)
+
+
 class R2D2ResNetModelTest(CompositeTest, unittest.TestCase):
     """An image tower without attention."""
 
     def setUp(self):
         self.model_tester = R2D2LossTester(self, vision_config=RESNET_CONFIG)
+
+    def test_feature_maps_become_tokens(self):
+        check_image_tokens(self, width=RESNET_CONFIG["hidden_sizes"][-1])
+
+    def test_attention_switch_is_ignored(self):
+        model = R2D2Model(self.model_tester.get_config())
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            assert model.text_model.config._attn_implementation == implementation
+            assert model.vision_model.config._attn_implementation == "eager"
 
 
 class R2D2SwinModelTest(CompositeTest, unittest.TestCase):
@@ -65,6 +83,9 @@ class R2D2SwinModelTest(CompositeTest, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = R2D2LossTester(self, vision_config=SWIN_CONFIG)
+
+    def test_feature_maps_become_tokens(self):
+        check_image_tokens(self, width=SWIN_CONFIG["embed_dim"] * 2 ** (len(SWIN_CONFIG["depths"]) - 1))
 
 
 class R2D2ForImageTextMatchingTest(CompositeTest, unittest.TestCase):

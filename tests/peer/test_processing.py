@@ -7,7 +7,7 @@ from transformers import BertTokenizer, CLIPImageProcessor
 
 from modeling_r2d2 import R2D2Processor
 
-WORDS = "lower newer upper older longer string image text 一 张 的 图 片 猫 狗".split()
+WORDS = ["lower", "newer", "upper", "older", "longer", "string", *"一张的图片猫狗"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
