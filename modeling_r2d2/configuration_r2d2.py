@@ -100,7 +100,7 @@ class R2D2Config(PreTrainedConfig):
     model_type = "r2d2"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
-        "text_config": R2D2TextConfig,
+        "text_config": SubConfigSpec(R2D2TextConfig),
         "cross_encoder_config": SubConfigSpec(R2D2CrossEncoderConfig, optional=True),
     }
 

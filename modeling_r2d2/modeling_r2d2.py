@@ -3,6 +3,7 @@
 This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -378,9 +379,16 @@ class R2D2Model(R2D2PreTrainedModel):
         def require(module, arguments, output):
             (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
 
-        embeddings = (tower.get_input_embeddings() for tower in (self.text_model, self.vision_model))
-        self._require_grads_hooks = [e.register_forward_hook(require) for e in embeddings if e is not None]
+        embeddings = [self.get_input_embeddings()]
+        with contextlib.suppress(NotImplementedError):  # a convolutional tower embeds nothing
+            embeddings.append(self.vision_model.get_input_embeddings())
+        self._require_grads_hooks = [e.register_forward_hook(require) for e in embeddings]
         self._require_grads_hook = self._require_grads_hooks[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the towers and the ranker; the temperature stays in float32."""
+        return self.text_projection.weight.dtype
 
     @property
     def can_rank(self) -> bool:
@@ -400,6 +408,7 @@ class R2D2Model(R2D2PreTrainedModel):
             ValueError: empty batch, or an image side that is not a multiple of a ViT's patch size.
         """
         _refuse_empty(pixel_values, "pixel_values")
+        pixel_values = pixel_values.to(self.dtype)
         outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
         states = outputs.last_hidden_state
         if states.dim() == 4:  # a feature map (I, D, h, w)
@@ -542,6 +551,7 @@ class R2D2Model(R2D2PreTrainedModel):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         cls_only: bool = False,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Ranking of P aligned pairs: text i with image i.
@@ -552,7 +562,7 @@ class R2D2Model(R2D2PreTrainedModel):
         self._require_ranker()
         if len(input_ids) != len(pixel_values):
             raise ValueError(f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts")
-        texts = self.get_text_features(input_ids, attention_mask)
+        texts = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids)
         images = self.get_image_features(pixel_values)
         return self.rank(texts.last_hidden_state, images.last_hidden_state, attention_mask, cls_only=cls_only, **kwargs)
 
@@ -653,10 +663,11 @@ class R2D2ForImageTextMatching(R2D2Model):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Rank P aligned pairs; labels (P,): 1 = match, 0 = no match."""
-        output = self.match(input_ids, pixel_values, attention_mask, **kwargs)
+        output = self.match(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
         if labels is not None:
             output.loss = (
                 nn.functional.cross_entropy(output.text_match_logits.float(), labels)

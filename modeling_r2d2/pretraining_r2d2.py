@@ -111,6 +111,7 @@ class R2D2ForPreTraining(R2D2Model):
         teacher: R2D2TeacherTargets | None = None,
         hard_negatives: HardNegatives | None = None,
         return_loss: bool = True,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
         """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM.
@@ -129,7 +130,7 @@ class R2D2ForPreTraining(R2D2Model):
             ValueError: unequal numbers of images, texts or ids; `masked_input_ids` without `mlm_labels`.
         """
         if not return_loss:
-            outputs = super().forward(input_ids, pixel_values, attention_mask, **kwargs)
+            outputs = super().forward(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
             return R2D2ForPreTrainingOutput(**outputs)
         if (masked_input_ids is None) != (mlm_labels is None):
             raise ValueError("masked_input_ids and mlm_labels come together")
@@ -144,12 +145,13 @@ class R2D2ForPreTraining(R2D2Model):
             both = self.get_text_features(
                 torch.cat([input_ids, masked_input_ids]),
                 None if attention_mask is None else attention_mask.repeat(2, 1),
+                token_type_ids=None if token_type_ids is None else token_type_ids.repeat(2, 1),
                 **kwargs,
             )
             text_states, masked_states = both.last_hidden_state.chunk(2)
             text_embeds = normalize(both.pooler_output[: len(input_ids)])
         else:
-            text = self.get_text_features(input_ids, attention_mask, **kwargs)
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
             text_states = masked_states = text.last_hidden_state
             text_embeds = normalize(text.pooler_output)
         image_embeds = normalize(vision.pooler_output)

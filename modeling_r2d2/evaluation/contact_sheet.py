@@ -209,7 +209,7 @@ def _wrap(text: str, font, width: float) -> list[str]:
             lines.append(line.rstrip())
             line = ""
         for character in word:  # a word alone may be wider than the line
-            if line and font.getlength(line + character) > width:
+            if line and character != " " and font.getlength(line + character) > width:
                 lines.append(line.rstrip())
                 line = ""
             line += character
@@ -220,7 +220,9 @@ def _words(text: str) -> list[str]:
     """Pieces that stay on one line: single Chinese characters, words of other scripts with their space."""
     pieces: list[str] = []
     for character in " ".join(text.split()):
-        if pieces and (character == " " or (character.isascii() and pieces[-1][-1:].isascii() and pieces[-1][-1] != " ")):
+        if pieces and (
+            character == " " or (character.isascii() and pieces[-1][-1:].isascii() and pieces[-1][-1] != " ")
+        ):
             pieces[-1] += character
         else:
             pieces.append(character)

@@ -192,9 +192,7 @@ def match_probabilities(
     text_index = by_length[position]
     probability = torch.full(pairs.shape, torch.nan, device=pairs.device)
     with _evaluating(model):
-        for text_rows, image_rows in zip(
-            text_index.split(batch_size), image_index.split(batch_size), strict=True
-        ):
+        for text_rows, image_rows in zip(text_index.split(batch_size), image_index.split(batch_size), strict=True):
             own_texts, text_of_pair = text_rows.to(lengths.device).unique(return_inverse=True)
             own_images, image_of_pair = image_rows.to(images.hidden_states.device).unique(return_inverse=True)
             longest = int(lengths[own_texts].max())
@@ -281,9 +279,7 @@ def evaluate_retrieval(
         union = wanted["text_to_image"] | wanted["image_to_text"]
         probability = match_probabilities(model, encoded_texts, encoded_images, union, 8 * batch_size)
         scores = {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
-        result["two_stage"] = recall_both_ways(
-            scores["text_to_image"], scores["image_to_text"], positives, ks
-        )
+        result["two_stage"] = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
         result.update({f"{way}_scores": matrix for way, matrix in scores.items()})
     return RetrievalResult(**result)
 
@@ -294,8 +290,7 @@ def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, te
     if image_ids is None:
         if len(images) != len(texts):
             raise ValueError(
-                f"{len(images)} images and {len(texts)} texts: give image_ids and text_ids to say which belong "
-                "together"
+                f"{len(images)} images and {len(texts)} texts: give image_ids and text_ids to say which belong together"
             )
         return torch.eye(len(images), dtype=torch.bool)
     for name, ids, items in (("image_ids", image_ids, images), ("text_ids", text_ids, texts)):

@@ -29,7 +29,7 @@ FAILURES = [
     Entry(
         "R2D2ResNetModelTest::test_get_image_features_output_[02].*",
         "Cannot find the hidden size attribute in vision_config",
-        "the test knows no hidden_sizes, the ResNet's widths by stage; test_feature_maps_become_tokens checks the shape",
+        "the test knows no hidden_sizes, a ResNet's widths; test_feature_maps_become_tokens checks the shape",
     ),
     Entry(
         "R2D2SwinModelTest::test_get_image_features_output_[02].*",

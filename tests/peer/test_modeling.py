@@ -12,6 +12,8 @@ from testers import (
     R2D2TextModelTester,
 )
 from tests.test_modeling_common import ModelTesterMixin
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from modeling_r2d2 import R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Model, R2D2TextModel
 
@@ -19,8 +21,8 @@ from modeling_r2d2 import R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Mode
 class MatchingAsClassification(R2D2ForImageTextMatching):
     """The match logits of both encoders under the name that the suite compares."""
 
-    def forward(self, **inputs):
-        output = super().forward(**inputs)
+    def forward(self, input_ids=None, pixel_values=None, **kwargs: Unpack[TransformersKwargs]):
+        output = super().forward(input_ids, pixel_values, **kwargs)
         output["logits"] = torch.cat([output.text_match_logits, output.image_match_logits], dim=-1)
         return output
 

@@ -1,0 +1,38 @@
+"""The `r2d2` command: one module per verb, each thin over the Python interface of the same name."""
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+
+from .convert import convert
+from .demo import demo
+from .pretrain import pretrain
+
+app = typer.Typer(
+    name="r2d2",
+    help="R2D2 and PRD2: Chinese vision-language models with pre-ranking and ranking.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(pretrain)
+app.command()(convert)
+
+
+def main() -> None:
+    """Entry point: bad input ends with one clear line and exit status 2, not with a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"[red]r2d2: {type(error).__name__}:[/red] {error}", highlight=False, markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("r2d2: interrupted; `--resume` goes on from the last checkpoint")
+        sys.exit(130)
+
+
+__all__ = ["app", "main"]

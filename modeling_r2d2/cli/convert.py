@@ -1,0 +1,58 @@
+"""`r2d2 convert`: an official checkpoint as a model folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..configuration_r2d2 import PRESETS, R2D2Config
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official R2D2 or PRD2 checkpoint (.pth).")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write: safetensors, processor, card.")],
+    vocab: Annotated[
+        Path | None,
+        typer.Option(help="vocab.txt of hfl/chinese-roberta-wwm-ext or its folder; default: the one within cn-clip."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="config.json, a folder with one, or a preset; default: inferred from the tensors."),
+    ] = None,
+    head: Annotated[
+        bool | None,
+        typer.Option("--head/--no-head", help="Take an MLM head, or leave it; default: take one that fits."),
+    ] = None,
+    allow_unknown: Annotated[bool, typer.Option(help="Leave out tensors of unknown names.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model that OUT_DIR already holds.")] = False,
+    source: Annotated[str | None, typer.Option(help="For the card: where the checkpoint was obtained.")] = None,
+) -> None:
+    """Convert an official R2D2 or PRD2 checkpoint; every tensor that is not used is listed with the reason."""
+    from ..conversion.folder import convert_to_folder
+
+    if config is None:
+        configuration = None
+    elif config in PRESETS:
+        configuration = R2D2Config.from_preset(config)
+    else:
+        configuration = R2D2Config.from_pretrained(config)
+    report = convert_to_folder(
+        checkpoint,
+        out_dir,
+        vocab=vocab,
+        config=configuration,
+        head=head,
+        allow_unknown=allow_unknown,
+        overwrite=overwrite,
+        source=source,
+    )
+    console = Console()
+    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    kind = "R2D2ForPreTraining" if report.has_head else "R2D2Model"
+    console.print(
+        f"wrote {out_dir} ({kind}); load it with AutoModel.from_pretrained({str(out_dir)!r})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

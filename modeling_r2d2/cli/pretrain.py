@@ -1,0 +1,97 @@
+"""`r2d2 pretrain`: pre-train on a user's own pairs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..configuration_r2d2 import PRESETS
+
+
+def pretrain(
+    data: Annotated[str, typer.Option(help="JSONL, CSV/TSV, image folder, Parquet, saved data set or tar shards.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints and the model.")],
+    model: Annotated[Path | None, typer.Option(help="Start from this R2D2 model or checkpoint folder.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Or from random weights: {', '.join(PRESETS)}.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Or from random weights of this config.json.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Or warm: image tower from this CLIP folder or Hub name …")] = None,
+    roberta: Annotated[str | None, typer.Option(help="… and text tower from this BERT/RoBERTa folder or name.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer folder or vocab.txt; default: with the model, or characters of the texts."),
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Held-out pairs, for recall@K while training.")] = None,
+    on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
+    max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
+    background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(min=2, help="Per worker.")] = 64,
+    gradient_accumulation: Annotated[int, typer.Option(min=1)] = 1,
+    learning_rate: float = 1e-4,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
+    weight_decay: float = 0.05,
+    mask_ratio: Annotated[float, typer.Option(help="Share of text tokens to mask; 0: no MLM.")] = 0.15,
+    whole_words: Annotated[bool, typer.Option(help="Mask whole Chinese words (needs jieba).")] = False,
+    augment: Annotated[bool, typer.Option(help="The paper's augmentation of pictures.")] = True,
+    workers: int = 2,
+    log_every: int = 10,
+    eval_every: int = 500,
+    save_every: int = 500,
+    seed: int = 0,
+    bf16: bool = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+):
+    """Pre-train R2D2 (or PRD2) on image-text pairs."""
+    from transformers import set_seed
+
+    from ..processing.augmentation import R2D2Augmentation
+    from ..processing.datasets import load_pairs
+    from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
+    from ..training.pretraining import pretrain as run
+    from ..training.start import StartingPoint, starting_point
+
+    console = Console()
+    refuse_existing_model(output, overwrite, resume)
+    reading = {
+        "image_root": image_root,
+        "on_error": on_error,
+        "max_error_rate": max_error_rate,
+        "background": background,
+    }
+    pairs = load_pairs(data, format=format, **reading)
+    held_out = None if eval_data is None else load_pairs(eval_data, **reading)
+    set_seed(seed)
+    start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
+    network, processor = starting_point(start, pairs)
+    size = processor.image_processor.size["height"]
+    settings = PretrainingSettings(
+        output=output,
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        augmentation=R2D2Augmentation(size=size) if augment else None,
+        mask_ratio=mask_ratio,
+        whole_words=whole_words,
+        seed=seed,
+        workers=workers,
+        log_every=log_every,
+        eval_every=eval_every,
+        save_every=save_every,
+        resume=resume,
+        overwrite=overwrite,
+        arguments={"bf16": bf16},
+    )
+    console.print(f"{len(pairs):,} pairs, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps → {output}")
+    trainer = run(network, processor, pairs, settings, held_out)
+    if pairs.report.errors:
+        console.print(pairs.report.summary())
+    if held_out is not None:
+        trainer.evaluate()
+    console.print(f"model and processor are in [bold]{output}[/bold]")

@@ -1,0 +1,173 @@
+"""Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..evaluation import retrieval_metrics
+from ..pretraining_r2d2 import R2D2ForPreTraining
+from ..processing.augmentation import R2D2Augmentation
+from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator
+from ..processing.masking import TextMasking
+from ..processing.processing_r2d2 import R2D2Processor
+from .arguments import R2D2TrainingArguments
+from .trainer import R2D2Trainer
+
+
+@dataclass
+class PretrainingSettings:
+    """What `pretrain` does; the command line has the same names.
+
+    Args:
+        output: folder of checkpoints and of the final model.
+        steps, batch_size (per worker), gradient_accumulation: length and size of the run.
+        learning_rate, warmup (share of the steps), weight_decay, max_grad_norm: AdamW with cosine decay.
+        augmentation: of the training pictures; None: none.
+        mask_ratio: share of the text tokens to mask; 0: no MLM. whole_words: mask whole Chinese words (jieba).
+        distinct_ids: batches without two pairs of one image id, where the data allow it.
+        workers: data loader processes. log_every, eval_every, save_every: in steps; 0: never.
+        resume: go on from the last checkpoint in `output`. overwrite: replace a model that is there.
+        arguments: further `TrainingArguments`, by name.
+    """
+
+    output: Path
+    steps: int = 1000
+    batch_size: int = 64
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    augmentation: Any = field(default_factory=R2D2Augmentation)
+    mask_ratio: float = 0.15
+    whole_words: bool = False
+    distinct_ids: bool = True
+    seed: int = 0
+    workers: int = 2
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = False) -> None:
+    """Nothing is overwritten by accident.
+
+    Raises:
+        FileExistsError: `output` holds a model or checkpoints, and neither `overwrite` nor `resume` was asked for.
+    """
+    if overwrite or resume or not output.exists():
+        return
+    held = [p.name for pattern in ("config.json", "*.safetensors", "checkpoint-*") for p in output.glob(pattern)]
+    if held:
+        raise FileExistsError(
+            f"{output} already holds {', '.join(sorted(held)[:3])}: choose another folder, `--overwrite` to replace "
+            "it or `--resume` to go on from its last checkpoint"
+        )
+
+
+def build_trainer(
+    model: R2D2ForPreTraining,
+    processor: R2D2Processor,
+    pairs: Any,
+    settings: PretrainingSettings,
+    eval_pairs: Any | None = None,
+    callbacks: list | None = None,
+) -> R2D2Trainer:
+    """The trainer of a pre-training run, over one stateless stream of samples.
+
+    The run is one pass over a data set of virtual length steps × batch, whose order, augmentation and masking
+    follow from `settings.seed` and the position alone; so a resumed run sees what the uninterrupted one would.
+
+    Args:
+        pairs: a `PairDataset`, or anything indexable whose items are {"image", "text", "image_id"}.
+        eval_pairs: the same, or a dictionary of them by name, for `eval_every`.
+    """
+    arguments = R2D2TrainingArguments(
+        **{
+            "output_dir": str(settings.output),
+            "max_steps": settings.steps,
+            "per_device_train_batch_size": settings.batch_size,
+            "per_device_eval_batch_size": settings.batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation,
+            "learning_rate": settings.learning_rate,
+            "warmup_steps": settings.warmup,
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.max_grad_norm,
+            "seed": settings.seed,
+            "dataloader_num_workers": settings.workers,
+            "logging_steps": settings.log_every,
+            "eval_strategy": "steps" if settings.eval_every and eval_pairs is not None else "no",
+            "eval_steps": settings.eval_every or None,
+            "save_strategy": "steps" if settings.save_every else "no",
+            "save_steps": settings.save_every or 500,
+            "save_total_limit": 2,
+            **settings.arguments,
+        }
+    )
+    step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    masking = None
+    if settings.mask_ratio and model.can_rank:
+        masking = TextMasking(processor.tokenizer, mask_ratio=settings.mask_ratio, whole_words=settings.whole_words)
+    train_data = PretrainingDataset(
+        pairs,
+        processor,
+        augmentation=settings.augmentation,
+        masking=masking,
+        seed=settings.seed,
+        passes=math.ceil(settings.steps * step_size / len(pairs)),
+        distinct_batch=step_size if settings.distinct_ids else None,
+    )
+    if isinstance(eval_pairs, dict):
+        eval_data = {name: PretrainingDataset(part, processor) for name, part in eval_pairs.items()}
+    else:
+        eval_data = None if eval_pairs is None else PretrainingDataset(eval_pairs, processor)
+    return R2D2Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        data_collator=R2D2PretrainingCollator(processor),
+        processing_class=processor,
+        compute_metrics=retrieval_metrics,
+        callbacks=callbacks,
+    )
+
+
+def pretrain(
+    model: R2D2ForPreTraining,
+    processor: R2D2Processor,
+    pairs: Any,
+    settings: PretrainingSettings,
+    eval_pairs: Any | None = None,
+    callbacks: list | None = None,
+) -> R2D2Trainer:
+    """Train and save model and processor to `settings.output`; arguments as `build_trainer`.
+
+    Raises:
+        FileExistsError: `output` holds a model already.
+        ValueError: fewer pairs than a batch; a tokenizer that does not fit the model; no checkpoint to resume.
+    """
+    refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+    trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
+    checkpoint = None
+    if settings.resume:
+        checkpoint = get_last_checkpoint(settings.output) if settings.output.is_dir() else None
+        if checkpoint is None:
+            raise ValueError(
+                f"nothing to resume: {settings.output} holds no checkpoint (were `save_every` steps made?)"
+            )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    return trainer
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

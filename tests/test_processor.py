@@ -1,0 +1,235 @@
+"""R2D2Processor: parity with the authors' preprocessing, round trips, odd pictures, long texts."""
+
+import json
+import logging
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BertTokenizer
+
+from modeling_r2d2 import R2D2Processor
+from modeling_r2d2.processing import processing_r2d2
+from modeling_r2d2.processing.datasets.images import open_image
+from tests.helpers import tiny_model, tiny_picture, tiny_processor
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+def encode(processor, picture, **kwargs) -> torch.Tensor:
+    return processor(images=picture, return_tensors="pt", **kwargs)["pixel_values"]
+
+
+class TestTexts:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def golden():
+        return json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
+
+    @staticmethod
+    def check(golden, tokenizer):
+        processor = R2D2Processor.build(tokenizer)
+        encoded = processor(text=golden["texts"], padding="max_length", return_tensors="pt")
+        assert encoded["input_ids"].tolist() == golden["input_ids"]
+        assert encoded["attention_mask"].sum(dim=1).tolist() == golden["n_tokens"]
+        assert not encoded["token_type_ids"].any()
+        for text, expected, count in zip(golden["texts"], golden["input_ids"], golden["n_tokens"], strict=True):
+            assert processor(text=text)["input_ids"] == expected[:count]
+
+    def test_ids_as_the_authors(self, golden):
+        """With the tokens that occur there, out of the 21,128."""
+        vocabulary = json.loads((DATA / "golden_vocabulary.json").read_text(encoding="utf-8"))
+        self.check(golden, BertTokenizer(vocab=vocabulary))
+
+    def test_ids_as_the_authors_with_the_whole_vocabulary(self, golden):
+        try:
+            files = metadata.files("cn-clip") or []
+        except metadata.PackageNotFoundError:
+            pytest.skip("the package cn-clip, which carries the vocabulary, is not installed")
+        vocabulary = next(file for file in files if file.name == "vocab.txt").locate()
+        self.check(golden, BertTokenizer(vocab=str(vocabulary)))
+
+    def test_padding_to_the_longest_by_default(self, processor):
+        encoded = processor(text=["猫", "两条红色的鱼"], return_tensors="pt")
+        assert encoded["input_ids"].shape == (2, 8)
+        assert encoded["attention_mask"].sum(dim=1).tolist() == [3, 8]
+
+    def test_truncation_with_exactly_one_warning(self, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        for logger in {processing_r2d2.logger, logging.getLogger("transformers")}:
+            monkeypatch.setattr(logger, "propagate", True)
+        processor = tiny_processor(max_length=11)  # a length of its own: what was reported before is not again
+        with caplog.at_level(logging.WARNING):
+            encoded = processor(text=["狗" * 50, "马" * 70, "猫"], return_tensors="pt")
+            processor(text=["小船" * 50], return_tensors="pt")
+            processor(text="一只猫在跑" * 9)
+            processor(text="狗" * 9)
+            processor(text="狗" * 10)
+        assert encoded["input_ids"].shape == (3, 11)
+        assert encoded["attention_mask"].sum(dim=1).tolist() == [11, 11, 3]
+        assert encoded["input_ids"][0, -1] == processor.tokenizer.sep_token_id
+        assert len(caplog.records) == 1, caplog.text
+        assert "11" in caplog.records[0].getMessage()
+
+    def test_no_warning_where_nothing_was_cut(self, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        processor = tiny_processor(max_length=13)
+        with caplog.at_level(logging.WARNING):
+            processor(text=["狗" * 11, " 狗 " * 11, "[MASK]" * 10, ""], return_tensors="pt")
+            assert len(processor(text="狗" * 40, truncation=False)["input_ids"]) == 42
+        assert not [r for r in caplog.records if "truncat" in r.getMessage()]
+
+    def test_empty_text_is_a_text(self, processor):
+        assert processor(text="")["input_ids"] == [2, 3]
+        assert processor(text=[""], return_tensors="pt")["input_ids"].shape == (1, 2)
+
+
+class TestPictures:
+    @pytest.mark.parametrize("size", [32, 56])
+    @pytest.mark.parametrize("name", ["gray", "landscape", "portrait", "rgba", "small"])
+    def test_pixels_as_the_authors(self, name, size):
+        golden = np.load(GOLDEN / "preprocess" / "pixel_values.npz")[f"{name}_{size}"]
+        with Image.open(GOLDEN / "preprocess" / f"{name}.png") as picture:
+            pixels = encode(tiny_processor(image_size=size), picture)[0].numpy()
+        # one grey level is 0.015: rounding after the resize may differ by none
+        assert np.abs(pixels - golden).max() < 1e-5
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "PA", "1", "YCbCr"])
+    def test_eight_bit_modes_as_pil_converts_them(self, processor, mode):
+        picture = tiny_picture()
+        picture = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
+        assert torch.equal(encode(processor, picture), encode(processor, picture.convert("RGB")))
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+    def test_wide_modes_are_rescaled_as_the_readers_do(self, processor, dtype):
+        gray = np.asarray(tiny_picture().convert("L"))
+        picture = Image.fromarray(gray.astype(dtype) * dtype(257) if dtype != np.float32 else gray / np.float32(255))
+        pixels = encode(processor, picture)
+        assert torch.equal(pixels, encode(processor, Image.fromarray(gray)))
+        assert torch.equal(pixels, encode(processor, open_image(picture)))
+
+    def test_transparency_is_dropped_as_pil_does(self, processor):
+        picture = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
+        assert torch.equal(encode(processor, picture), encode(processor, Image.new("RGB", (9, 9), (255, 0, 0))))
+
+    def test_palette_with_transparency(self, processor, tmp_path):
+        picture = tiny_picture().convert("P")
+        picture.save(tmp_path / "palette.png", transparency=3)
+        with Image.open(tmp_path / "palette.png") as read:
+            assert read.mode == "P"
+            assert torch.equal(encode(processor, read), encode(processor, picture.convert("RGB")))
+
+    def test_first_frame_of_an_animation(self, processor, tmp_path):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+        with Image.open(tmp_path / "two.gif") as animation:
+            assert animation.n_frames == 2
+            assert torch.equal(encode(processor, animation), encode(processor, frames[0]))
+
+    def test_all_sizes_are_squashed(self, processor):
+        pictures = [tiny_picture(width=w, height=h) for w, h in ((1, 1), (500, 3), (3, 500), (32, 32))]
+        pixels = encode(processor, pictures)
+        assert pixels.shape == (4, 3, 32, 32)
+        assert pixels.dtype == torch.float32
+        assert torch.equal(pixels[2:3], encode(processor, pictures[2]))
+
+    def test_the_given_picture_is_left_alone(self, processor):
+        picture = tiny_picture().convert("RGBA")
+        before = picture.tobytes()
+        encode(processor, picture)
+        assert picture.mode == "RGBA"
+        assert picture.tobytes() == before
+
+    def test_truncated_file(self, processor, tmp_path):
+        tiny_picture(width=300, height=300).save(tmp_path / "whole.png")
+        (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-400])
+        with Image.open(tmp_path / "cut.png") as picture, pytest.raises(OSError, match="truncated"):
+            encode(processor, picture)
+
+    def test_arrays_and_tensors(self, processor):
+        picture = tiny_picture()
+        expected = encode(processor, picture)
+        assert torch.equal(encode(processor, np.asarray(picture)), expected)
+        tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        assert torch.equal(encode(processor, [tensor, tensor]), expected.repeat(2, 1, 1, 1))
+
+
+def test_empty_input_is_refused(processor):
+    for arguments in ({"images": []}, {"text": []}, {"images": [], "text": ["猫"]}, {"images": (), "text": ()}):
+        with pytest.raises(ValueError, match="is an empty list"):
+            processor(**arguments)
+    with pytest.raises(ValueError):
+        processor()
+
+
+def test_pictures_and_texts_together(processor):
+    both = processor(images=[tiny_picture()] * 3, text=["猫", "狗狗"], return_tensors="pt")
+    assert set(both) == {"pixel_values", "input_ids", "token_type_ids", "attention_mask"}
+    assert set(both) >= set(processor.model_input_names) - {"image_ids"}
+    assert len(both["pixel_values"]) == 3
+    assert len(both["input_ids"]) == 2
+    with torch.no_grad():
+        assert tiny_model()(**both).logits_per_image.shape == (3, 2)
+
+
+class TestRoundTrips:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def folder(tmp_path_factory):
+        folder = tmp_path_factory.mktemp("processor")
+        tiny_model().save_pretrained(folder)
+        tiny_processor(max_length=12).save_pretrained(folder)
+        return folder
+
+    @pytest.mark.parametrize("load", [R2D2Processor, AutoProcessor], ids=lambda c: c.__name__)
+    def test_load_and_save_again(self, folder, load, tmp_path):
+        arguments = {
+            "images": [tiny_picture(1).convert("L"), tiny_picture(2)],
+            "text": ["一只猫", "狗" * 99],
+            "return_tensors": "pt",
+        }
+        expected = tiny_processor(max_length=12)(**arguments)
+        first = load.from_pretrained(folder)
+        first.save_pretrained(tmp_path / "again")
+        # a processor alone, without a model's config beside it, loads too
+        second = load.from_pretrained(tmp_path / "again")
+        for processor in (first, second):
+            assert type(processor) is R2D2Processor
+            encoded = processor(**arguments)
+            assert encoded["input_ids"].shape == (2, 12), "truncation survives"
+            for name, tensor in expected.items():
+                assert torch.equal(encoded[name], tensor), name
+
+    def test_what_is_written(self, folder):
+        names = {path.name for path in folder.iterdir()}
+        assert {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "processing_r2d2.py"} <= names
+        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        assert config["image_processor"]["image_processor_type"] == "CLIPImageProcessor"
+        assert config["auto_map"]["AutoProcessor"] == "processing_r2d2.R2D2Processor"
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert tokenizer["tokenizer_class"] == "BertTokenizer"
+        assert tokenizer["model_max_length"] == 12
+
+    def test_parts_load_by_themselves(self, folder):
+        assert AutoTokenizer.from_pretrained(folder)("猫")["input_ids"] == tiny_processor().tokenizer("猫")["input_ids"]
+        pixels = AutoImageProcessor.from_pretrained(folder)(images=tiny_picture(), return_tensors="pt")
+        assert torch.equal(pixels["pixel_values"], encode(tiny_processor(), tiny_picture()))
+
+    def test_other_image_settings_are_kept(self, tmp_path):
+        own = R2D2Processor.build(
+            tiny_processor().tokenizer, image_size=48, max_length=9, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        own.save_pretrained(tmp_path)
+        loaded = R2D2Processor.from_pretrained(tmp_path)
+        assert torch.equal(encode(loaded, tiny_picture()), encode(own, tiny_picture()))
+        assert encode(loaded, tiny_picture()).shape == (1, 3, 48, 48)
+        assert loaded.tokenizer.model_max_length == 9
