@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
@@ -27,18 +27,22 @@ class Augmentation(Protocol):
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
 
 
-def affine(image: Image.Image, matrix: np.ndarray, fill: Colour = MEAN_COLOUR) -> Image.Image:
-    """Move the picture by a 2 x 2 matrix (output = matrix @ input) about its centre, or 2 x 3 with a shift in
-    pixels; bicubic, same size, uncovered corners filled."""
-    matrix = np.asarray(matrix, dtype=np.float64)
-    linear = matrix[:, :2]
-    shift = matrix[:, 2] if matrix.shape[1] == 3 else np.zeros(2)
-    # PIL asks where each output pixel comes from
-    inverse = np.linalg.inv(linear)
-    centre = np.array(image.size) / 2
-    offset = centre - inverse @ (centre + shift)
-    data = (inverse[0, 0], inverse[0, 1], offset[0], inverse[1, 0], inverse[1, 1], offset[1])
-    return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC, fillcolor=fill)
+def affine(
+    image: Image.Image,
+    matrix: Sequence[Sequence[float]],
+    fill: Colour = MEAN_COLOUR,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Move the picture about its centre by a 2 x 2 matrix (output = matrix @ input), or a 2 x 3 one whose last
+    column shifts by pixels. Same size; uncovered corners are filled."""
+    (a, b, *right), (c, d, *down) = matrix
+    x, y = image.width / 2, image.height / 2
+    # PIL asks where each output pixel comes from: the inverse
+    determinant = a * d - b * c
+    a, b, c, d = d / determinant, -b / determinant, -c / determinant, a / determinant
+    u, v = x + (right[0] if right else 0), y + (down[0] if down else 0)
+    data = (a, b, x - a * u - b * v, c, d, y - c * u - d * v)
+    return image.transform(image.size, Image.Transform.AFFINE, data, resample, fillcolor=fill)
 
 
 # -- RandAugment --------------------------------------------------------------------------------
@@ -66,11 +70,11 @@ def _sharpness(image: Image.Image, strength: float, sign: int, fill: Colour) -> 
 
 
 def _shear_x(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
-    return affine(image, np.array([[1.0, sign * 0.3 * strength], [0.0, 1.0]]), fill)
+    return affine(image, ((1.0, sign * 0.3 * strength), (0.0, 1.0)), fill)
 
 
 def _shear_y(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
-    return affine(image, np.array([[1.0, 0.0], [sign * 0.3 * strength, 1.0]]), fill)
+    return affine(image, ((1.0, 0.0), (sign * 0.3 * strength, 1.0)), fill)
 
 
 def _translate_x(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
@@ -199,8 +203,8 @@ def random_resized_crop(
 class DemoAugmentation:
     """Affine and colour changes for small pictures such as emoji: one resampling, one colour matrix.
 
-    Every part can be switched off by its 0 or its identity. Geometric changes compose into one bicubic
-    transform, colour changes into one 3 x 4 matrix, so a 72 px picture costs a fraction of a millisecond.
+    Every part can be switched off by its 0 or its identity. Geometric changes compose into one transform, colour
+    changes into one 3 x 4 matrix, so a 72 px picture costs a fraction of a millisecond.
 
     Attributes:
         size: side that pictures are squashed to first; None keeps their size. Set it for photographs.
@@ -217,6 +221,8 @@ class DemoAugmentation:
         blur: probability of a Gaussian blur with a radius uniform in `blur_radius`.
         erase: probability of covering a rectangle of `erase_area` (share of the picture) with noise-free colour.
         fill: colour that geometric changes uncover.
+        resample: "bilinear" or "bicubic" for the geometric changes; bicubic costs twice as much, and drawings that
+            are scaled down afterwards do not show it.
     """
 
     size: int | None = None
@@ -237,6 +243,7 @@ class DemoAugmentation:
     erase: float = 0.0
     erase_area: tuple[float, float] = (0.02, 0.2)
     fill: Colour = WHITE
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # all draws are made in one order whatever is switched on: options do not disturb one another
@@ -256,20 +263,19 @@ class DemoAugmentation:
 
     def _move(self, image: Image.Image, draw: np.ndarray) -> Image.Image:
         angle = math.radians(self.rotate * (2 * draw[1] - 1))
-        shift = self.translate * (2 * draw[2:4] - 1) * np.array(image.size)
+        right = self.translate * (2 * float(draw[2]) - 1) * image.width
+        down = self.translate * (2 * float(draw[3]) - 1) * image.height
         zoom = _log_uniform(self.scale, draw[4])
         slope = self.shear * (2 * draw[5] - 1)
         stretch = math.exp(math.log1p(self.squeeze) * (2 * draw[6] - 1) / 2)
         mirror = -1.0 if draw[0] < self.flip else 1.0
-        if not (angle or shift.any() or slope) and zoom == 1 and stretch == 1:
+        if not (angle or right or down or slope) and zoom == 1 and stretch == 1:
             return image if mirror > 0 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         cos, sin = math.cos(angle), math.sin(angle)
         x, y = zoom * stretch * mirror, zoom / stretch
         # rotation @ shear @ diag(x, y)
-        matrix = np.array(
-            [[cos * x, (cos * slope - sin) * y, shift[0]], [sin * x, (sin * slope + cos) * y, shift[1]]]
-        )
-        return affine(image, matrix, self.fill)
+        matrix = ((cos * x, (cos * slope - sin) * y, right), (sin * x, (sin * slope + cos) * y, down))
+        return affine(image, matrix, self.fill, Image.Resampling[self.resample.upper()])
 
     def _recolour(self, image: Image.Image, draw: np.ndarray, rng: np.random.Generator) -> Image.Image:
         gray = draw[10] < self.grayscale

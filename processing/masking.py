@@ -51,9 +51,7 @@ def mask_tokens(
     if groups is None:
         chosen = rng.permutation(positions)[:count]
     else:
-        _, word, sizes = np.unique(
-            np.asarray(groups)[positions], return_inverse=True, return_counts=True
-        )
+        _, word, sizes = np.unique(np.asarray(groups)[positions], return_inverse=True, return_counts=True)
         order = rng.permutation(sizes.size)
         taken = np.searchsorted(np.cumsum(sizes[order]), count) + 1
         chosen = positions[np.isin(word, order[:taken])]

@@ -58,9 +58,7 @@ def convert_to_folder(
             f"rows: they do not belong together ({_VOCABULARY_HINT})"
         )
     max_length = min(model.config.max_text_length, model.config.text_config.max_position_embeddings)
-    processor = R2D2Processor.build(
-        tokenizer, image_size=model.config.vision_config.image_size, max_length=max_length
-    )
+    processor = R2D2Processor.build(tokenizer, image_size=model.config.vision_config.image_size, max_length=max_length)
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     card = converted_card(
@@ -116,7 +114,9 @@ def _read_vocabulary(path: Path) -> Mapping[str, int]:
     vocabulary: dict[str, int] = {}
     for number, token in enumerate(lines):
         if token in vocabulary:
-            raise ValueError(f"{path}:{number + 1}: token {token!r} occurs again (first in line {vocabulary[token] + 1})")
+            raise ValueError(
+                f"{path}:{number + 1}: token {token!r} occurs again (first in line {vocabulary[token] + 1})"
+            )
         vocabulary[token] = number
     lacking = [token for token in _SPECIAL_TOKENS if token not in vocabulary]
     if lacking:

@@ -339,9 +339,7 @@ def _take_head(
     if problem is None:
         report.has_head = True
         converted.update(found)
-        converted.setdefault(
-            "mlm_head.decoder.weight", converted.get("text_model.embeddings.word_embeddings.weight")
-        )
+        converted.setdefault("mlm_head.decoder.weight", converted.get("text_model.embeddings.word_embeddings.weight"))
         report.used.update({name: target for name, target in parts.items() if name not in copies})
         report.unused.update(dict.fromkeys(copies, "copy of the MLM head's decoder bias"))
     else:

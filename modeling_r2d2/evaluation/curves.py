@@ -9,15 +9,15 @@ Point = tuple[float, float]
 
 _INK = "#1f2933"
 _COLOURS = ("#2b6cb0", "#dd6b20", "#1a9850", "#805ad5", "#b83280", "#718096")
-_LABELS = {
-    "loss": "total",
-    "loss_gcpr": "GCPR, pre-ranking",
-    "loss_tgd": "TgD, distillation",
-    "loss_fgd": "FgD, distillation",
-    "loss_fgr": "FGR, ranking",
-    "loss_mlm": "MLM",
+_LOSSES = {  # name in the log: label, colour
+    "loss": ("total", _INK),
+    "loss_gcpr": ("GCPR, pre-ranking", "#2b6cb0"),
+    "loss_tgd": ("TgD, distillation", "#805ad5"),
+    "loss_fgd": ("FgD, distillation", "#b83280"),
+    "loss_fgr": ("FGR, ranking", "#1a9850"),
+    "loss_mlm": ("MLM", "#dd6b20"),
 }
-_LOSS_COLOURS = dict(zip(_LABELS.values(), (_INK, _COLOURS[0], *_COLOURS[3:], *_COLOURS[1:3]), strict=False))
+_LOSS_COLOURS = dict(_LOSSES.values())
 
 
 def training_curves(
@@ -39,7 +39,7 @@ def training_curves(
     from matplotlib.figure import Figure
 
     series = _series(log_history)
-    losses = {_LABELS.get(n, n): p for n, p in series.items() if n == "loss" or n.startswith("loss_")}
+    losses = {_LOSSES.get(n, (n,))[0]: p for n, p in series.items() if n == "loss" or n.startswith("loss_")}
     recalls = {_recall_label(n): p for n, p in series.items() if n.endswith("_r1")}
     speed = {n: p for n, p in series.items() if n == "images_per_second"}
     panels = [

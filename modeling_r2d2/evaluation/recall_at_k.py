@@ -1,8 +1,9 @@
 """Recall@K as a metric of the `evaluate` library.
 
-metric = evaluate.load("modeling_r2d2/evaluation/recall_at_k.py")    # or RecallAtK()
-metric.compute(predictions=scores, references=[[0], [1, 2]], ks=[1, 5])
-# {"r1": 50.0, "r5": 100.0}
+```python
+metric = evaluate.load("modeling_r2d2/evaluation/recall_at_k.py")  # or RecallAtK()
+metric.compute(predictions=scores, references=[[0], [1, 2]], ks=[1, 5])  # {"r1": 50.0, "r5": 100.0}
+```
 """
 
 import datasets

@@ -19,8 +19,6 @@ for _task, _pipeline, _model in (
     ("image-text-matching", R2D2ImageTextMatchingPipeline, AutoModel),
 ):
     if _task not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            _task, pipeline_class=_pipeline, pt_model=_model, type="multimodal"
-        )
+        PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=_pipeline, pt_model=_model, type="multimodal")
 
 __all__ = ["R2D2ImageTextMatchingPipeline", "R2D2ZeroShotImageClassificationPipeline"]

@@ -79,9 +79,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture).astype(np.float64)
     low, high = values.min(), values.max()
     if picture.mode == "F":
-        low, high = (
-            (0, 1) if low >= 0 and high <= 1 else (0, 255) if low >= 0 and high <= 255 else (low, high)
-        )
+        low, high = (0, 1) if low >= 0 and high <= 1 else (0, 255) if low >= 0 and high <= 255 else (low, high)
     elif low >= 0 and high <= 65535:
         low, high = 0, 65535
     scaled = (values - low) * (255 / max(high - low, 1e-12))

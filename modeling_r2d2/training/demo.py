@@ -18,7 +18,7 @@ from ..configuration_r2d2 import R2D2Config
 from ..evaluation import RetrievalResult, evaluate_retrieval
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.augmentation import DemoAugmentation
-from ..processing.datasets.emoji import EmojiPairs
+from ..processing.datasets.emoji import TEMPLATES, EmojiPairs
 from ..processing.processing_r2d2 import R2D2Processor
 from ..processing.tokenization import build_character_tokenizer
 from .pretraining import PretrainingSettings, build_trainer, count_parameters, refuse_existing_model
@@ -69,3 +69,77 @@ def demo_config(vocab_size: int) -> R2D2Config:
         projection_dim=128,
         max_text_length=MAX_TEXT_LENGTH,
     )
+
+
+def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
+    """Train, evaluate, draw and check; writes to `settings.output`:
+
+    `model.safetensors` and processor, `results.json`, `README.md` (the model card with the measured figures),
+    `training_curves.png`, `contact_sheet.png`.
+
+    Returns:
+        what `results.json` holds: settings, seconds, and recall@K in percent per held-out vendor.
+
+    Raises:
+        FileExistsError: the output folder holds a model already.
+        ImportError: the demo set's packages are not installed; says how.
+    """
+    console = console or Console()
+    refuse_existing_model(settings.output, settings.overwrite)
+    set_seed(settings.seed)
+    vendors = [v for v in (*TRAINING_VENDORS, *TEST_VENDORS) if v not in settings.held_out]
+    vendors = [v for v in vendors if v not in TEST_VENDORS]
+    pairs = EmojiPairs(vendors, templates=TEMPLATES, calibration="exclude")
+    galleries = {vendor: EmojiPairs([vendor]) for vendor in settings.held_out}
+    tokenizer = build_character_tokenizer(pairs.all_texts(), max_length=MAX_TEXT_LENGTH)
+    processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=MAX_TEXT_LENGTH)
+    model = R2D2ForPreTraining(demo_config(len(tokenizer)))
+    console.print(
+        f"[bold]R2D2 demo[/bold]: {len(pairs):,} pictures by {', '.join(vendors)}; held out: "
+        f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.steps} steps"
+    )
+    trainer = build_trainer(
+        model,
+        processor,
+        pairs,
+        PretrainingSettings(
+            output=settings.output,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            augmentation=DemoAugmentation(),
+            seed=settings.seed,
+            workers=settings.workers,
+            log_every=20,
+            eval_every=max(settings.steps // 6, 1),
+        ),
+        eval_pairs=galleries,
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    trainer.save_model()
+    figures = {name: _evaluate(model, processor, gallery, settings) for name, gallery in galleries.items()}
+    results = {
+        "settings": {**asdict(settings), "output": settings.output.name},
+        "training_seconds": round(seconds, 1),
+        "parameters": count_parameters(model),
+        "threads": torch.get_num_threads(),
+        "data_wait": trainer.mean_data_wait,
+        "vendors": {name: result.to_dict() for name, result in figures.items()},
+    }
+    (settings.output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    _draw(settings, trainer.state.log_history, galleries, figures)
+    _write_card(settings, results, vendors)
+    _print_table(console, results)
+    _load_back(console, settings.output, galleries[settings.held_out[0]])
+    return results
+
+
+def _evaluate(
+    model: R2D2ForPreTraining, processor: R2D2Processor, gallery: EmojiPairs, settings: DemoSettings
+) -> RetrievalResult:
+    """A gallery of one vendor's 300 pictures, one query a concept: its plain name; and the mirror image."""
+    images = [gallery.image(index) for index in range(len(gallery))]
+    return evaluate_retrieval(model, processor, images, gallery.names(), candidates=settings.candidates, batch_size=100)

@@ -122,6 +122,7 @@ def build_trainer(
         masking=masking,
         seed=settings.seed,
         passes=math.ceil(settings.steps * step_size / len(pairs)),
+        shuffle=True,
         distinct_batch=step_size if settings.distinct_ids else None,
     )
     if isinstance(eval_pairs, dict):

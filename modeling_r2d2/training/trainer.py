@@ -53,6 +53,7 @@ class R2D2Trainer(Trainer):
         self._check_vocabulary()
         self._parts = {True: _Means(), False: _Means()}  # by model.training
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
+        self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossProgressCallback())
 
@@ -95,10 +96,22 @@ class R2D2Trainer(Trainer):
         self._waited += time.perf_counter() - start
         return samples
 
+    @property
+    def mean_data_wait(self) -> float:
+        """Share of the training time spent waiting for batches, over all logs so far."""
+        return self._total["waited"] / max(self._total["seconds"], 1e-9)
+
+    @property
+    def mean_images_per_second(self) -> float:
+        """Training throughput over all logs so far."""
+        return self._total["images"] / max(self._total["seconds"], 1e-9)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Trainer, with the parts of the loss, and the speed since the last log."""
         if "loss" in logs:
             seconds = time.perf_counter() - self._since
+            for name, value in (("waited", self._waited), ("seconds", seconds), ("images", self._images)):
+                self._total[name] += value
             logs.update(self._parts[True].pop())
             logs["images_per_second"] = self._images / seconds
             logs["data_wait"] = self._waited / seconds

@@ -2,6 +2,8 @@
 
     {"image": "cats/1.jpg", "text": "一只猫", "image_id": 17}
     {"image": "cats/2.jpg", "text": ["两只猫", "猫在睡觉"]}
+
+Lines may differ in their keys. Blank lines are no records.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from .report import Problem
 
 
 def read_jsonl(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
-    """Records of a UTF-8 file in order; a line that is none of one comes as a `Problem`. Blank lines are no records.
+    """Records of a UTF-8 file in order; a malformed line comes as a `Problem`.
 
     Raises:
         ValueError: the file is one JSON array.

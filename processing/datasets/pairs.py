@@ -158,9 +158,9 @@ def load_pairs(
 
     | format | source |
     |---|---|
-    | `jsonl` | one object per line: `image` (or `image_path`), `text` (string or list; or `caption`, `texts`), optional `image_id` |
+    | `jsonl` | an object per line: `image` (or `image_path`), `text` (or `caption`; one or a list), maybe `image_id` |
     | `csv`, `tsv` | a header with the same names; or none, and `columns=["image", "text"]` |
-    | `folder` | an image folder with a captions file (`metadata` or `captions` .jsonl/.csv/.tsv, `captions.txt`) or .txt files beside the pictures |
+    | `folder` | pictures, and `captions.txt`, or `captions` or `metadata` as .jsonl, .csv, .tsv, or a .txt each |
     | `parquet` | columns of images (or paths) and texts |
     | `dataset` | a data set of the `datasets` library, or a folder written by its `save_to_disk` |
     | `webdataset` | tar shards; always streamed |

@@ -45,8 +45,7 @@ def expand(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
     found = sorted(glob.glob(text, recursive=True))
     if not found:
         raise FileNotFoundError(
-            f"{text} does not exist. A data set of the Hub is loaded first: "
-            "load_pairs(datasets.load_dataset(...))"
+            f"{text} does not exist. A data set of the Hub is loaded first: load_pairs(datasets.load_dataset(...))"
         )
     return found
 

@@ -2,6 +2,8 @@
 
     000017.jpg   the picture (.jpg, .jpeg, .png, .webp, ...)
     000017.txt   its caption; or 000017.json with the keys of our JSON lines (text, caption, image_id, ...)
+
+Members of one sample lie next to one another, as the format demands.
 """
 
 from __future__ import annotations
@@ -57,9 +59,7 @@ def _open_binary(path: str):
     return fsspec.open(path, "rb").open()
 
 
-def _make_sample(
-    path: str, number: int, key: str, members: dict[str, bytes], columns: Columns
-) -> RawPair | Problem:
+def _make_sample(path: str, number: int, key: str, members: dict[str, bytes], columns: Columns) -> RawPair | Problem:
     source = f"{path}/{key}"
     image = next((data for suffix, data in members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
     if image is None:

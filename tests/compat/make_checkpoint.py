@@ -24,16 +24,17 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = ["一只猫", "两只狗在草地上", "红色的花", "海"]
 
 
-def images() -> list[Image.Image]:
-    """Four pictures of arithmetic: sizes, modes and contents differ, and no file is needed."""
+def images(size: tuple[int, int] | None = (IMAGE_SIZE, IMAGE_SIZE)) -> list[Image.Image]:
+    """Four pictures of arithmetic, no file needed: cut to `size`, so that nothing resizes them, or as they are."""
     gradient = Image.linear_gradient("L")
     circle = Image.radial_gradient("L")
-    return [
+    pictures = [
         Image.merge("RGB", [gradient, circle, gradient.transpose(Image.Transpose.ROTATE_90)]),
-        Image.merge("RGB", [circle, circle, gradient]).resize((90, 60)),
-        circle.resize((20, 50)),
+        Image.merge("RGB", [circle, gradient, circle]).crop((0, 100, 200, 150)),
+        circle.crop((100, 100, 160, 250)),
         Image.new("RGB", (40, 40), (30, 90, 200)),
     ]
+    return [picture if size is None else picture.crop((0, 0, *size)) for picture in pictures]
 
 
 def outputs(folder: Path) -> dict:
@@ -60,8 +61,10 @@ def outputs(folder: Path) -> dict:
                 valid=torch.ones(pairs, dtype=torch.bool),
             ),
         )
+    resized = processor(images=images(size=None), return_tensors="pt")["pixel_values"]
     tensors = {
         "pixel_values": batch["pixel_values"][:, :, ::8, ::8],
+        "resized_pixel_values": resized[:, :, ::8, ::8],
         "logits_per_image": pre_ranking.logits_per_image,
         "text_embeds": pre_ranking.text_embeds,
         "image_embeds": pre_ranking.image_embeds,

@@ -23,11 +23,13 @@ def test_outputs_are_those_recorded(folder: Path):
     assert computed.pop("input_ids") == expected.pop("input_ids")
     assert computed.keys() >= expected.keys()
     for name, values in expected.items():
+        # Pillow's resizing has changed by one grey level in 255 between versions
+        tolerance = 0.02 if name == "resized_pixel_values" else 1e-4
         torch.testing.assert_close(
             torch.tensor(computed[name]),
             torch.tensor(values),
-            atol=1e-4,
-            rtol=1e-4,
+            atol=tolerance,
+            rtol=tolerance,
             msg=lambda message, name=name: f"{name}: {message}",
         )
 

@@ -31,6 +31,40 @@ def test_attention_implementations_agree(batch):
     torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
 
 
+def test_activation_checkpointing(batch):
+    model = R2D2ForPreTraining.from_pretrained(CHECKPOINT).train()
+    model.gradient_checkpointing_enable()  # the name that all supported versions have
+    model(**batch).loss.backward()
+    assert model.text_model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+class ImageEncoder(torch.nn.Module):
+    """pixel_values -> embeddings, as an exported program wants it."""
+
+    def __init__(self, model: R2D2Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model.get_image_features(pixel_values).pooler_output
+
+
+def test_torch_export(batch):
+    encoder = ImageEncoder(R2D2Model.from_pretrained(CHECKPOINT).eval())
+    exported = torch.export.export(encoder, (batch["pixel_values"],)).module()
+    with torch.no_grad():
+        expected = encoder(batch["pixel_values"])
+    torch.testing.assert_close(exported(batch["pixel_values"]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_torch_compile(batch):
+    encoder = ImageEncoder(R2D2Model.from_pretrained(CHECKPOINT).eval())
+    with torch.no_grad():
+        compiled = torch.compile(encoder, backend="eager")(batch["pixel_values"])
+        expected = encoder(batch["pixel_values"])
+    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_stock_trainer_trains_and_saves(batch, tmp_path):
     rows = [{name: batch[name][i] for name in ("input_ids", "attention_mask", "pixel_values")} for i in range(4)]
     arguments = TrainingArguments(

@@ -4,7 +4,6 @@ import torch
 from tests.test_modeling_common import floats_tensor, ids_tensor, random_attention_mask
 
 from modeling_r2d2 import R2D2Config
-from modeling_r2d2.losses_r2d2 import HardNegatives
 
 HIDDEN_SIZE, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 99
 IMAGE_SIZE, PATCH_SIZE = 32, 8
@@ -100,21 +99,12 @@ class R2D2PreTrainingTester(R2D2ModelTester):
     def extra_inputs(self, input_ids):
         masked = torch.zeros_like(input_ids, dtype=torch.bool)
         masked[:, 1::3] = True
-        inputs = {
+        return {
             "image_ids": torch.arange(self.batch_size),
             "masked_input_ids": input_ids.masked_fill(masked, 3),
             "mlm_labels": input_ids.masked_fill(~masked, -100),
             "return_loss": True,
         }
-        # Drawn negatives are random, and the suite compares the losses of two calls; but where it compares a
-        # batch with each of its samples, indices into the batch would point outside.
-        if self.parent._testMethodName != "test_batching_equivalence":
-            inputs["hard_negatives"] = HardNegatives(
-                image_index=torch.arange(self.batch_size).roll(1),
-                text_index=torch.arange(self.batch_size).roll(2),
-                valid=torch.ones(self.batch_size, dtype=torch.bool),
-            )
-        return inputs
 
 
 class R2D2TextModelTester:

@@ -1,0 +1,308 @@
+"""From pairs to batches: text choice, augmentation, masking and padding, all stateless.
+
+Every random choice of a sample comes from a generator keyed by (seed, epoch, position), so a batch depends on
+nothing else: not on the number of workers, not on their timing, not on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+
+from .augmentation import Augmentation
+from .datasets.images import ImageReadError, open_image
+from .datasets.records import stable_id, stable_ids
+from .masking import IGNORE_INDEX, TextMasking
+from .sampling import batched_permutation
+
+logger = logging.getLogger(__name__)
+
+MAX_CACHED_TEXTS = 50_000
+
+
+class SampleEncoder:
+    """Turns one pair into arrays.
+
+    Args:
+        processor: an `R2D2Processor` that squashes pictures to one size.
+        augmentation: called as `augmentation(picture, generator)`; None: none.
+        masking: None: no masked tokens.
+        first_text: take the first text of a pair instead of a random one.
+
+    Raises:
+        ValueError: the image processor crops, or has no fixed height and width.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        augmentation: Augmentation | None = None,
+        masking: TextMasking | None = None,
+        first_text: bool = False,
+    ) -> None:
+        self.tokenizer = processor.tokenizer
+        self.size = squash_size(processor.image_processor)
+        self.resample = Image.Resampling(processor.image_processor.resample)
+        self.augmentation = augmentation
+        self.masking = masking
+        self.first_text = first_text
+        self._tokens: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._warned = False
+
+    def __call__(self, pair: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """{"image", "text", "image_id"} -> `pixel_values` (H, W, 3) uint8, `input_ids` (L,), `image_ids`, and with
+        masking `masked_input_ids` and `mlm_labels` (L,)."""
+        text = pair["text"]
+        if not isinstance(text, str):
+            text = text[0 if self.first_text else int(rng.integers(len(text)))]
+        image = pair["image"]
+        if not isinstance(image, Image.Image) or image.mode != "RGB":
+            image = open_image(image)
+        if self.augmentation is not None:
+            image = self.augmentation(image, rng)
+        if image.size != self.size:
+            image = image.resize(self.size, self.resample)
+        input_ids, groups = self._tokenize(text)
+        sample = {
+            "pixel_values": np.asarray(image),
+            "input_ids": input_ids,
+            "image_ids": stable_id(pair["image_id"]),
+        }
+        if self.masking is not None:
+            sample["masked_input_ids"], sample["mlm_labels"] = self.masking(input_ids, rng, groups)
+        return sample
+
+    def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Token ids (L,) int64 and, for whole-word masking, the word of each token."""
+        known = self._tokens.get(text)
+        if known is None:
+            whole_words = self.masking is not None and self.masking.whole_words
+            encoded = self.tokenizer(text, truncation=True, return_offsets_mapping=whole_words)
+            groups = self.masking.groups(text, encoded["offset_mapping"]) if whole_words else None
+            known = np.asarray(encoded["input_ids"], dtype=np.int64), groups
+            self._warn_if_truncated(text, len(known[0]))
+            if len(self._tokens) < MAX_CACHED_TEXTS:
+                self._tokens[text] = known
+        return known
+
+    def _warn_if_truncated(self, text: str, length: int) -> None:
+        if self._warned or length < self.tokenizer.model_max_length:
+            return
+        whole = len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        if whole > length:
+            self._warned = True
+            logger.warning("a text of %d tokens was truncated to %d (said once): %.40s", whole, length, text)
+
+
+def squash_size(image_processor: Any) -> tuple[int, int]:
+    """(width, height) that an image processor squashes to.
+
+    Raises:
+        ValueError: it crops, or keeps the aspect ratio.
+    """
+    size = image_processor.size
+    width, height = size.get("width"), size.get("height")
+    if not width or not height or getattr(image_processor, "do_center_crop", False):
+        raise ValueError(
+            f"the image processor does not squash to one size (size {dict(size)}, do_center_crop "
+            f"{getattr(image_processor, 'do_center_crop', False)}); R2D2Processor.build makes one that does"
+        )
+    return width, height
+
+
+class PretrainingDataset(Dataset):
+    """Encoded samples of a map-style set of pairs, for any Trainer.
+
+    With `shuffle`, position p belongs to pass p // N and there to place p % N of that pass's own permutation; so
+    read in order (`train_sampling_strategy="sequential"`, the default of `R2D2TrainingArguments`) a whole run is
+    one stream that goes on after an interruption exactly where it was. A random sampler works as well. Pairs with
+    several texts give a random one; without `shuffle`, the first.
+
+    Args:
+        pairs: `len(pairs)`, `pairs[i]` -> {"image", "text", "image_id"}.
+        processor, augmentation, masking: of `SampleEncoder`.
+        seed: of every random choice. passes: virtual length in passes over the pairs.
+        shuffle: False keeps the order, for evaluation.
+        distinct_batch: samples of one batch (of all processes); read in order, every batch then holds distinct
+            image ids where the data allow it, since pairs of one id are no negatives of each other.
+        cache_bytes: decoded pictures kept in memory, per process, until this is full.
+
+    A picture that cannot be decoded is reported to `pairs.record_unreadable`, which refuses or lets the next pair
+    of the set stand in.
+    """
+
+    def __init__(
+        self,
+        pairs: Any,
+        processor: Any,
+        augmentation: Augmentation | None = None,
+        masking: TextMasking | None = None,
+        seed: int = 0,
+        passes: int = 1,
+        shuffle: bool = False,
+        distinct_batch: int | None = None,
+        cache_bytes: int = 64 * 2**20,
+    ) -> None:
+        if not len(pairs):
+            raise ValueError("there are no pairs")
+        self.pairs = pairs
+        self.encode = SampleEncoder(processor, augmentation, masking, first_text=not shuffle)
+        self.seed = seed
+        self.passes = passes
+        self.shuffle = shuffle
+        self.distinct_batch = distinct_batch
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, dict[str, Any]] = {}
+        # in shared memory: data loader workers that outlive an epoch hold copies of this object
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._image_ids: np.ndarray | None = None
+        self._permutation: tuple[tuple[int, int], np.ndarray] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """What `set_epoch` set last, in this process or the one that started it."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other augmentations, masks and order than in the epochs before (Trainer calls it)."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return self.passes * len(self.pairs)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """One encoded sample.
+
+        Raises:
+            DataRefusedError: too many pictures cannot be decoded.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)}")
+        number, place = divmod(position, len(self.pairs))
+        index = int(self.permutation(number)[place]) if self.shuffle else place
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, position))))
+        return self.encode(self._read(index), rng)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        for step in range(len(self.pairs)):
+            place = (index + step) % len(self.pairs)
+            try:
+                return self._load(place)
+            except ImageReadError as error:
+                if not hasattr(self.pairs, "record_unreadable"):
+                    raise
+                self.pairs.record_unreadable(place, error)
+        raise ImageReadError("not one picture of the set can be read")
+
+    def _load(self, index: int) -> dict[str, Any]:
+        """A pair, from the cache if it is there: small sets are decoded once."""
+        cached = self._cache.get(index)
+        if cached is not None:
+            return {**cached, "image": Image.fromarray(cached["image"])}
+        pair = self.pairs[index]
+        if self.cache_bytes > 0 and isinstance(pair["image"], Image.Image) and pair["image"].mode == "RGB":
+            pixels = np.asarray(pair["image"])
+            if pixels.nbytes <= self.cache_bytes:
+                self.cache_bytes -= pixels.nbytes
+                self._cache[index] = {**pair, "image": pixels}
+        return pair
+
+    def permutation(self, number: int) -> np.ndarray:
+        """Order of pass `number`: (N,) int64."""
+        key = (self.epoch, number)
+        if self._permutation is None or self._permutation[0] != key:
+
+            def generator(of_pass: int, stream: int) -> np.random.Generator:
+                return np.random.default_rng((self.seed, key[0], of_pass, stream))
+
+            if self.distinct_batch is None:
+                order = generator(number, 0).permutation(len(self.pairs))
+            else:
+                order = batched_permutation(self.image_ids(), self.distinct_batch, number, generator)
+            self._permutation = (key, order)
+        return self._permutation[1]
+
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64, read without opening a picture."""
+        if self._image_ids is None:
+            if hasattr(self.pairs, "image_ids"):
+                self._image_ids = np.asarray(self.pairs.image_ids())
+            else:
+                self._image_ids = stable_ids([self.pairs[i]["image_id"] for i in range(len(self.pairs))])
+        return self._image_ids
+
+
+class StreamingPretrainingDataset(IterableDataset):
+    """Encoded samples of a stream of pairs (`StreamingPairs`). Random choices are keyed by the place that a sample
+    comes from (shard and key), so they do not depend on the number of workers."""
+
+    def __init__(
+        self,
+        pairs: Any,
+        processor: Any,
+        augmentation: Augmentation | None = None,
+        masking: TextMasking | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.encode = SampleEncoder(processor, augmentation, masking)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle and augment anew (Trainer calls it)."""
+        self.epoch = epoch
+        self.pairs.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for pair in self.pairs:
+            place = stable_id(pair.get("location") or pair["image_id"])
+            sequence = np.random.SeedSequence((self.seed, self.epoch, place))
+            yield self.encode(pair, np.random.Generator(np.random.Philox(sequence)))
+
+
+class R2D2PretrainingCollator:
+    """Encoded samples -> the batch of `R2D2ForPreTraining`.
+
+    `pixel_values` (B, 3, H, W) float32, normalised as the image processor does; `input_ids`, `attention_mask` and,
+    where samples carry them, `masked_input_ids` and `mlm_labels` (B, L), padded to the longest; `image_ids` (B,)
+    int64; `return_loss` True.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        image = processor.image_processor
+        mean, std = (np.asarray(v, dtype=np.float64) for v in (image.image_mean, image.image_std))
+        # (x · rescale − mean) / std as one multiplication and one addition
+        self.scale = torch.tensor(image.rescale_factor / std, dtype=torch.float32).view(1, 3, 1, 1)
+        self.shift = torch.tensor(-mean / std, dtype=torch.float32).view(1, 3, 1, 1)
+        self.pad_token_id = processor.tokenizer.pad_token_id
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        pixels = torch.from_numpy(np.stack([sample["pixel_values"] for sample in samples]))
+        lengths = np.array([len(sample["input_ids"]) for sample in samples])
+        attention_mask = np.arange(lengths.max()) < lengths[:, None]
+        batch = {
+            "pixel_values": torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale),
+            "input_ids": self._pad(samples, "input_ids", attention_mask, self.pad_token_id),
+            "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+            "return_loss": True,
+        }
+        if "image_ids" in samples[0]:
+            batch["image_ids"] = torch.tensor([sample["image_ids"] for sample in samples])
+        if "mlm_labels" in samples[0]:
+            batch["masked_input_ids"] = self._pad(samples, "masked_input_ids", attention_mask, self.pad_token_id)
+            batch["mlm_labels"] = self._pad(samples, "mlm_labels", attention_mask, IGNORE_INDEX)
+        return batch
+
+    @staticmethod
+    def _pad(samples: list[dict], name: str, mask: np.ndarray, fill: int) -> torch.Tensor:
+        padded = np.full(mask.shape, fill, dtype=np.int64)
+        padded[mask] = np.concatenate([sample[name] for sample in samples])
+        return torch.from_numpy(padded)
