@@ -57,6 +57,13 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
+def _from_vision_text_pretrained(cls, clip, roberta, config=None, **overrides):
+    """Warm start from an image tower and a Chinese BERT; see `conversion.warm_start.from_vision_text_pretrained`."""
+    from .conversion.warm_start import from_vision_text_pretrained
+
+    return from_vision_text_pretrained(cls, clip, roberta, config, **overrides)
+
+
 AutoConfig.register(R2D2Config.model_type, R2D2Config, exist_ok=True)
 AutoConfig.register(R2D2CrossEncoderConfig.model_type, R2D2CrossEncoderConfig, exist_ok=True)
 AutoModel.register(R2D2Config, R2D2Model, exist_ok=True)
@@ -65,6 +72,8 @@ AutoModelForPreTraining.register(R2D2Config, R2D2ForPreTraining, exist_ok=True)
 AutoProcessor.register(R2D2Config, R2D2Processor, exist_ok=True)
 R2D2Config.register_for_auto_class()
 R2D2Processor.register_for_auto_class("AutoProcessor")
+R2D2Model.from_vision_text_pretrained = classmethod(_from_vision_text_pretrained)
+importlib.import_module(".pipelines", __name__)  # registers their task names
 
 __all__ = [
     "R2D2Config",

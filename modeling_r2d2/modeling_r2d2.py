@@ -6,7 +6,7 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 import contextlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,14 @@ class R2D2Output(ModelOutput):
 
 
 @dataclass
+class R2D2CrossEncoderOutput(BaseModelOutputWithCrossAttentions):
+    """States of P pairs: last_hidden_state (P, L, D), or the first rows (P, 1, D) where only the first F pairs were
+    computed in full: full_hidden_state (F, L, D)."""
+
+    full_hidden_state: Tensor | None = None
+
+
+@dataclass
 class R2D2MatchOutput(ModelOutput):
     """Ranking of P (image, text) pairs.
 
@@ -63,8 +71,8 @@ class R2D2MatchOutput(ModelOutput):
     match_probability: Tensor | None = None
     text_match_logits: Tensor | None = None
     image_match_logits: Tensor | None = None
-    text_cross_output: BaseModelOutputWithCrossAttentions | None = None
-    image_cross_output: BaseModelOutputWithCrossAttentions | None = None
+    text_cross_output: R2D2CrossEncoderOutput | None = None
+    image_cross_output: R2D2CrossEncoderOutput | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
@@ -267,9 +275,9 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         query_index: Tensor | None = None,
         context_index: Tensor | None = None,
-        cls_only: bool = False,
+        full_pairs: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithCrossAttentions:
+    ) -> R2D2CrossEncoderOutput:
         """Pair queries with contexts and encode every pair.
 
         Args:
@@ -278,44 +286,97 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
             query_index, context_index: (P,) int64: the query and the context of each pair; None = in order. What
                 does not depend on the pairing (the first self-attention, all keys and values of the context) is
                 computed once per query or context, not once per pair.
-            cls_only: the last layer computes the first row alone.
+            full_pairs: the last layer computes all rows for the first F pairs, for the others the first row alone,
+                which is all that a match head reads. None: all rows for every pair.
 
         Returns:
-            last_hidden_state (P, L, D), or (P, 1, D) with `cls_only`.
+            `last_hidden_state` (P, L, D); with `full_pairs` (P, 1, D), and (F, L, D) in `full_hidden_state`.
         """
-        pairs = next((i.shape[0] for i in (query_index, context_index) if i is not None), hidden_states.shape[0])
-        cross_mask = _take(encoder_attention_mask, context_index)
-        self_mask = self._mask(hidden_states, hidden_states, attention_mask)
-        # Only shape, dtype and device of these two views are read: masks are made for P pairs without copies.
-        contexts = encoder_hidden_states[:1].expand(pairs, -1, -1)
-        queries = hidden_states[:1].expand(pairs, -1, -1)
-        context_mask = self._mask(queries, contexts, cross_mask)
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            first_row = cls_only and number == last
-            if first_row:
-                self_mask = self._mask(hidden_states[:, :1], hidden_states, attention_mask)
-                context_mask = self._mask(queries[:, :1], contexts, cross_mask)
-            hidden_states = layer(
-                hidden_states,
-                encoder_hidden_states,
-                attention_mask=self_mask,
-                context_mask=context_mask,
-                query_index=query_index,
-                context_index=context_index,
-                cls_only=first_row,
-                **kwargs,
-            )
-            if query_index is not None:  # from the second layer on every pair has a row of its own
-                attention_mask, query_index = _take(attention_mask, query_index), None
-                self_mask = self._mask(hidden_states, hidden_states, attention_mask)
-        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+        pairing = _Pairing(
+            hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask, query_index, context_index
+        )
+        *inner, last = self.layers
+        masks = self._masks(pairing)
+        for layer in inner:
+            shared = pairing.query_index is not None
+            pairing = pairing.after(pairing.through(layer, *masks, **kwargs))
+            if shared:  # from now on every pair has a row of its own
+                masks = self._masks(pairing)
+        if full_pairs is None:
+            return R2D2CrossEncoderOutput(last_hidden_state=pairing.through(last, *masks, **kwargs))
+        full, rows = None, []
+        if full_pairs:
+            part = pairing.part(slice(0, full_pairs))
+            full = part.through(last, *self._masks(part), **kwargs)
+            rows.append(full[:, :1])
+        if full_pairs < len(pairing):
+            part = pairing.part(slice(full_pairs, len(pairing))) if full_pairs else pairing
+            rows.append(part.through(last, *self._masks(part, rows=1), cls_only=True, **kwargs))
+        return R2D2CrossEncoderOutput(last_hidden_state=torch.cat(rows), full_hidden_state=full)
+
+    def _masks(self, pairing: "_Pairing", rows: int | None = None) -> tuple:
+        """Masks of self-attention (per query) and cross-attention (per pair), for the first `rows` query rows."""
+        queries = pairing.queries[:, :rows]
+        # Only shape, dtype and device of these two are read: masks are made for P pairs without copies.
+        pair_queries = queries[:1].expand(len(pairing), -1, -1)
+        pair_contexts = pairing.context[:1].expand(len(pairing), -1, -1)
+        return (
+            self._mask(queries, pairing.queries, pairing.attention_mask),
+            self._mask(pair_queries, pair_contexts, _take(pairing.context_mask, pairing.context_index)),
+        )
 
     def _mask(self, queries: Tensor, context: Tensor, mask: Tensor | None):
         if mask is None:
             return None
         return create_bidirectional_mask(
             config=self.config, inputs_embeds=queries, attention_mask=mask, encoder_hidden_states=context
+        )
+
+
+@dataclass
+class _Pairing:
+    """P pairs of queries (Q, L, D) and contexts (C, N, E), named by index or in order."""
+
+    queries: Tensor
+    context: Tensor
+    attention_mask: Tensor | None
+    context_mask: Tensor | None
+    query_index: Tensor | None
+    context_index: Tensor | None
+
+    def __len__(self) -> int:
+        index = self.context_index if self.query_index is None else self.query_index
+        return (self.queries if index is None else index).shape[0]
+
+    def through(self, layer: nn.Module, self_mask, context_mask, **kwargs) -> Tensor:
+        """The states of all pairs after `layer`: (P, L, D)."""
+        return layer(
+            self.queries,
+            self.context,
+            attention_mask=self_mask,
+            context_mask=context_mask,
+            query_index=self.query_index,
+            context_index=self.context_index,
+            **kwargs,
+        )
+
+    def after(self, states: Tensor) -> "_Pairing":
+        """The same pairs with their new states (P, L, D)."""
+        mask = _take(self.attention_mask, self.query_index)
+        return replace(self, queries=states, attention_mask=mask, query_index=None)
+
+    def part(self, pairs: slice) -> "_Pairing":
+        """Some of the pairs."""
+        by_query, by_context = self.query_index is not None, self.context_index is not None
+        return _Pairing(
+            queries=self.queries if by_query else self.queries[pairs],
+            context=self.context if by_context else self.context[pairs],
+            attention_mask=self.attention_mask
+            if by_query or self.attention_mask is None
+            else self.attention_mask[pairs],
+            context_mask=self.context_mask if by_context or self.context_mask is None else self.context_mask[pairs],
+            query_index=self.query_index[pairs] if by_query else None,
+            context_index=self.context_index[pairs] if by_context else None,
         )
 
 
@@ -595,8 +656,8 @@ class R2D2Model(R2D2PreTrainedModel):
             attention_mask,
             text_index,
             image_index,
-            text_cls_only=cls_only,
-            image_cls_only=cls_only,
+            full_text_pairs=0 if cls_only else None,
+            full_image_pairs=0 if cls_only else None,
             **kwargs,
         )
 
@@ -608,8 +669,8 @@ class R2D2Model(R2D2PreTrainedModel):
         attention_mask: Tensor | None,
         text_index: Tensor | None,
         image_index: Tensor | None,
-        text_cls_only: bool,
-        image_cls_only: bool,
+        full_text_pairs: int | None,
+        full_image_pairs: int | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """`rank` where the text-image encoder asks with other text states (masked ones: enhanced training) than
@@ -620,7 +681,7 @@ class R2D2Model(R2D2PreTrainedModel):
             attention_mask=attention_mask,
             query_index=text_index,
             context_index=image_index,
-            cls_only=text_cls_only,
+            full_pairs=full_text_pairs,
             **kwargs,
         )
         image_cross = self.image_text_encoder(
@@ -629,7 +690,7 @@ class R2D2Model(R2D2PreTrainedModel):
             encoder_attention_mask=attention_mask,
             query_index=image_index,
             context_index=text_index,
-            cls_only=image_cls_only,
+            full_pairs=full_image_pairs,
             **kwargs,
         )
         text_logits = self.text_image_match_head(text_cross.last_hidden_state[:, 0])

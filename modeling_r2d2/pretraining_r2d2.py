@@ -242,8 +242,8 @@ class R2D2ForPreTraining(R2D2Model):
             attention_mask,
             text_index=torch.cat([own, own, negative_text]),
             image_index=torch.cat([own, negative_image, own]),
-            text_cls_only=not shared_pass,
-            image_cls_only=True,
+            full_text_pairs=batch if shared_pass else 0,
+            full_image_pairs=0,
         )
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
         present = torch.cat([torch.ones_like(negatives.valid), negatives.valid, negatives.valid]).float()
@@ -254,7 +254,7 @@ class R2D2ForPreTraining(R2D2Model):
         }
         if mlm:
             if shared_pass:
-                states = output.text_cross_output.last_hidden_state[:batch, : mlm_labels.shape[1]]
+                states = output.text_cross_output.full_hidden_state[:, : mlm_labels.shape[1]]
             else:
                 mask = None if attention_mask is None else attention_mask[:batch, : masked_states.shape[1]]
                 states = self.text_image_encoder(masked_states, image_states[:batch], mask).last_hidden_state

@@ -247,24 +247,24 @@ class DemoAugmentation:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # all draws are made in one order whatever is switched on: options do not disturb one another
-        draw = rng.random(24)
+        draw = rng.random(24).tolist()
         if self.size is not None and image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         image = self._move(image, draw)
         image = self._recolour(image, draw, rng)
         if draw[14] < self.blur:
             low, high = self.blur_radius
-            image = image.filter(ImageFilter.GaussianBlur(low + (high - low) * draw[15]))
+            image = image.filter(ImageFilter.GaussianBlur(float(low + (high - low) * draw[15])))
         if draw[16] < self.erase:
             image = self._erase(image, draw)
         if draw[23] < self.invert:
             image = ImageChops.invert(image)
         return image
 
-    def _move(self, image: Image.Image, draw: np.ndarray) -> Image.Image:
+    def _move(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
         angle = math.radians(self.rotate * (2 * draw[1] - 1))
-        right = self.translate * (2 * float(draw[2]) - 1) * image.width
-        down = self.translate * (2 * float(draw[3]) - 1) * image.height
+        right = self.translate * (2 * draw[2] - 1) * image.width
+        down = self.translate * (2 * draw[3] - 1) * image.height
         zoom = _log_uniform(self.scale, draw[4])
         slope = self.shear * (2 * draw[5] - 1)
         stretch = math.exp(math.log1p(self.squeeze) * (2 * draw[6] - 1) / 2)
@@ -277,7 +277,7 @@ class DemoAugmentation:
         matrix = ((cos * x, (cos * slope - sin) * y, right), (sin * x, (sin * slope + cos) * y, down))
         return affine(image, matrix, self.fill, Image.Resampling[self.resample.upper()])
 
-    def _recolour(self, image: Image.Image, draw: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    def _recolour(self, image: Image.Image, draw: Sequence[float], rng: np.random.Generator) -> Image.Image:
         gray = draw[10] < self.grayscale
         shuffled = draw[11] < self.shuffle_channels
         if not (self.brightness or self.contrast or self.saturation or gray or shuffled):
@@ -297,7 +297,7 @@ class DemoAugmentation:
             colour, shift = factor * colour, factor * shift
         return image.convert("RGB", tuple(np.column_stack([colour, shift]).ravel().tolist()))
 
-    def _erase(self, image: Image.Image, draw: np.ndarray) -> Image.Image:
+    def _erase(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
         width, height = image.size
         low, high = self.erase_area
         area = (low + (high - low) * draw[17]) * width * height

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from .augmentation import Augmentation
+from .batch_augmentation import BatchAugmentation
 from .datasets.images import ImageReadError, open_image
 from .datasets.records import stable_id, stable_ids
 from .masking import IGNORE_INDEX, TextMasking
@@ -31,7 +32,8 @@ class SampleEncoder:
 
     Args:
         processor: an `R2D2Processor` that squashes pictures to one size.
-        augmentation: called as `augmentation(picture, generator)`; None: none.
+        augmentation: called as `augmentation(picture, generator)`, or a `BatchAugmentation`, whose random numbers
+            are drawn here and which `augment` applies to many samples; None: none.
         masking: None: no masked tokens.
         first_text: take the first text of a pair instead of a random one.
 
@@ -42,14 +44,15 @@ class SampleEncoder:
     def __init__(
         self,
         processor: Any,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         first_text: bool = False,
     ) -> None:
         self.tokenizer = processor.tokenizer
         self.size = squash_size(processor.image_processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
-        self.augmentation = augmentation
+        self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
+        self.single = None if self.batched is not None else augmentation
         self.masking = masking
         self.first_text = first_text
         self._tokens: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -62,21 +65,38 @@ class SampleEncoder:
         if not isinstance(text, str):
             text = text[0 if self.first_text else int(rng.integers(len(text)))]
         image = pair["image"]
-        if not isinstance(image, Image.Image) or image.mode != "RGB":
-            image = open_image(image)
-        if self.augmentation is not None:
-            image = self.augmentation(image, rng)
-        if image.size != self.size:
-            image = image.resize(self.size, self.resample)
+        if not isinstance(image, np.ndarray):
+            image = self._squash(image if self.single is None else self.single(_rgb(image), rng))
         input_ids, groups = self._tokenize(text)
         sample = {
-            "pixel_values": np.asarray(image),
+            "pixel_values": image,
             "input_ids": input_ids,
             "image_ids": stable_id(pair["image_id"]),
         }
+        if self.batched is not None:
+            sample["draws"] = self.batched.draw(rng)
         if self.masking is not None:
             sample["masked_input_ids"], sample["mlm_labels"] = self.masking(input_ids, rng, groups)
         return sample
+
+    def augment(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Apply a `BatchAugmentation` to samples of this encoder, all at once."""
+        if self.batched is not None:
+            pixels = torch.from_numpy(np.stack([sample["pixel_values"] for sample in samples]))
+            draws = torch.from_numpy(np.stack([sample.pop("draws") for sample in samples]))
+            augmented = self.batched(pixels.permute(0, 3, 1, 2).float(), draws)
+            rows = augmented.round_().byte().permute(0, 2, 3, 1).numpy()
+            for sample, row in zip(samples, rows, strict=True):
+                sample["pixel_values"] = row
+        return samples
+
+    def prepare(self, pair: dict[str, Any]) -> dict[str, Any]:
+        """The pair with its picture squashed already, (H, W, 3) uint8, where no augmentation needs it whole."""
+        return pair if self.single is not None else {**pair, "image": self._squash(pair["image"])}
+
+    def _squash(self, image: Any) -> np.ndarray:
+        image = _rgb(image)
+        return np.asarray(image if image.size == self.size else image.resize(self.size, self.resample))
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Token ids (L,) int64 and, for whole-word masking, the word of each token."""
@@ -98,6 +118,10 @@ class SampleEncoder:
         if whole > length:
             self._warned = True
             logger.warning("a text of %d tokens was truncated to %d (said once): %.40s", whole, length, text)
+
+
+def _rgb(image: Any) -> Image.Image:
+    return image if isinstance(image, Image.Image) and image.mode == "RGB" else open_image(image)
 
 
 def squash_size(image_processor: Any) -> tuple[int, int]:
@@ -141,7 +165,7 @@ class PretrainingDataset(Dataset):
         self,
         pairs: Any,
         processor: Any,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         seed: int = 0,
         passes: int = 1,
@@ -177,11 +201,18 @@ class PretrainingDataset(Dataset):
         return self.passes * len(self.pairs)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """One encoded sample.
+        """One encoded sample; `__getitems__` of one."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        """Encoded samples; a data loader asks for a batch by this, and a `BatchAugmentation` treats it as one.
 
         Raises:
             DataRefusedError: too many pictures cannot be decoded.
         """
+        return self.encode.augment([self._sample(position) for position in positions])
+
+    def _sample(self, position: int) -> dict[str, Any]:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
         number, place = divmod(position, len(self.pairs))
@@ -202,15 +233,17 @@ class PretrainingDataset(Dataset):
 
     def _load(self, index: int) -> dict[str, Any]:
         """A pair, from the cache if it is there: small sets are decoded once."""
-        cached = self._cache.get(index)
-        if cached is not None:
-            return {**cached, "image": Image.fromarray(cached["image"])}
-        pair = self.pairs[index]
-        if self.cache_bytes > 0 and isinstance(pair["image"], Image.Image) and pair["image"].mode == "RGB":
-            pixels = np.asarray(pair["image"])
-            if pixels.nbytes <= self.cache_bytes:
-                self.cache_bytes -= pixels.nbytes
-                self._cache[index] = {**pair, "image": pixels}
+        if (cached := self._cache.get(index)) is not None:
+            return cached
+        pair = self.encode.prepare(self.pairs[index])
+        image = pair["image"]
+        if isinstance(image, Image.Image):
+            size = image.width * image.height * 3
+        else:
+            size = getattr(image, "nbytes", self.cache_bytes + 1)
+        if size <= self.cache_bytes:
+            self.cache_bytes -= size
+            self._cache[index] = pair
         return pair
 
     def permutation(self, number: int) -> np.ndarray:
@@ -246,7 +279,7 @@ class StreamingPretrainingDataset(IterableDataset):
         self,
         pairs: Any,
         processor: Any,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         seed: int = 0,
     ) -> None:
@@ -254,18 +287,23 @@ class StreamingPretrainingDataset(IterableDataset):
         self.pairs = pairs
         self.encode = SampleEncoder(processor, augmentation, masking)
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """What `set_epoch` set last, in this process or the one that started it."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle and augment anew (Trainer calls it)."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.pairs.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for pair in self.pairs:
             place = stable_id(pair.get("location") or pair["image_id"])
             sequence = np.random.SeedSequence((self.seed, self.epoch, place))
-            yield self.encode(pair, np.random.Generator(np.random.Philox(sequence)))
+            yield self.encode.augment([self.encode(pair, np.random.Generator(np.random.Philox(sequence)))])[0]
 
 
 class R2D2PretrainingCollator:

@@ -18,8 +18,8 @@ def batched_permutation(
     """The order of pass `number` in an endless stream of passes that is cut into batches from its start on.
 
     The set's size need not be a multiple of `batch`: a batch may begin in one pass and end in the next, and is
-    then distinct too. Every batch holds distinct ids unless some id has more samples than a pass has batches, or
-    there are fewer ids than `batch`; then repetitions are spread as evenly as possible. A set smaller than a
+    then distinct too. Every batch holds distinct ids unless some id has more samples than a pass has whole batches,
+    or there are fewer ids than `batch`; then repetitions are spread as evenly as possible. A set smaller than a
     batch is simply shuffled.
 
     Args:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -65,12 +66,12 @@ def open_image(
         with warnings.catch_warnings():
             # the limit is enforced below, as an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(source)
-            _check_size(image, label, max_pixels)
-            image.load()
-        if exif_transpose:
-            image = ImageOps.exif_transpose(image)
-        return to_rgb(image, background=background)
+            with _opened(source) as image:
+                _check_size(image, label, max_pixels)
+                image.load()
+                if exif_transpose:
+                    image = ImageOps.exif_transpose(image)
+                return to_rgb(image, background=background)
     except ImageReadError:
         raise
     except MemoryError:
@@ -91,10 +92,8 @@ def check_image(source: ImageSource, *, name: str | None = None, max_pixels: int
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(source)
-            _check_size(image, label, max_pixels)
-            if not isinstance(source, Image.Image):
-                image.close()
+            with _opened(source) as image:
+                _check_size(image, label, max_pixels)
     except ImageReadError:
         raise
     except MemoryError:
@@ -124,14 +123,18 @@ def to_rgb(image: Image.Image, *, background: str | tuple[int, int, int] | None 
     return image.convert("RGB")
 
 
-def _open(source: ImageSource) -> Image.Image:
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    """The picture, undecoded; a file that was opened here is closed at the end, also after an error."""
     if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(source))
-    if isinstance(source, str | os.PathLike):
-        return Image.open(Path(source))
-    return Image.open(source)
+        yield source
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield Image.open(io.BytesIO(source))
+    elif isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            yield Image.open(file)
+    else:
+        yield Image.open(source)
 
 
 def _check_size(image: Image.Image, label: str, max_pixels: int | None) -> None:

@@ -45,10 +45,15 @@ def read_tar(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
                     key, members = member_key, {}
                 extracted = archive.extractfile(member)
                 members[suffix.lower()] = extracted.read() if extracted is not None else b""
+            # a whole archive ends with two empty blocks, of which tarfile has read one
+            complete = bool(archive.fileobj.read(1))
         if key is not None:
-            yield _make_sample(path, number + 1, key, members, columns)
+            number += 1
+            yield _make_sample(path, number, key, members, columns)
+        if not complete:
+            yield Problem(path, number + 1, "the shard ends early: samples may be missing")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        yield Problem(path, number + 1, f"the shard cannot be read on from here: {error}")
+        yield Problem(path, number + 1, f"the shard cannot be read from here on: {error}")
 
 
 def _open_binary(path: str):

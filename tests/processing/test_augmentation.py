@@ -1,0 +1,231 @@
+"""Augmentation: what each operation does, and that the generator alone decides."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from modeling_r2d2.processing.augmentation import (
+    OPERATIONS,
+    WHITE,
+    Compose,
+    DemoAugmentation,
+    R2D2Augmentation,
+    affine,
+    random_resized_crop,
+)
+
+STILL = DemoAugmentation(flip=0, rotate=0, translate=0, scale=(1, 1), shear=0, brightness=0)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def picture(width: int = 48, height: int = 48, seed: int = 0) -> Image.Image:
+    small = rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def still(**changes) -> DemoAugmentation:
+    return DemoAugmentation(**{**STILL.__dict__, **changes})
+
+
+class TestAffine:
+    def test_identity(self):
+        assert np.array_equal(pixels(affine(picture(), ((1, 0), (0, 1)))), pixels(picture()))
+
+    def test_turns_and_mirrors_about_the_centre(self):
+        image = picture(48, 48)
+        assert np.array_equal(pixels(affine(image, ((-1, 0), (0, 1)))), pixels(ImageOps.mirror(image)))
+        assert np.array_equal(pixels(affine(image, ((-1, 0), (0, -1)))), pixels(image.rotate(180)))
+        quarter = affine(image, ((0, 1), (-1, 0)))
+        assert np.array_equal(pixels(quarter), pixels(image.transpose(Image.Transpose.ROTATE_90)))
+
+    def test_shift_moves_the_content(self):
+        moved = pixels(affine(picture(40, 30), ((1, 0, 5), (0, 1, -2)), fill=(1, 2, 3)))
+        assert np.array_equal(moved[:28, 5:], pixels(picture(40, 30))[2:, :35])
+        assert (moved[:, :5] == (1, 2, 3)).all()
+
+
+class TestOperations:
+    """At magnitude 10 (strength 1) and sign +1 unless said otherwise."""
+
+    def test_the_papers_list(self):
+        names = "autocontrast brightness equalize identity rotate sharpness shear_x shear_y translate_x translate_y"
+        assert " ".join(sorted(OPERATIONS)) == names
+
+    @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast", "equalize"}))
+    def test_strength_zero_changes_nothing(self, name):
+        assert np.array_equal(pixels(OPERATIONS[name](picture(), 0.0, 1, WHITE)), pixels(picture()))
+
+    @pytest.mark.parametrize(("sign", "factor"), [(1, 1.45), (-1, 0.55)])
+    def test_brightness_at_magnitude_5(self, sign, factor):
+        expected = np.clip(pixels(picture()) * factor, 0, 255)
+        assert np.abs(pixels(OPERATIONS["brightness"](picture(), 0.5, sign, WHITE)) - expected).max() <= 1
+
+    def test_translate(self):
+        moved = pixels(OPERATIONS["translate_x"](picture(50, 40), 1.0, 1, WHITE))
+        assert np.array_equal(moved[:, 10:], pixels(picture(50, 40))[:, :40])
+        assert (moved[:, :10] == 255).all()
+        moved = pixels(OPERATIONS["translate_y"](picture(50, 40), 0.5, -1, WHITE))
+        assert np.array_equal(moved[:36], pixels(picture(50, 40))[4:])
+
+    def test_shear_moves_rows_by_their_height(self):
+        stripe = Image.new("RGB", (41, 41), "black")
+        stripe.paste((255, 255, 255), (20, 0, 21, 41))
+        for sign in (1, -1):
+            sheared = pixels(OPERATIONS["shear_x"](stripe, 1.0, sign, (0, 0, 0)))[..., 0]
+            # output x = x + 0.3 y about the centre
+            found = [float((row * np.arange(41)).sum() / row.sum()) for row in sheared]
+            expected = 20 + sign * 0.3 * (np.arange(41) - 20)
+            assert np.abs(np.array(found) - expected).max() < 0.6
+
+    def test_rotate(self):
+        expected = picture().rotate(15, Image.Resampling.BICUBIC, fillcolor=WHITE)
+        assert np.array_equal(pixels(OPERATIONS["rotate"](picture(), 0.5, 1, WHITE)), pixels(expected))
+
+    def test_contrast_operations(self):
+        pale = Image.fromarray((pixels(picture()) // 4 + 90).astype(np.uint8))
+        for name in ("autocontrast", "equalize"):
+            changed = pixels(OPERATIONS[name](pale, 0.5, 1, WHITE))
+            assert changed.min() == 0
+            assert changed.max() == 255
+
+    def test_sharpness(self):
+        variation = [
+            np.abs(np.diff(pixels(OPERATIONS["sharpness"](picture(), 1.0, sign, WHITE)), axis=1)).sum()
+            for sign in (-1, 1)
+        ]
+        assert variation[0] < np.abs(np.diff(pixels(picture()), axis=1)).sum() < variation[1]
+
+
+class TestR2D2Augmentation:
+    def test_defaults_are_the_papers(self):
+        augment = R2D2Augmentation()
+        assert (augment.scale, augment.flip, augment.num_ops, augment.magnitude) == ((0.5, 1.0), 0.5, 2, 5)
+        assert augment.operations == tuple(OPERATIONS)
+
+    @pytest.mark.parametrize("size", [(48, 48), (100, 30), (7, 90), (1, 1)])
+    def test_any_picture_becomes_a_square(self, size):
+        for seed in range(20):
+            image = R2D2Augmentation(size=32)(picture(*size), rng(seed))
+            assert image.size == (32, 32)
+            assert image.mode == "RGB"
+
+    def test_generator_decides(self):
+        augment = R2D2Augmentation(size=32)
+        first = [pixels(augment(picture(), rng(seed))) for seed in range(8)]
+        again = [pixels(augment(picture(), rng(seed))) for seed in range(8)]
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+        assert len({a.tobytes() for a in first}) == 8
+
+    def test_crop_keeps_the_stated_area(self, monkeypatch):
+        boxes = []
+        monkeypatch.setattr(
+            Image.Image, "resize", lambda self, size, resample=None, box=None: boxes.append(box) or self
+        )
+        image, generator = Image.new("RGB", (200, 160)), rng()
+        for _ in range(500):
+            random_resized_crop(image, generator, 32)
+        shares = [(x1 - x0) * (y1 - y0) / 32000 for x0, y0, x1, y1 in boxes]
+        aspects = [(x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in boxes]
+        assert 0.49 < min(shares) < 0.53
+        assert 0.95 < max(shares) <= 1.0
+        assert min(aspects) > 0.74
+        assert max(aspects) < 1.35
+        assert all(0 <= x0 < x1 <= 200 and 0 <= y0 < y1 <= 160 for x0, y0, x1, y1 in boxes)
+
+    def test_plain_settings_only_resize(self):
+        augment = R2D2Augmentation(size=32, scale=(1, 1), ratio=(1, 1), flip=0, operations=("identity",))
+        expected = picture().resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(pixels(augment(picture(), rng())), pixels(expected))
+
+    @pytest.mark.parametrize("wrong", [{"operations": ("solarize",)}, {"magnitude": 11}, {"scale": (0, 1)}])
+    def test_wrong_settings(self, wrong):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            R2D2Augmentation(**wrong)
+
+
+class TestDemoAugmentation:
+    def test_everything_off_changes_nothing(self):
+        assert np.array_equal(pixels(STILL(picture(), rng())), pixels(picture()))
+
+    def test_flip_alone(self):
+        assert np.array_equal(pixels(still(flip=1)(picture(), rng())), pixels(ImageOps.mirror(picture())))
+
+    def test_size(self):
+        assert still(size=40)(picture(72, 60), rng()).size == (40, 40)
+
+    @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+    def test_geometry_uncovers_the_fill_colour(self, resample):
+        augment = still(scale=(0.5, 0.5), fill=(9, 8, 7), resample=resample)
+        assert augment(picture(), rng()).getpixel((0, 0)) == (9, 8, 7)
+
+    def test_translation_stays_within_its_bound(self):
+        dot = Image.new("RGB", (50, 50), "black")
+        dot.paste((255, 255, 255), (24, 24, 26, 26))
+        found = []
+        for seed in range(100):
+            moved = pixels(still(translate=0.2, fill=(0, 0, 0))(dot, rng(seed)))[..., 0]
+            found.append([(moved.sum(axis) * (np.arange(50) + 0.5)).sum() / moved.sum() - 25 for axis in (0, 1)])
+        assert np.abs(found).max() < 10.1
+        assert np.abs(found).max(axis=0).min() > 8
+
+    def test_grayscale_is_luma(self):
+        expected = pixels(picture().convert("L").convert("RGB"))
+        assert np.abs(pixels(still(grayscale=1)(picture(), rng())) - expected).max() <= 1
+
+    def test_shuffled_channels(self):
+        shuffled = pixels(still(shuffle_channels=1)(picture(), rng(1)))
+        channels = {shuffled[..., c].tobytes() for c in range(3)}
+        assert channels == {pixels(picture())[..., c].tobytes() for c in range(3)}
+
+    def test_colour_factors_stay_within_their_bounds(self):
+        gray = Image.new("RGB", (8, 8), (100, 100, 100))
+        values = [still(brightness=0.2)(gray, rng(seed)).getpixel((0, 0))[0] for seed in range(200)]
+        assert 79 <= min(values) < 83
+        assert 117 < max(values) <= 121
+        spread = [pixels(still(contrast=0.5)(picture(), rng(seed))).std() for seed in range(50)]
+        assert min(spread) < 0.7 * pixels(picture()).std()
+        same = still(contrast=0.5, saturation=0.5)(gray, rng())
+        assert np.abs(pixels(same) - 100).max() <= 1
+
+    def test_blur_erase_and_invert(self):
+        blurred = pixels(still(blur=1)(picture(), rng()))
+        assert np.abs(np.diff(blurred, axis=0)).sum() < np.abs(np.diff(pixels(picture()), axis=0)).sum()
+        shares = []
+        for seed in range(50):
+            image = picture(60, 60)
+            erased = still(erase=1, erase_area=(0.1, 0.2))(image, rng(seed))
+            shares.append((pixels(erased) != pixels(image)).any(axis=2).mean())
+        assert max(shares) < 0.22
+        assert np.median(shares) > 0.08
+        assert np.array_equal(pixels(still(invert=1)(picture(), rng())), 255 - pixels(picture()))
+
+    def test_options_do_not_disturb_one_another(self):
+        moved = pixels(still(rotate=30)(picture(), rng(3)))
+        both = pixels(still(rotate=30, blur=1e-9, erase=1e-9)(picture(), rng(3)))
+        assert np.array_equal(moved, both)
+
+
+def test_compose():
+    both = Compose((still(flip=1), R2D2Augmentation(size=16)))
+    assert both(picture(), rng()).size == (16, 16)
+
+
+@pytest.mark.parametrize("augment", [R2D2Augmentation(size=48), DemoAugmentation()], ids=["r2d2", "demo"])
+def test_fast(augment):
+    """Below a millisecond for a picture of 72 px, best of several since the machine is shared."""
+    image, generator, times = picture(72, 72), rng(), []
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(40):
+            augment(image, generator)
+        times.append((time.process_time() - start) / 40)
+    assert min(times) < 1e-3
