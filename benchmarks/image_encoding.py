@@ -6,6 +6,7 @@ machine's own matrix multiplication.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from common import Check, Table, arguments, finish, interleave, median, ratio
@@ -70,14 +71,9 @@ def measure(size: Size, batch: int, gemm: int, rounds: int, quick: bool = False)
     left, right, product = (torch.randn(gemm, gemm) for _ in range(3))
     flops = {name: forward_flops(model, pixel_values) for name, model in contenders.items()}
     flops["GEMM"] = 2 * gemm**3
-    seconds = interleave(
-        {
-            **{name: lambda m=model: m.get_image_features(pixel_values=pixel_values) for name, model in contenders.items()},
-            "GEMM": lambda: [torch.mm(left, right, out=product) for _ in range(4)],
-        },
-        rounds,
-        warmup=2,
-    )
+    runs = {name: partial(model.get_image_features, pixel_values=pixel_values) for name, model in contenders.items()}
+    runs["GEMM"] = lambda: [torch.mm(left, right, out=product) for _ in range(4)]
+    seconds = interleave(runs, rounds, warmup=2)
     seconds["GEMM"] = [each / 4 for each in seconds["GEMM"]]
     rate = {name: [flops[name] / each for each in measured] for name, measured in seconds.items()}
     rows = [

@@ -64,7 +64,8 @@ class R2D2MatchOutput(ModelOutput):
     loss: with labels. match_probability (P,) float32: mean of both encoders' softmax of class 1.
     text_match_logits, image_match_logits (P, 2): of the text-image and the image-text encoder.
     text_cross_output, image_cross_output: their states (P, L, D) and (P, N, D), the first row only where
-    `cls_only` was asked for.
+    `cls_only` was asked for. Where pre-ranking reads the mean of the tower's tokens, the image-text encoder's first
+    row is that mean: (P, 1 + N, D).
     """
 
     loss: Tensor | None = None
@@ -309,8 +310,8 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
             part = pairing.part(slice(0, full_pairs))
             full = part.through(last, *self._masks(part), **kwargs)
             rows.append(full[:, :1])
-        if full_pairs < len(pairing):
-            part = pairing.part(slice(full_pairs, len(pairing))) if full_pairs else pairing
+        if full_pairs < pairing.pairs:
+            part = pairing.part(slice(full_pairs, pairing.pairs)) if full_pairs else pairing
             rows.append(part.through(last, *self._masks(part, rows=1), cls_only=True, **kwargs))
         return R2D2CrossEncoderOutput(last_hidden_state=torch.cat(rows), full_hidden_state=full)
 
@@ -318,8 +319,8 @@ class R2D2CrossEncoder(R2D2PreTrainedModel):
         """Masks of self-attention (per query) and cross-attention (per pair), for the first `rows` query rows."""
         queries = pairing.queries[:, :rows]
         # Only shape, dtype and device of these two are read: masks are made for P pairs without copies.
-        pair_queries = queries[:1].expand(len(pairing), -1, -1)
-        pair_contexts = pairing.context[:1].expand(len(pairing), -1, -1)
+        pair_queries = queries[:1].expand(pairing.pairs, -1, -1)
+        pair_contexts = pairing.context[:1].expand(pairing.pairs, -1, -1)
         return (
             self._mask(queries, pairing.queries, pairing.attention_mask),
             self._mask(pair_queries, pair_contexts, _take(pairing.context_mask, pairing.context_index)),
@@ -344,7 +345,9 @@ class _Pairing:
     query_index: Tensor | None
     context_index: Tensor | None
 
-    def __len__(self) -> int:
+    @property
+    def pairs(self) -> int:
+        """P; no `__len__`, which torch.export would make a constant."""
         index = self.context_index if self.query_index is None else self.query_index
         return (self.queries if index is None else index).shape[0]
 
@@ -684,8 +687,11 @@ class R2D2Model(R2D2PreTrainedModel):
             full_pairs=full_text_pairs,
             **kwargs,
         )
+        image_queries = self.image_joint_projection(image_hidden_states)
+        if self.config.vision_pooling == "mean":  # a tower without [CLS]: the mean of its tokens stands in for it
+            image_queries = torch.cat([image_queries.mean(dim=1, keepdim=True), image_queries], dim=1)
         image_cross = self.image_text_encoder(
-            self.image_joint_projection(image_hidden_states),
+            image_queries,
             text_context,
             encoder_attention_mask=attention_mask,
             query_index=image_index,

@@ -1,0 +1,52 @@
+"""All benchmarks, one after another, each in a process of its own; then the index of their tables.
+
+    python -m benchmarks [--quick] [--only image_encoding text_encoding]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TABLES = HERE.parent / "docs" / "benchmarks"
+#: The long one last.
+BENCHMARKS = ("image_encoding", "text_encoding", "negatives", "data_loading", "demo_seeds")
+
+
+def write_index(folder: Path) -> None:
+    """README.md of the tables' folder: every claim with its figure and a link to its table."""
+    lines = ["# Benchmarks", "", "Written by `make bench`; every table names its machine.", ""]
+    lines += ["| claim | measured | wanted | |", "|---|---:|---:|---|"]
+    for name in BENCHMARKS:
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            continue
+        for check in json.loads(file.read_text(encoding="utf-8"))["checks"]:
+            sense = "≥" if check["sense"] == ">=" else check["sense"]
+            measured = f"{check['value']:.4g} | {sense} {check['wanted']:g} | {'met' if check['met'] else 'missed'}"
+            lines.append(f"| [{check['what']}]({name}.md) | {measured} |")
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run them; the exit status is 1 if one failed or missed its claim, and the others run all the same."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: do they run?")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    options = parser.parse_args(argv)
+    failed = []
+    for name in options.only:
+        command = [sys.executable, str(HERE / f"{name}.py")] + ["--quick"] * options.quick
+        if subprocess.run(command).returncode:
+            failed.append(name)
+    if not options.quick:
+        write_index(TABLES)
+    if failed:
+        print(f"failed, or missed a wanted figure: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
