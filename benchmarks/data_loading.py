@@ -16,7 +16,7 @@ from common import Check, Table, arguments, finish, median
 from transformers import TrainerCallback, set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
-from modeling_r2d2.processing.augmentation import DemoAugmentation
+from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training import R2D2Trainer
@@ -49,7 +49,7 @@ def demo_trainer(output: Path, steps: int, log_every: int, workers: int, batch_s
         batch_size=batch_size,
         learning_rate=DemoSettings.learning_rate,
         weight_decay=DemoSettings.weight_decay,
-        augmentation=DemoAugmentation(),
+        augmentation=BatchAugmentation(),
         workers=workers,
         log_every=log_every,
         arguments={"disable_tqdm": True},

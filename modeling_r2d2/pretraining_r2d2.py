@@ -228,10 +228,13 @@ class R2D2ForPreTraining(R2D2Model):
         if world_size() > 1:  # beside the local rows, only the drawn ones are ranked
             if attention_mask is None:
                 attention_mask = torch.ones(text_states.shape[:2], dtype=torch.int64, device=own.device)
-            queries = _append_drawn(queries, negative_text)
-            text_states = _append_drawn(text_states, negative_text)
-            attention_mask = _append_drawn(attention_mask, negative_text)
-            image_states = _append_drawn(image_states, negative_image)
+            # one exchange for all that belongs to the texts, one for the images
+            size = text_states.shape[-1]
+            texts = torch.cat([queries, text_states, attention_mask.unsqueeze(-1).to(text_states.dtype)], dim=-1)
+            texts = _append_drawn(texts, gather_padded(texts), negative_text)
+            queries, text_states, attention_mask = texts.split([size, size, 1], dim=-1)
+            attention_mask = attention_mask.squeeze(-1).long()
+            image_states = _append_drawn(image_states, gather(image_states), negative_image)
             negative_text = negative_image = own + batch
         mlm = mlm_labels is not None
         shared_pass = mlm and self.config.rank_masked_texts
@@ -265,14 +268,11 @@ class R2D2ForPreTraining(R2D2Model):
         return losses, (right.sum() / present.sum()).detach()
 
 
-def _append_drawn(tensor: Tensor, index: Tensor) -> Tensor:
-    """(B, L, …) local rows and, after them, the rows `index` (B,) of all workers: (2B, L', …)."""
-    everything = gather_padded(tensor)
-    missing = everything.shape[1] - tensor.shape[1]
-    if missing:
-        padding = tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))
-        tensor = torch.cat([tensor, padding], dim=1)
-    return torch.cat([tensor, everything.index_select(0, index)])
+def _append_drawn(local: Tensor, everything: Tensor, index: Tensor) -> Tensor:
+    """(B, L, D) local rows and, after them, the rows `index` (B,) of all workers (N, L', D): (2B, L', D)."""
+    missing = everything.shape[1] - local.shape[1]
+    local = nn.functional.pad(local, (0, 0, 0, missing))
+    return torch.cat([local, everything.index_select(0, index)])
 
 
 __all__ = ["R2D2ForPreTraining", "R2D2ForPreTrainingOutput", "R2D2TeacherTargets"]

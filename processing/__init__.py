@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "augmentation": ["Compose", "DemoAugmentation", "R2D2Augmentation"],
+    "augmentation": ["R2D2Augmentation"],
+    "batch_augmentation": ["BatchAugmentation"],
     "collation": ["PretrainingDataset", "R2D2PretrainingCollator", "StreamingPretrainingDataset"],
     "datasets.emoji": ["EmojiPairs"],
     "datasets.images": ["ImageReadError", "open_image"],

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 Colour = tuple[int, int, int]
 # CLIP's mean: what geometric operations uncover is (about) zero after normalisation
@@ -194,135 +194,3 @@ def random_resized_crop(
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
     box = (left, top, left + crop_width, top + crop_height)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-
-# -- drawings ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DemoAugmentation:
-    """Affine and colour changes for small pictures such as emoji: one resampling, one colour matrix.
-
-    Every part can be switched off by its 0 or its identity. Geometric changes compose into one transform, colour
-    changes into one 3 x 4 matrix, so a 72 px picture costs a fraction of a millisecond.
-
-    Attributes:
-        size: side that pictures are squashed to first; None keeps their size. Set it for photographs.
-        flip: probability of a horizontal flip.
-        rotate: degrees, uniform in ± rotate.
-        translate: share of the side, uniform in ± translate, both axes.
-        scale: zoom, log-uniform; above 1 enlarges.
-        shear: slope along x, uniform in ± shear.
-        squeeze: largest ratio of unequal zoom along x and y, log-uniform; 0.1 gives up to 1.1.
-        brightness, contrast, saturation: factors 1 ± value, uniform. Contrast is about the picture's mean grey.
-        grayscale: probability of dropping colour.
-        shuffle_channels: probability of a random order of the colour channels.
-        invert: probability of inverting the colours.
-        blur: probability of a Gaussian blur with a radius uniform in `blur_radius`.
-        erase: probability of covering a rectangle of `erase_area` (share of the picture) with noise-free colour.
-        fill: colour that geometric changes uncover.
-        resample: "bilinear" or "bicubic" for the geometric changes; bicubic costs twice as much, and drawings that
-            are scaled down afterwards do not show it.
-    """
-
-    size: int | None = None
-    flip: float = 0.5
-    rotate: float = 15.0
-    translate: float = 0.08
-    scale: tuple[float, float] = (0.8, 1.15)
-    shear: float = 0.1
-    squeeze: float = 0.0
-    brightness: float = 0.2
-    contrast: float = 0.0
-    saturation: float = 0.0
-    grayscale: float = 0.0
-    shuffle_channels: float = 0.0
-    invert: float = 0.0
-    blur: float = 0.0
-    blur_radius: tuple[float, float] = (0.3, 1.0)
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.2)
-    fill: Colour = WHITE
-    resample: Literal["bilinear", "bicubic"] = "bilinear"
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        # all draws are made in one order whatever is switched on: options do not disturb one another
-        draw = rng.random(24).tolist()
-        if self.size is not None and image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        image = self._move(image, draw)
-        image = self._recolour(image, draw, rng)
-        if draw[14] < self.blur:
-            low, high = self.blur_radius
-            image = image.filter(ImageFilter.GaussianBlur(float(low + (high - low) * draw[15])))
-        if draw[16] < self.erase:
-            image = self._erase(image, draw)
-        if draw[23] < self.invert:
-            image = ImageChops.invert(image)
-        return image
-
-    def _move(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
-        angle = math.radians(self.rotate * (2 * draw[1] - 1))
-        right = self.translate * (2 * draw[2] - 1) * image.width
-        down = self.translate * (2 * draw[3] - 1) * image.height
-        zoom = _log_uniform(self.scale, draw[4])
-        slope = self.shear * (2 * draw[5] - 1)
-        stretch = math.exp(math.log1p(self.squeeze) * (2 * draw[6] - 1) / 2)
-        mirror = -1.0 if draw[0] < self.flip else 1.0
-        if not (angle or right or down or slope) and zoom == 1 and stretch == 1:
-            return image if mirror > 0 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        cos, sin = math.cos(angle), math.sin(angle)
-        x, y = zoom * stretch * mirror, zoom / stretch
-        # rotation @ shear @ diag(x, y)
-        matrix = ((cos * x, (cos * slope - sin) * y, right), (sin * x, (sin * slope + cos) * y, down))
-        return affine(image, matrix, self.fill, Image.Resampling[self.resample.upper()])
-
-    def _recolour(self, image: Image.Image, draw: Sequence[float], rng: np.random.Generator) -> Image.Image:
-        gray = draw[10] < self.grayscale
-        shuffled = draw[11] < self.shuffle_channels
-        if not (self.brightness or self.contrast or self.saturation or gray or shuffled):
-            return image
-        colour, shift = np.eye(3), np.zeros(3)
-        if shuffled:
-            colour = colour[list(rng.permutation(3))]
-        saturation = 0.0 if gray else 1 + self.saturation * (2 * draw[9] - 1)
-        if saturation != 1:
-            colour = (saturation * np.eye(3) + (1 - saturation) * _LUMA) @ colour
-        if self.contrast:
-            factor = 1 + self.contrast * (2 * draw[8] - 1)
-            mean = image.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
-            colour, shift = factor * colour, np.full(3, (1 - factor) * mean)
-        if self.brightness:
-            factor = 1 + self.brightness * (2 * draw[7] - 1)
-            colour, shift = factor * colour, factor * shift
-        return image.convert("RGB", tuple(np.column_stack([colour, shift]).ravel().tolist()))
-
-    def _erase(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
-        width, height = image.size
-        low, high = self.erase_area
-        area = (low + (high - low) * draw[17]) * width * height
-        aspect = _log_uniform((0.5, 2.0), draw[18])
-        w = max(1, min(width, round(math.sqrt(area * aspect))))
-        h = max(1, min(height, round(math.sqrt(area / aspect))))
-        left, top = int(draw[19] * (width - w + 1)), int(draw[20] * (height - h + 1))
-        colour = self.fill if draw[21] < 0.5 else tuple(int(255 * c) for c in (draw[21] * 2 - 1, draw[22], 0.5))
-        image = image.copy()
-        image.paste(colour, (left, top, left + w, top + h))
-        return image
-
-
-@dataclass(frozen=True)
-class Compose:
-    """Augmentations one after another, all drawing from the same generator."""
-
-    steps: tuple[Augmentation, ...]
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for step in self.steps:
-            image = step(image, rng)
-        return image
-
-
-def _log_uniform(bounds: tuple[float, float], draw: float) -> float:
-    low, high = math.log(bounds[0]), math.log(bounds[1])
-    return math.exp(low + (high - low) * draw)

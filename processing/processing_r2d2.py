@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
 logger = logging.get_logger(__name__)
+
+
+class R2D2ProcessorKwargs(ProcessingKwargs, total=False):
+    """Defaults of a call. (As class variables of the processor only transformers 5.23 and newer reads them.)"""
+
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
 class R2D2Processor(ProcessorMixin):
@@ -25,7 +32,7 @@ class R2D2Processor(ProcessorMixin):
         tokenizer: a BERT tokenizer.
     """
 
-    text_kwargs = {"padding": True, "truncation": True}
+    valid_processor_kwargs = R2D2ProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer)

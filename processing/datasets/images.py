@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageColor, ImageOps
+
+from ..processing_r2d2 import to_rgb as any_mode_to_rgb
 
 ImageSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
@@ -110,7 +111,7 @@ def to_rgb(image: Image.Image, *, background: str | tuple[int, int, int] | None 
             return _composite(image.convert("RGBA"), background)
         return image.copy()
     if mode in _WIDE_MODES:
-        return _rescale_wide(image).convert("RGB")
+        return any_mode_to_rgb(image)
     if mode == "RGBa":
         image = image.convert("RGBA")
     elif mode == "La":
@@ -165,23 +166,3 @@ def _composite(image: Image.Image, background: str | tuple[int, int, int]) -> Im
     canvas = Image.new("RGB", image.size, colour[:3])
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas
-
-
-def _rescale_wide(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if image.mode != "F":
-        scaled = values / 257.0 if low >= 0 and high <= 65535 else _stretch(values, low, high)
-    elif low >= 0 and high <= 1:
-        scaled = values * 255.0
-    elif low >= 0 and high <= 255:
-        scaled = values
-    else:
-        scaled = _stretch(values, low, high)
-    return Image.fromarray(np.clip(np.rint(np.nan_to_num(scaled)), 0, 255).astype(np.uint8), mode=None)
-
-
-def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    values = np.nan_to_num(values, nan=low, posinf=np.finfo(np.float32).max, neginf=np.finfo(np.float32).min)
-    low, high = max(low, float(values.min())), min(high, float(values.max()))
-    return (np.clip(values, low, high) - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
