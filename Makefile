@@ -34,6 +34,8 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	# the 21,128-token vocabulary; without its dependencies, which pin old versions
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps cn-clip==1.6.0
 	@touch $@
 
 demo: $(STAMP)

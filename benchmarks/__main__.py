@@ -1,6 +1,6 @@
 """All benchmarks, one after another, each in a process of its own; then the index of their tables.
 
-    python -m benchmarks [--quick] [--only image_encoding text_encoding]
+python -m benchmarks [--quick] [--only image_encoding text_encoding]
 """
 
 import argparse

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
-from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
+from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training import R2D2Trainer
 from modeling_r2d2.training.demo import IMAGE_SIZE, MAX_TEXT_LENGTH, TRAINING_VENDORS, DemoSettings, demo_config
@@ -41,7 +41,7 @@ class _Waits(TrainerCallback):
 def demo_trainer(output: Path, steps: int, log_every: int, workers: int, batch_size: int, callback) -> R2D2Trainer:
     """The demo's training as `run_demo` sets it up, without its evaluation."""
     set_seed(0)
-    pairs = EmojiPairs(TRAINING_VENDORS, templates=TEMPLATES, calibration="exclude")
+    pairs = EmojiPairs(TRAINING_VENDORS, calibration="exclude")
     tokenizer = build_character_tokenizer(pairs.all_texts(), max_length=MAX_TEXT_LENGTH)
     settings = PretrainingSettings(
         output=output,
@@ -52,10 +52,10 @@ def demo_trainer(output: Path, steps: int, log_every: int, workers: int, batch_s
         augmentation=BatchAugmentation(),
         workers=workers,
         log_every=log_every,
-        arguments={"disable_tqdm": True},
+        arguments={"disable_tqdm": True, "adam_beta2": 0.98},
     )
     processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=MAX_TEXT_LENGTH)
-    model = R2D2ForPreTraining(demo_config(len(tokenizer)))
+    model = R2D2ForPreTraining._from_config(demo_config(len(tokenizer)), attn_implementation="eager")
     return build_trainer(model, processor, pairs, settings, callbacks=[callback])
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
 from modeling_r2d2 import pretraining_r2d2 as pretraining
-from modeling_r2d2.distributed_r2d2 import gather
+from modeling_r2d2.distributed_r2d2 import gather, gather_padded
 from modeling_r2d2.losses_r2d2 import draw_hard_negatives, same_identity, scaled_similarity
 from modeling_r2d2.modeling_r2d2 import normalize
 from modeling_r2d2.training.demo import IMAGE_SIZE, demo_config
@@ -44,7 +44,7 @@ def training_batch(config: R2D2Config, rows: int, seed: int) -> dict[str, Tensor
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "pixel_values": torch.randn(rows, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
+        "pixel_values": torch.randn(rows, IMAGE_SIZE, IMAGE_SIZE, 3, generator=generator).permute(0, 3, 1, 2),
         "image_ids": torch.arange(seed * rows, (seed + 1) * rows),
         "masked_input_ids": masked_input_ids,
         "mlm_labels": mlm_labels,
@@ -90,15 +90,15 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
     text_states = text.last_hidden_state.requires_grad_()
     masked_states = text_states.detach().clone().requires_grad_()
     image_states = image.last_hidden_state.requires_grad_()
+    mask = batch["attention_mask"].unsqueeze(-1).to(text_states.dtype)
     drawn = draw_hard_negatives(per_image, per_text, positives)
 
-    def gather_states() -> None:
+    def gather_states() -> None:  # as R2D2ForPreTraining does before it ranks
+        texts = torch.cat([masked_states, text_states, mask], dim=-1)
         gathered = [
-            pretraining._append_drawn(masked_states, drawn.text_index),
-            pretraining._append_drawn(text_states, drawn.text_index),
-            pretraining._append_drawn(image_states, drawn.image_index),
+            pretraining._append_drawn(texts, gather_padded(texts), drawn.text_index),
+            pretraining._append_drawn(image_states, gather(image_states), drawn.image_index),
         ]
-        pretraining._append_drawn(batch["attention_mask"], drawn.text_index)
         torch.autograd.backward(gathered, [torch.ones_like(each) for each in gathered])
 
     return {**work, EMBEDS: gather_embeds, STATES: gather_states}
@@ -107,7 +107,7 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
 def measure_process(config: R2D2Config, rows: int, rounds: int, seed: int = 0) -> dict[str, list[float]]:
     """Seconds of the whole step and of each part, in turn, on this process."""
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(config).train()
+    model = R2D2ForPreTraining._from_config(config, attn_implementation="eager").train()  # as the demo
     batch = training_batch(config, rows, seed)
     contenders = {"step": training_step(model, batch), **negative_work(model, batch)}
     before = dist.barrier if dist.is_initialized() else None

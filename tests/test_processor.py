@@ -2,7 +2,6 @@
 
 import json
 import logging
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,6 @@ class TestTexts:
         """With the tokens that occur there, out of the 21,128."""
         vocabulary = json.loads((DATA / "golden_vocabulary.json").read_text(encoding="utf-8"))
         self.check(golden, BertTokenizer(vocab=vocabulary))
-
-    def test_ids_as_the_authors_with_the_whole_vocabulary(self, golden):
-        try:
-            files = metadata.files("cn-clip") or []
-        except metadata.PackageNotFoundError:
-            pytest.skip("the package cn-clip, which carries the vocabulary, is not installed")
-        vocabulary = next(file for file in files if file.name == "vocab.txt").locate()
-        self.check(golden, BertTokenizer(vocab=str(vocabulary)))
 
     def test_padding_to_the_longest_by_default(self, processor):
         encoded = processor(text=["猫", "两条红色的鱼"], return_tensors="pt")

@@ -5,6 +5,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .convert import convert
 from .demo import demo
@@ -28,7 +29,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]r2d2: {type(error).__name__}:[/red] {error}", highlight=False, markup=True)
+        message = f"[red]r2d2: {type(error).__name__}:[/red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("r2d2: interrupted; `--resume` goes on from the last checkpoint")

@@ -28,6 +28,7 @@ class PretrainingSettings:
         learning_rate, warmup (share of the steps), weight_decay, max_grad_norm: AdamW with cosine decay.
         augmentation: of the training pictures; None: none.
         mask_ratio: share of the text tokens to mask; 0: no MLM. whole_words: mask whole Chinese words (jieba).
+        channels_last: memory layout of the pictures, see `R2D2PretrainingCollator`.
         distinct_ids: batches without two pairs of one image id, where the data allow it.
         workers: data loader processes. log_every, eval_every, save_every: in steps; 0: never.
         resume: go on from the last checkpoint in `output`. overwrite: replace a model that is there.
@@ -46,6 +47,7 @@ class PretrainingSettings:
     mask_ratio: float = 0.15
     whole_words: bool = False
     distinct_ids: bool = True
+    channels_last: bool = False
     seed: int = 0
     workers: int = 2
     log_every: int = 10
@@ -134,7 +136,7 @@ def build_trainer(
         args=arguments,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=R2D2PretrainingCollator(processor),
+        data_collator=R2D2PretrainingCollator(processor, settings.channels_last),
         processing_class=processor,
         compute_metrics=retrieval_metrics,
         callbacks=callbacks,

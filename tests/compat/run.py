@@ -86,9 +86,7 @@ def main() -> int:
     parser.add_argument("--python", help="the interpreter to use, instead of the one found")
     arguments = parser.parse_args()
     newest = [f"python3.{minor}" for minor in range(14, 10, -1)]
-    constraints = [
-        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
-    ]
+    constraints = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
     choices = {"oldest": (newest[::-1], lower_bounds()), "newest": (newest, constraints)}
     if unknown := set(arguments.ends) - set(choices):
         parser.error(f"unknown: {', '.join(unknown)}")

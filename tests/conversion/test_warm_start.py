@@ -80,7 +80,7 @@ def test_image_tower(folders, bert, name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_text_tower(folders, name):
     folder, original = folders[name]
-    model = from_vision_text_pretrained(R2D2ForPreTraining, folders["clip vision"][0], folder)
+    model = R2D2ForPreTraining.from_vision_text_pretrained(folders["clip vision"][0], folder)
     input_ids = torch.randint(5, TEXT["vocab_size"], (2, 7))
     with torch.no_grad():
         expected = tower_of(original)(input_ids).last_hidden_state
@@ -91,7 +91,7 @@ def test_text_tower(folders, name):
 
 
 def test_default_configuration(folders, bert):
-    config = from_vision_text_pretrained(R2D2Model, folders["whole clip"][0], bert).config
+    config = R2D2Model.from_vision_text_pretrained(folders["whole clip"][0], bert).config
     cross = config.cross_encoder_config
     assert (cross.hidden_size, cross.num_attention_heads, cross.intermediate_size) == (32, 4, 64)
     assert cross.num_hidden_layers == 6

@@ -1,0 +1,82 @@
+"""The command line, end to end on tiny data: pretrain with broken records and resume; clear errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+from typer.testing import CliRunner
+
+from modeling_r2d2.cli import app, main
+from tests.tiny import tiny_config
+
+runner = CliRunner()
+TEXTS = ["一只小狗", "一只小猫", "红色的汽车", "绿色的树", "蓝色的天空", "白色的云", "黑色的夜晚", "黄色的花"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight pictures and their captions as JSONL, and a small configuration."""
+    lines = []
+    for number, text in enumerate(TEXTS):
+        Image.new("RGB", (32, 32), (30 * number, 255 - 30 * number, 99)).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "text": text}, ensure_ascii=False))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tiny_config("resnet").save_pretrained(tmp_path / "config")
+    return tmp_path
+
+
+def arguments(data, *more: str) -> list[str]:
+    return [
+        "pretrain",
+        *("--data", str(data / "pairs.jsonl"), "--config", str(data / "config"), "--output", str(data / "run")),
+        *("--steps", "4", "--batch-size", "4", "--workers", "0", "--save-every", "2", *more),
+    ]
+
+
+def test_pretrain_and_resume(data):
+    result = runner.invoke(app, arguments(data, "--eval-data", str(data / "pairs.jsonl")), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "8 pairs" in result.output
+    model, processor = AutoModel.from_pretrained(data / "run"), AutoProcessor.from_pretrained(data / "run")
+    batch = processor(text=TEXTS[:2], images=[Image.new("RGB", (50, 20))], return_tensors="pt")
+    assert model(**batch).logits_per_image.shape == (1, 2)
+    again = runner.invoke(app, arguments(data))
+    assert isinstance(again.exception, FileExistsError)
+    resumed = runner.invoke(app, [*arguments(data, "--resume"), "--steps", "6"], catch_exceptions=False)
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_too_many_broken_records_are_refused_by_file_and_line(data):
+    with (data / "pairs.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"image": "missing.png", "text": "没有"}\nnot json\n')
+    result = runner.invoke(app, arguments(data))
+    assert "pairs.jsonl:9" in str(result.exception)
+    assert "pairs.jsonl:10" in str(result.exception)
+    tolerant = runner.invoke(app, arguments(data, "--max-error-rate", "0.5"), catch_exceptions=False)
+    assert tolerant.exit_code == 0
+    assert "pairs.jsonl:9" in tolerant.output
+
+
+@pytest.mark.parametrize("extra", [[], ["--preset", "r2d2-vit-b-16"]])
+def test_one_starting_point(data, extra):
+    command = [a for a in arguments(data, *extra) if a not in ("--config", str(data / "config"))]
+    command += ["--config", str(data / "config")] if extra else []
+    result = runner.invoke(app, command)
+    assert "one starting point" in str(result.exception)
+
+
+def test_errors_are_one_line_without_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["r2d2", "convert", "nowhere.pth", "out"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "nowhere.pth" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_lists_the_verbs():
+    result = subprocess.run([sys.executable, "-m", "modeling_r2d2.cli", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert all(verb in result.stdout for verb in ("demo", "pretrain", "convert"))
