@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
 from modeling_r2d2 import pretraining_r2d2 as pretraining
-from modeling_r2d2.distributed_r2d2 import gather, gather_padded
+from modeling_r2d2.distributed_r2d2 import gather
 from modeling_r2d2.losses_r2d2 import draw_hard_negatives, same_identity, scaled_similarity
 from modeling_r2d2.modeling_r2d2 import normalize
 from modeling_r2d2.training.demo import IMAGE_SIZE, demo_config
@@ -80,26 +80,24 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
     if not dist.is_initialized():
         return work
 
-    embeds = [each.requires_grad_() for each in (image_embeds, text_embeds)]
+    embeds = torch.cat([image_embeds, text_embeds], dim=1).requires_grad_()
 
     def gather_embeds() -> None:
         gather(batch["image_ids"])
-        gathered = [gather(each) for each in embeds]
-        torch.autograd.backward(gathered, [torch.ones_like(each) for each in gathered])
+        gathered = gather(embeds)
+        gathered.backward(torch.ones_like(gathered))
 
     text_states = text.last_hidden_state.requires_grad_()
     masked_states = text_states.detach().clone().requires_grad_()
     image_states = image.last_hidden_state.requires_grad_()
-    mask = batch["attention_mask"].unsqueeze(-1).to(text_states.dtype)
     drawn = draw_hard_negatives(per_image, per_text, positives)
 
-    def gather_states() -> None:  # as R2D2ForPreTraining does before it ranks
-        texts = torch.cat([masked_states, text_states, mask], dim=-1)
-        gathered = [
-            pretraining._append_drawn(texts, gather_padded(texts), drawn.text_index),
-            pretraining._append_drawn(image_states, gather(image_states), drawn.image_index),
-        ]
-        torch.autograd.backward(gathered, [torch.ones_like(each) for each in gathered])
+    def gather_states() -> None:
+        states, _, _ = pretraining.fetch_drawn_states(
+            masked_states, text_states, batch["attention_mask"], image_states, drawn
+        )
+        differentiable = [each for each in states if each.requires_grad]
+        torch.autograd.backward(differentiable, [torch.ones_like(each) for each in differentiable])
 
     return {**work, EMBEDS: gather_embeds, STATES: gather_states}
 

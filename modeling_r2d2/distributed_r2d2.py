@@ -50,17 +50,59 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return _AllGather.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
 
 
-def gather_padded(tensor: torch.Tensor) -> torch.Tensor:
-    """`gather` for (B, L, ...) whose L differs between workers: zero-padded to the longest."""
-    if world_size() == 1:
-        return tensor
-    length = torch.tensor(tensor.shape[1], device=tensor.device)
-    dist.all_reduce(length, op=dist.ReduceOp.MAX)
-    missing = int(length) - tensor.shape[1]
-    if missing:
-        padding = tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))
-        tensor = torch.cat([tensor, padding], dim=1)
-    return gather(tensor)
+class _AllToAll(torch.autograd.Function):
+    """Rows to and from every worker, by counts; the gradient goes the way back."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+        ctx.counts = sent, received
+        return _all_to_all(rows, sent, received)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        sent, received = ctx.counts
+        return _all_to_all(gradient, received, sent), None, None
+
+
+def _all_to_all(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+    arrived = rows.new_empty((sum(received), *rows.shape[1:]))
+    dist.all_to_all_single(arrived, rows.contiguous(), received, sent)
+    return arrived
+
+
+class RowExchange:
+    """Fetches the rows of other workers that this one needs, each once, and sends them theirs.
+
+    Args:
+        index: (B,) int64 into the rows of all workers, B per worker: what this worker needs.
+        needed: (W, B), the `index` of every worker.
+
+    Attributes:
+        position: (B,) int64, where each needed row is in "local rows, then the fetched ones".
+    """
+
+    def __init__(self, index: torch.Tensor, needed: torch.Tensor):
+        batch, own = len(index), process_index()
+        away = index // batch != own
+        wanted, inverse = index[away].unique(return_inverse=True)  # sorted, so by worker
+        self.position = index - own * batch
+        self.position[away] = batch + inverse
+        self.received = torch.bincount(wanted // batch, minlength=world_size()).tolist()
+        worker = torch.arange(world_size(), device=index.device)[:, None]
+        asked = (needed // batch == own) & (worker != own)
+        keys = (worker * batch + needed - own * batch)[asked].unique()  # by asking worker, then by row
+        self.rows = keys % batch
+        self.sent = torch.bincount(keys // batch, minlength=world_size()).tolist()
+
+    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """(B, …) each, of one dtype -> (B + fetched, …) each, in one message; differentiable.
+
+        Every worker must call it with tensors of the same shapes.
+        """
+        leaving = torch.cat([t.index_select(0, self.rows).flatten(1) for t in tensors], dim=1)
+        fetched = _AllToAll.apply(leaving, self.sent, self.received)
+        parts = fetched.split([t[0].numel() for t in tensors], dim=1)
+        return [torch.cat([t, part.reshape(-1, *t.shape[1:])]) for t, part in zip(tensors, parts, strict=True)]
 
 
 def global_mean(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

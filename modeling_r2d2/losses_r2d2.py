@@ -85,7 +85,12 @@ def draw_hard_negatives(
         generator: for reproducible draws; default: torch's global generator.
     """
     logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
-    drawn = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+    # By the inverse of the cumulative distribution: one random number per row instead of one per entry.
+    mass = logits.softmax(dim=1).cumsum(dim=1)
+    total = mass[:, -1:]
+    place = torch.rand(total.shape, generator=generator, device=total.device) * total
+    place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
+    drawn = torch.searchsorted(mass, place, right=True).squeeze(1)
     return HardNegatives(*drawn.chunk(2), valid)
 
 

@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
-from .distributed_r2d2 import gather, gather_padded, process_index, world_size
+from .distributed_r2d2 import RowExchange, gather, process_index, world_size
 from .losses_r2d2 import (
     HardNegatives,
     contrastive_targets,
@@ -157,8 +157,9 @@ class R2D2ForPreTraining(R2D2Model):
         image_embeds = normalize(vision.pooler_output)
 
         temperature = self.bounded_temperature()
-        logits_per_image = scaled_similarity(image_embeds, gather(text_embeds), temperature)
-        logits_per_text = scaled_similarity(text_embeds, gather(image_embeds), temperature)
+        all_images, all_texts = gather(torch.cat([image_embeds, text_embeds], dim=1)).chunk(2, dim=1)
+        logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
+        logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
         batch = len(input_ids)
         if image_ids is None:
             positives = torch.zeros(logits_per_image.shape, dtype=torch.bool, device=image_embeds.device)
@@ -225,17 +226,12 @@ class R2D2ForPreTraining(R2D2Model):
         own = torch.arange(batch, device=text_states.device)
         negative_text, negative_image = negatives.text_index, negatives.image_index
         queries = masked_states if self.config.rank_masked_texts else text_states
-        if world_size() > 1:  # beside the local rows, only the drawn ones are ranked
+        if world_size() > 1:
             if attention_mask is None:
                 attention_mask = torch.ones(text_states.shape[:2], dtype=torch.int64, device=own.device)
-            # one exchange for all that belongs to the texts, one for the images
-            size = text_states.shape[-1]
-            texts = torch.cat([queries, text_states, attention_mask.unsqueeze(-1).to(text_states.dtype)], dim=-1)
-            texts = _append_drawn(texts, gather_padded(texts), negative_text)
-            queries, text_states, attention_mask = texts.split([size, size, 1], dim=-1)
-            attention_mask = attention_mask.squeeze(-1).long()
-            image_states = _append_drawn(image_states, gather(image_states), negative_image)
-            negative_text = negative_image = own + batch
+            (queries, text_states, attention_mask, image_states), negative_text, negative_image = fetch_drawn_states(
+                queries, text_states, attention_mask, image_states, negatives
+            )
         mlm = mlm_labels is not None
         shared_pass = mlm and self.config.rank_masked_texts
         output = self._rank(
@@ -268,11 +264,30 @@ class R2D2ForPreTraining(R2D2Model):
         return losses, (right.sum() / present.sum()).detach()
 
 
-def _append_drawn(local: Tensor, everything: Tensor, index: Tensor) -> Tensor:
-    """(B, L, D) local rows and, after them, the rows `index` (B,) of all workers (N, L', D): (2B, L', D)."""
-    missing = everything.shape[1] - local.shape[1]
-    local = nn.functional.pad(local, (0, 0, 0, missing))
-    return torch.cat([local, everything.index_select(0, index)])
+def fetch_drawn_states(
+    queries: Tensor, text_states: Tensor, attention_mask: Tensor, image_states: Tensor, negatives: HardNegatives
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Beside the local rows, those of other workers that were drawn, and only those.
+
+    Args:
+        queries, text_states: (B, L, D), attention_mask: (B, L), image_states: (B, N, E); L may differ by worker.
+
+    Returns:
+        the four with the fetched rows behind the local ones, texts padded to the longest of all workers; and the
+        drawn texts and images (B,) as indices into them.
+    """
+    batch, length = text_states.shape[:2]
+    wanted = torch.cat([negatives.text_index, negatives.image_index, negatives.text_index.new_tensor([length])])
+    wanted = gather(wanted).view(world_size(), -1)
+    missing = int(wanted[:, -1].max()) - length
+    texts = RowExchange(negatives.text_index, wanted[:, :batch])
+    images = RowExchange(negatives.image_index, wanted[:, batch:-1])
+    mask = attention_mask.unsqueeze(-1).to(text_states.dtype)
+    padded = [nn.functional.pad(tensor, (0, 0, 0, missing)) for tensor in (queries, text_states, mask)]
+    queries, text_states, mask = texts(*padded)
+    (image_states,) = images(image_states)
+    states = (queries, text_states, mask.squeeze(-1).long(), image_states)
+    return states, texts.position, images.position
 
 
 __all__ = ["R2D2ForPreTraining", "R2D2ForPreTrainingOutput", "R2D2TeacherTargets"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -104,6 +105,7 @@ def build_trainer(
             "max_grad_norm": settings.max_grad_norm,
             "seed": settings.seed,
             "dataloader_num_workers": settings.workers,
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "logging_steps": settings.log_every,
             "eval_strategy": "steps" if settings.eval_every and eval_pairs is not None else "no",
             "eval_steps": settings.eval_every or None,

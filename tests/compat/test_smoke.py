@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, pipeline
 
-from modeling_r2d2 import R2D2ForPreTraining, R2D2Model, R2D2Processor
+from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model, R2D2Processor
 from tests.compat.make_checkpoint import DATA, TEXTS, images
 
 CHECKPOINT = DATA / "checkpoint_v0_1"
@@ -36,6 +36,18 @@ def test_activation_checkpointing(batch):
     model.gradient_checkpointing_enable()  # the name that all supported versions have
     model(**batch).loss.backward()
     assert model.text_model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_convolutional_tower_trains(batch):
+    """Small convolutions, backwards too: what a demo tower is made of."""
+    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    config = R2D2Config.from_pretrained(CHECKPOINT).to_dict() | {
+        "vision_config": {**resnet, "layer_type": "basic"},
+        "vision_pooling": None,
+    }
+    model = R2D2ForPreTraining(R2D2Config(**config)).train()
+    model(**batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.vision_model.parameters())
 
 
 class ImageEncoder(torch.nn.Module):

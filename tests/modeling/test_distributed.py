@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.distributed_r2d2 import gather, gather_padded, global_mean
+from modeling_r2d2.distributed_r2d2 import RowExchange, gather, global_mean
 from modeling_r2d2.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
@@ -35,7 +35,11 @@ def _worker(number: int, port: int, folder: str):
     local = torch.full((2, 3), float(number), requires_grad=True)
     gathered = gather(local)
     (gathered * torch.arange(4.0)[:, None] * (number + 1)).sum().backward()
-    padded = gather_padded(torch.ones(1, 2 + number))
+    owned = (torch.arange(3.0) + 10 * number).requires_grad_()
+    index = torch.tensor([[0, 4, 4], [5, 3, 3]])  # worker 0 needs a row of worker 1 twice; worker 1 none of worker 0
+    exchange = RowExchange(index[number], index)
+    (exchanged,) = exchange(owned[:, None])
+    (exchanged[exchange.position, 0] * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
     mean = global_mean(torch.tensor(3.0 + number), torch.tensor(1.0 + number))
     model = torch.nn.parallel.DistributedDataParallel(_model())
     rows = slice(4 * number, 4 * number + 4)
@@ -53,7 +57,9 @@ def _worker(number: int, port: int, folder: str):
             "gradients": {n: p.grad for n, p in model.module.named_parameters()},
             "gathered": gathered.detach(),
             "gather_gradient": local.grad,
-            "padded": padded,
+            "needed": exchanged[exchange.position, 0].detach(),
+            "fetched": len(exchanged) - 3,
+            "exchange_gradient": owned.grad,
             "mean": mean,
         },
         f"{folder}/{number}.pt",
@@ -90,8 +96,12 @@ def test_gathering(workers):
     first, second = workers
     for worker in workers:
         assert worker["gathered"][:, 0].tolist() == [0, 0, 1, 1]
-        assert worker["padded"].tolist() == [[1, 1, 0], [1, 1, 1]]
     # rows 0..3 weigh 0..3, times 1 on worker 0 and 2 on worker 1, summed
     assert first["gather_gradient"][:, 0].tolist() == [0, 3]
     assert second["gather_gradient"][:, 0].tolist() == [6, 9]
+    assert first["needed"].tolist() == [0, 11, 11]
+    assert second["needed"].tolist() == [12, 10, 10]
+    assert (first["fetched"], second["fetched"]) == (1, 0)
+    assert first["exchange_gradient"].tolist() == [1, 0, 0]
+    assert second["exchange_gradient"].tolist() == [6, 6, 1]  # 2 + 4 of its own row 0, 2 + 4 from worker 0 for row 1
     assert (first["mean"] + second["mean"]).item() / 2 == pytest.approx(7 / 3)  # Σ totals / Σ weights
