@@ -13,15 +13,12 @@ from pathlib import Path
 
 import torch
 from common import Check, Table, arguments, finish, median
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
-from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
-from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
-from modeling_r2d2.processing.datasets.emoji import EmojiPairs
-from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training import R2D2Trainer
-from modeling_r2d2.training.demo import IMAGE_SIZE, MAX_TEXT_LENGTH, TRAINING_VENDORS, DemoSettings, demo_config
-from modeling_r2d2.training.pretraining import PretrainingSettings, build_trainer
+from modeling_r2d2.training.demo import TRAINING_VENDORS, DemoSettings, demo_trainer
+from modeling_r2d2.training.progress import LossProgressCallback
 
 
 class _Waits(TrainerCallback):
@@ -38,25 +35,14 @@ class _Waits(TrainerCallback):
             self.speeds.append(logs["images_per_second"])
 
 
-def demo_trainer(output: Path, steps: int, log_every: int, workers: int, batch_size: int, callback) -> R2D2Trainer:
-    """The demo's training as `run_demo` sets it up, without its evaluation."""
-    set_seed(0)
-    pairs = EmojiPairs(TRAINING_VENDORS, calibration="exclude")
-    tokenizer = build_character_tokenizer(pairs.all_texts(), max_length=MAX_TEXT_LENGTH)
-    settings = PretrainingSettings(
-        output=output,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=DemoSettings.learning_rate,
-        weight_decay=DemoSettings.weight_decay,
-        augmentation=BatchAugmentation(),
-        workers=workers,
-        log_every=log_every,
-        arguments={"disable_tqdm": True, "adam_beta2": 0.98},
-    )
-    processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=MAX_TEXT_LENGTH)
-    model = R2D2ForPreTraining._from_config(demo_config(len(tokenizer)), attn_implementation="eager")
-    return build_trainer(model, processor, pairs, settings, callbacks=[callback])
+def trainer_without_evaluation(output: Path, steps: int, log_every: int, workers: int, batch_size: int) -> R2D2Trainer:
+    """The demo's own trainer, which neither evaluates nor draws a progress bar."""
+    settings = DemoSettings(output=output, steps=steps, workers=workers, batch_size=batch_size)
+    trainer = demo_trainer(settings, list(TRAINING_VENDORS), galleries={})
+    trainer.args.eval_strategy = IntervalStrategy.NO
+    trainer.args.logging_steps = log_every
+    trainer.remove_callback(LossProgressCallback)
+    return trainer
 
 
 def loading_speed(batches: Iterable[dict], skip: int, count: int) -> float:
@@ -76,7 +62,8 @@ def measure(steps: int, log_every: int, workers: int, batch_size: int, quick: bo
     """Train, and read the waits after the first log, in which the workers start and decode every picture once."""
     waits = _Waits()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = demo_trainer(Path(folder), steps, log_every, workers, batch_size, waits)
+        trainer = trainer_without_evaluation(Path(folder), steps, log_every, workers, batch_size)
+        trainer.add_callback(waits)
         alone = loading_speed(trainer.get_train_dataloader(), skip=log_every // 2, count=log_every)
         trainer.train()
     later = slice(1, None)

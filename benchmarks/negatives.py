@@ -52,9 +52,9 @@ def training_batch(config: R2D2Config, rows: int, seed: int) -> dict[str, Tensor
 
 
 def training_step(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Forward, backward, clipping and AdamW; under DistributedDataParallel where there are several processes."""
+    """Forward, backward, clipping and AdamW as in the demo; in several processes with DistributedDataParallel."""
     wrapped = nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         wrapped(**batch).loss.backward()
@@ -88,13 +88,13 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
         gathered.backward(torch.ones_like(gathered))
 
     text_states = text.last_hidden_state.requires_grad_()
-    masked_states = text_states.detach().clone().requires_grad_()
+    queries = text_states.detach().clone().requires_grad_() if model.config.rank_masked_texts else text_states
     image_states = image.last_hidden_state.requires_grad_()
     drawn = draw_hard_negatives(per_image, per_text, positives)
 
     def gather_states() -> None:
         states, _, _ = pretraining.fetch_drawn_states(
-            masked_states, text_states, batch["attention_mask"], image_states, drawn
+            queries, text_states, batch["attention_mask"], image_states, drawn
         )
         differentiable = [each for each in states if each.requires_grad]
         torch.autograd.backward(differentiable, [torch.ones_like(each) for each in differentiable])

@@ -283,8 +283,10 @@ def fetch_drawn_states(
     texts = RowExchange(negatives.text_index, wanted[:, :batch])
     images = RowExchange(negatives.image_index, wanted[:, batch:-1])
     mask = attention_mask.unsqueeze(-1).to(text_states.dtype)
-    padded = [nn.functional.pad(tensor, (0, 0, 0, missing)) for tensor in (queries, text_states, mask)]
-    queries, text_states, mask = texts(*padded)
+    same = queries is text_states  # ranking on unmasked texts: sent once
+    padded = [nn.functional.pad(t, (0, 0, 0, missing)) for t in (text_states, mask, *([] if same else [queries]))]
+    text_states, mask, *masked = texts(*padded)
+    queries = masked[0] if masked else text_states
     (image_states,) = images(image_states)
     states = (queries, text_states, mask.squeeze(-1).long(), image_states)
     return states, texts.position, images.position

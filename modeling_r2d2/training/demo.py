@@ -45,6 +45,7 @@ class DemoSettings:
     candidates: int = 32
     seed: int = 0
     workers: int = 1
+    log_every: int = 20
     held_out: tuple[str, ...] = TEST_VENDORS
     overwrite: bool = False
 
@@ -104,11 +105,11 @@ def demo_trainer(settings: DemoSettings, vendors: list[str], galleries: dict[str
             warmup=0.08,
             seed=settings.seed,
             workers=settings.workers,
-            log_every=20,
-            eval_every=max(settings.steps // 6, 1),
+            log_every=settings.log_every,
+            eval_every=max(settings.steps // 6, 1) if galleries else 0,
             arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused"},
         ),
-        eval_pairs=galleries,
+        eval_pairs=galleries or None,
     )
 
 
