@@ -91,7 +91,7 @@ def pretrain(
     console.print(f"{len(pairs):,} pairs, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps → {output}")
     trainer = run(network, processor, pairs, settings, held_out)
     if pairs.report.errors:
-        console.print(pairs.report.summary())
+        console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     if held_out is not None:
         trainer.evaluate()
     console.print(f"model and processor are in [bold]{output}[/bold]")

@@ -38,7 +38,7 @@ class DemoSettings:
     """
 
     output: Path = Path("runs/demo")
-    steps: int = 1400
+    steps: int = 1300
     batch_size: int = 150
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
