@@ -88,7 +88,8 @@ def pretrain(
         overwrite=overwrite,
         arguments={"bf16": bf16},
     )
-    console.print(f"{len(pairs):,} pairs, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps → {output}")
+    amount = f"{len(pairs):,} pairs" if hasattr(pairs, "__len__") else f"a stream of {pairs.num_shards} shards"
+    console.print(f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps → {output}")
     trainer = run(network, processor, pairs, settings, held_out)
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)

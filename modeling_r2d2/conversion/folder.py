@@ -47,6 +47,8 @@ def convert_to_folder(
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     _refuse_occupied(output_dir, overwrite)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
     tokenizer = build_tokenizer(vocab)
     model, report = convert_official_checkpoint(
         checkpoint, config, head=head, allow_unknown=allow_unknown, return_report=True

@@ -12,7 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..evaluation import retrieval_metrics
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.augmentation import R2D2Augmentation
-from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator
+from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, StreamingPretrainingDataset
+from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
 from .arguments import R2D2TrainingArguments
@@ -89,7 +90,8 @@ def build_trainer(
     follow from `settings.seed` and the position alone; so a resumed run sees what the uninterrupted one would.
 
     Args:
-        pairs: a `PairDataset`, or anything indexable whose items are {"image", "text", "image_id"}.
+        pairs: a `PairDataset`, or anything indexable whose items are {"image", "text", "image_id"}; or
+            `StreamingPairs`, which are shuffled within a buffer and read again from the start until `steps` are made.
         eval_pairs: the same, or a dictionary of them by name, for `eval_every`.
     """
     arguments = R2D2TrainingArguments(
@@ -112,6 +114,8 @@ def build_trainer(
             "save_strategy": "steps" if settings.save_every else "no",
             "save_steps": settings.save_every or 500,
             "save_total_limit": 2,
+            # a stream is split over the workers, not read by one and sent to the others
+            "accelerator_config": {"dispatch_batches": False if isinstance(pairs, StreamingPairs) else None},
             **settings.arguments,
         }
     )
@@ -119,20 +123,22 @@ def build_trainer(
     masking = None
     if settings.mask_ratio and model.can_rank:
         masking = TextMasking(processor.tokenizer, mask_ratio=settings.mask_ratio, whole_words=settings.whole_words)
-    train_data = PretrainingDataset(
-        pairs,
-        processor,
-        augmentation=settings.augmentation,
-        masking=masking,
-        seed=settings.seed,
-        passes=math.ceil(settings.steps * step_size / len(pairs)),
-        shuffle=True,
-        distinct_batch=step_size if settings.distinct_ids else None,
-    )
-    if isinstance(eval_pairs, dict):
-        eval_data = {name: PretrainingDataset(part, processor) for name, part in eval_pairs.items()}
+    sampling = {"augmentation": settings.augmentation, "masking": masking, "seed": settings.seed}
+    if isinstance(pairs, StreamingPairs):
+        train_data = StreamingPretrainingDataset(pairs.shuffle(settings.seed), processor, **sampling)
     else:
-        eval_data = None if eval_pairs is None else PretrainingDataset(eval_pairs, processor)
+        train_data = PretrainingDataset(
+            pairs,
+            processor,
+            passes=math.ceil(settings.steps * step_size / len(pairs)),
+            shuffle=True,
+            distinct_batch=step_size if settings.distinct_ids else None,
+            **sampling,
+        )
+    if isinstance(eval_pairs, dict):
+        eval_data = {name: _evaluation_data(part, processor) for name, part in eval_pairs.items()}
+    else:
+        eval_data = None if eval_pairs is None else _evaluation_data(eval_pairs, processor)
     return R2D2Trainer(
         model=model,
         args=arguments,
@@ -143,6 +149,11 @@ def build_trainer(
         compute_metrics=retrieval_metrics,
         callbacks=callbacks,
     )
+
+
+def _evaluation_data(pairs: Any, processor: R2D2Processor) -> PretrainingDataset | StreamingPretrainingDataset:
+    kind = StreamingPretrainingDataset if isinstance(pairs, StreamingPairs) else PretrainingDataset
+    return kind(pairs, processor)
 
 
 def pretrain(

@@ -44,6 +44,8 @@ def starting_point(start: StartingPoint, pairs: Any) -> tuple[R2D2ForPreTraining
     config = R2D2Config.from_preset(start.preset) if start.preset else R2D2Config.from_pretrained(start.config)
     if start.tokenizer is not None:
         tokenizer = read_tokenizer(start.tokenizer)
+    elif not hasattr(pairs, "all_texts"):
+        raise ValueError("a vocabulary cannot be made from a stream: name one by --tokenizer")
     else:
         tokenizer = build_character_tokenizer(pairs.all_texts())
         config.text_config.vocab_size = len(tokenizer)

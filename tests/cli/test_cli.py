@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app, main
+from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from tests.tiny import tiny_config
 
 runner = CliRunner()
@@ -58,6 +60,24 @@ def test_too_many_broken_records_are_refused_by_file_and_line(data):
     tolerant = runner.invoke(app, arguments(data, "--max-error-rate", "0.5"), catch_exceptions=False)
     assert tolerant.exit_code == 0
     assert "pairs.jsonl:9" in tolerant.output
+
+
+def test_pretrain_on_a_stream_of_shards(data):
+    for shard in range(2):
+        with tarfile.open(data / f"shard-{shard:03}.tar", "w") as archive:
+            for number in range(4 * shard, 4 * shard + 4):
+                (data / f"{number}.txt").write_text(TEXTS[number], encoding="utf-8")
+                for suffix in ("png", "txt"):
+                    archive.add(data / f"{number}.{suffix}", f"{number}.{suffix}")
+    command = arguments(data)
+    command[command.index("--data") + 1] = str(data / "shard-*.tar")
+    refused = runner.invoke(app, command)
+    assert "--tokenizer" in str(refused.exception)
+    build_character_tokenizer(TEXTS).save_pretrained(data / "tokenizer")
+    result = runner.invoke(app, [*command, "--tokenizer", str(data / "tokenizer")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "a stream of 2 shards" in result.output
+    assert (data / "run" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("extra", [[], ["--preset", "r2d2-vit-b-16"]])
