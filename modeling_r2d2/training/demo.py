@@ -207,7 +207,9 @@ def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):
         model_name="R2D2 demo",
         figures={name.capitalize(): _measures(result) for name, result in results["vendors"].items()},
         training={
-            "objectives": "GCPR + FGR + MLM with enhanced training, no distillation",
+            "objectives": "GCPR + FGR + MLM; ranking on unmasked texts, MLM in a pass of its own (the names are too "
+            "short to rank by what a mask leaves); no distillation",
+            "texts": f"plain names, cut to {MAX_TEXT_LENGTH - 2} characters; pictures: {IMAGE_SIZE} × {IMAGE_SIZE}",
             "steps": settings.steps,
             "batch size": settings.batch_size,
             "learning rate": settings.learning_rate,
