@@ -27,9 +27,11 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # every worker needs the sum of its own rows alone: exchange those, and add
         gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.narrow(0, process_index() * ctx.rows, ctx.rows)
+        arrived = torch.empty_like(gradient)
+        dist.all_to_all_single(arrived, gradient)
+        return arrived.view(world_size(), ctx.rows, *gradient.shape[1:]).sum(dim=0)
 
 
 def _all_gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,7 +73,7 @@ def _all_to_all(rows: torch.Tensor, sent: list[int], received: list[int]) -> tor
 
 
 class RowExchange:
-    """Fetches the rows of other workers that this one needs, each once, and sends them theirs.
+    """Which rows of other workers this one needs, each once, and which of its own they need; see `exchange_rows`.
 
     Args:
         index: (B,) int64 into the rows of all workers, B per worker: what this worker needs.
@@ -94,15 +96,29 @@ class RowExchange:
         self.rows = keys % batch
         self.sent = torch.bincount(keys // batch, minlength=world_size()).tolist()
 
-    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """(B, …) each, of one dtype -> (B + fetched, …) each, in one message; differentiable.
 
-        Every worker must call it with tensors of the same shapes.
-        """
-        leaving = torch.cat([t.index_select(0, self.rows).flatten(1) for t in tensors], dim=1)
-        fetched = _AllToAll.apply(leaving, self.sent, self.received)
-        parts = fetched.split([t[0].numel() for t in tensors], dim=1)
-        return [torch.cat([t, part.reshape(-1, *t.shape[1:])]) for t, part in zip(tensors, parts, strict=True)]
+def exchange_rows(*requests: tuple[RowExchange, list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+    """The tensors of every request, (B, …) each, with the fetched rows behind them: (B + fetched, …).
+
+    All travels in one message; differentiable. Every worker must call it with tensors of the same row shapes, and
+    all tensors must be of one dtype.
+    """
+    leaving, widths = [], []
+    for exchange, tensors in requests:
+        rows = torch.cat([t.index_select(0, exchange.rows).flatten(1) for t in tensors], dim=1)
+        leaving.append(rows.split(exchange.sent))
+        widths.append(rows.shape[1])
+    workers = range(world_size())
+    sizes = [[e.received[w] * width for (e, _), width in zip(requests, widths, strict=True)] for w in workers]
+    message = torch.cat([part[w].flatten() for w in workers for part in leaving])
+    sent = [sum(part[w].numel() for part in leaving) for w in workers]
+    arrived = _AllToAll.apply(message, sent, [sum(of_worker) for of_worker in sizes])
+    pieces = arrived.split([size for of_worker in sizes for size in of_worker])
+    results = []
+    for number, ((_, tensors), width) in enumerate(zip(requests, widths, strict=True)):
+        fetched = torch.cat(pieces[number :: len(requests)]).view(-1, width).split([t[0].numel() for t in tensors], 1)
+        results.append([torch.cat([t, f.reshape(-1, *t.shape[1:])]) for t, f in zip(tensors, fetched, strict=True)])
+    return results
 
 
 def global_mean(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

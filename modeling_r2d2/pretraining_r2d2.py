@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
-from .distributed_r2d2 import RowExchange, gather, process_index, world_size
+from .distributed_r2d2 import RowExchange, exchange_rows, gather, process_index, world_size
 from .losses_r2d2 import (
     HardNegatives,
     contrastive_targets,
@@ -285,9 +285,8 @@ def fetch_drawn_states(
     mask = attention_mask.unsqueeze(-1).to(text_states.dtype)
     same = queries is text_states  # ranking on unmasked texts: sent once
     padded = [nn.functional.pad(t, (0, 0, 0, missing)) for t in (text_states, mask, *([] if same else [queries]))]
-    text_states, mask, *masked = texts(*padded)
+    (text_states, mask, *masked), (image_states,) = exchange_rows((texts, padded), (images, [image_states]))
     queries = masked[0] if masked else text_states
-    (image_states,) = images(image_states)
     states = (queries, text_states, mask.squeeze(-1).long(), image_states)
     return states, texts.position, images.position
 

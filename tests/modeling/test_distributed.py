@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.distributed_r2d2 import RowExchange, gather, global_mean
+from modeling_r2d2.distributed_r2d2 import RowExchange, exchange_rows, gather, global_mean
 from modeling_r2d2.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
@@ -38,7 +38,7 @@ def _worker(number: int, port: int, folder: str):
     owned = (torch.arange(3.0) + 10 * number).requires_grad_()
     index = torch.tensor([[0, 4, 4], [5, 3, 3]])  # worker 0 needs a row of worker 1 twice; worker 1 none of worker 0
     exchange = RowExchange(index[number], index)
-    (exchanged,) = exchange(owned[:, None])
+    ((exchanged,),) = exchange_rows((exchange, [owned[:, None]]))
     (exchanged[exchange.position, 0] * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
     mean = global_mean(torch.tensor(3.0 + number), torch.tensor(1.0 + number))
     model = torch.nn.parallel.DistributedDataParallel(_model())
