@@ -96,10 +96,9 @@ class R2D2PreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
-        config = self.config
-        if getattr(config, "vision_config", None) is not None and not _has_attention(config.vision_config):
+        if not _has_attention(self.config.vision_config):
             if isinstance(attn_implementation, str):
-                attn_implementation = dict.fromkeys(("", *config.sub_configs), attn_implementation)
+                attn_implementation = dict.fromkeys(("", *self.config.sub_configs), attn_implementation)
             attn_implementation = {**attn_implementation, "vision_config": "eager"}
         super().set_attn_implementation(attn_implementation, **kwargs)
 

@@ -110,7 +110,8 @@ class EmojiPairs:
     Args:
         vendors: of `VENDORS`.
         concepts: `"demo300"`, `"all"` or a list of keys.
-        templates: captions of every picture; one is drawn per sample while training. Default: plain names.
+        templates: captions of every picture, such as `TEMPLATES`; one is drawn per sample while training. Default:
+            plain names.
         calibration: "include" the held-out 10 % of the Samsung pictures, "exclude" them, or "only" them.
         openly_licensed_only: refuse vendors whose art is proprietary.
 
