@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
 from modeling_r2d2 import pretraining_r2d2 as pretraining
-from modeling_r2d2.distributed_r2d2 import gather
+from modeling_r2d2.distributed_r2d2 import gather, gather_with_ids
 from modeling_r2d2.losses_r2d2 import draw_hard_negatives, same_identity, scaled_similarity
 from modeling_r2d2.modeling_r2d2 import normalize
 from modeling_r2d2.training.demo import IMAGE_SIZE, demo_config
@@ -83,8 +83,7 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
     embeds = torch.cat([image_embeds, text_embeds], dim=1).requires_grad_()
 
     def gather_embeds() -> None:
-        gather(batch["image_ids"])
-        gathered = gather(embeds)
+        gathered, _ = gather_with_ids(embeds, batch["image_ids"])
         gathered.backward(torch.ones_like(gathered))
 
     text_states = text.last_hidden_state.requires_grad_()

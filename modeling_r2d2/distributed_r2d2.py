@@ -3,6 +3,8 @@
 Without an initialised process group (or with one process) every function returns its input unchanged.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 
@@ -52,24 +54,14 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return _AllGather.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
 
 
-class _AllToAll(torch.autograd.Function):
-    """Rows to and from every worker, by counts; the gradient goes the way back."""
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
-        ctx.counts = sent, received
-        return _all_to_all(rows, sent, received)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        sent, received = ctx.counts
-        return _all_to_all(gradient, received, sent), None, None
-
-
-def _all_to_all(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
-    arrived = rows.new_empty((sum(received), *rows.shape[1:]))
-    dist.all_to_all_single(arrived, rows.contiguous(), received, sent)
-    return arrived
+def gather_with_ids(tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gather` of (B, D) rows and of their int64 ids (B,), in one message: the ids travel as bits beside the rows."""
+    if world_size() == 1:
+        return tensor, ids
+    bits = ids.to(torch.int64).contiguous().unsqueeze(1).view(tensor.dtype)
+    gathered = gather(torch.cat([tensor, bits], dim=1))
+    width = tensor.shape[1]
+    return gathered[:, :width], gathered[:, width:].detach().contiguous().view(torch.int64).squeeze(1)
 
 
 class RowExchange:
@@ -103,22 +95,61 @@ def exchange_rows(*requests: tuple[RowExchange, list[torch.Tensor]]) -> list[lis
     All travels in one message; differentiable. Every worker must call it with tensors of the same row shapes, and
     all tensors must be of one dtype.
     """
-    leaving, widths = [], []
-    for exchange, tensors in requests:
-        rows = torch.cat([t.index_select(0, exchange.rows).flatten(1) for t in tensors], dim=1)
-        leaving.append(rows.split(exchange.sent))
-        widths.append(rows.shape[1])
-    workers = range(world_size())
-    sizes = [[e.received[w] * width for (e, _), width in zip(requests, widths, strict=True)] for w in workers]
-    message = torch.cat([part[w].flatten() for w in workers for part in leaving])
-    sent = [sum(part[w].numel() for part in leaving) for w in workers]
-    arrived = _AllToAll.apply(message, sent, [sum(of_worker) for of_worker in sizes])
-    pieces = arrived.split([size for of_worker in sizes for size in of_worker])
-    results = []
-    for number, ((_, tensors), width) in enumerate(zip(requests, widths, strict=True)):
-        fetched = torch.cat(pieces[number :: len(requests)]).view(-1, width).split([t[0].numel() for t in tensors], 1)
-        results.append([torch.cat([t, f.reshape(-1, *t.shape[1:])]) for t, f in zip(tensors, fetched, strict=True)])
-    return results
+    exchanges = [exchange for exchange, tensors in requests for _ in tensors]
+    together = iter(_ExchangeRows.apply(exchanges, *(t for _, tensors in requests for t in tensors)))
+    return [[next(together) for _ in tensors] for _, tensors in requests]
+
+
+class _ExchangeRows(torch.autograd.Function):
+    """`exchange_rows`; the gradients of fetched rows go home and are added to those of the local ones."""
+
+    @staticmethod
+    def forward(ctx, exchanges: list[RowExchange], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.exchanges, ctx.local = exchanges, len(tensors[0])
+        message, leaving = _blocks(tensors, [e.sent for e in exchanges])
+        for exchange, tensor, blocks in zip(exchanges, tensors, leaving, strict=True):
+            for rows, block in zip(exchange.rows.split(exchange.sent), blocks, strict=True):
+                torch.index_select(tensor, 0, rows, out=block)
+        arrived, blocks_in = _blocks(tensors, [e.received for e in exchanges])
+        _send(message, leaving, arrived, blocks_in)
+        outputs = tuple(torch.cat([t, *blocks]) for t, blocks in zip(tensors, blocks_in, strict=True))
+        ctx.mark_non_differentiable(*(o for o, t in zip(outputs, tensors, strict=True) if not t.requires_grad))
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        exchanges, local = ctx.exchanges, ctx.local
+        message, leaving = _blocks(gradients, [e.received for e in exchanges])
+        for exchange, gradient, blocks in zip(exchanges, gradients, leaving, strict=True):
+            for rows, block in zip(gradient[local:].split(exchange.received), blocks, strict=True):
+                block.copy_(rows)
+        arrived, blocks_in = _blocks(gradients, [e.sent for e in exchanges])
+        _send(message, leaving, arrived, blocks_in)
+        results = []
+        for exchange, gradient, blocks in zip(exchanges, gradients, blocks_in, strict=True):
+            results.append(gradient[:local].clone())
+            for rows, block in zip(exchange.rows.split(exchange.sent), blocks, strict=True):
+                results[-1].index_add_(0, rows, block)
+        return None, *results
+
+
+def _blocks(tensors: tuple, counts: list[list[int]]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+    """An empty message that holds, worker by worker, counts[k][worker] rows of every tensor k; and those places in
+    it, by tensor and worker."""
+    widths = [math.prod(t.shape[1:]) for t in tensors]
+    sizes = [n * width for of_worker in zip(*counts, strict=True) for n, width in zip(of_worker, widths, strict=True)]
+    message = tensors[0].new_empty(sum(sizes))
+    pieces = message.split(sizes)
+    return message, [
+        [piece.view(-1, *t.shape[1:]) for piece in pieces[k :: len(tensors)]] for k, t in enumerate(tensors)
+    ]
+
+
+def _send(message: torch.Tensor, leaving: list, arrived: torch.Tensor, arriving: list):
+    def sizes(blocks: list) -> list[int]:
+        return [sum(block.numel() for block in of_worker) for of_worker in zip(*blocks, strict=True)]
+
+    dist.all_to_all_single(arrived, message, sizes(arriving), sizes(leaving))
 
 
 def global_mean(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

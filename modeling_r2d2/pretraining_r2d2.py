@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
-from .distributed_r2d2 import RowExchange, exchange_rows, gather, process_index, world_size
+from .distributed_r2d2 import RowExchange, exchange_rows, gather, gather_with_ids, process_index, world_size
 from .losses_r2d2 import (
     HardNegatives,
     contrastive_targets,
@@ -157,15 +157,18 @@ class R2D2ForPreTraining(R2D2Model):
         image_embeds = normalize(vision.pooler_output)
 
         temperature = self.bounded_temperature()
-        all_images, all_texts = gather(torch.cat([image_embeds, text_embeds], dim=1)).chunk(2, dim=1)
-        logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
-        logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
         batch = len(input_ids)
+        embeds = torch.cat([image_embeds, text_embeds], dim=1)
         if image_ids is None:
-            positives = torch.zeros(logits_per_image.shape, dtype=torch.bool, device=image_embeds.device)
+            gathered = gather(embeds)
+            positives = torch.zeros((batch, len(gathered)), dtype=torch.bool, device=embeds.device)
             positives.diagonal(process_index() * batch).fill_(True)
         else:
-            positives = same_identity(image_ids, gather(image_ids))
+            gathered, all_ids = gather_with_ids(embeds, image_ids)
+            positives = same_identity(image_ids, all_ids)
+        all_images, all_texts = gathered.chunk(2, dim=1)
+        logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
+        logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
         losses = {}
         if teacher is None:
             targets = contrastive_targets(positives)
