@@ -91,7 +91,8 @@ class R2D2Config(PreTrainedConfig):
         vision_pooling: `"cls"` or `"mean"`: what pre-ranking reads from the image tower. None: implied by
             the tower's type; a type that implies none raises `ValueError`.
         max_text_length: tokens a processor of this model keeps (64 in the official models).
-        gcpr_weight, fgr_weight, mlm_weight: weights of the pre-training objectives.
+        gcpr_weight (of GCPR or of TgD, which replaces it), fgr_weight, mlm_weight, fgd_weight: weights of the
+            pre-training objectives.
         rank_masked_texts: enhanced training (ET): the text-image encoder ranks masked texts, so that one pass
             serves FGR and MLM. All pairs are masked alike (ours): were only the true ones, [MASK] would betray
             the label. False: ranking on unmasked texts, MLM by a pass of its own.
@@ -114,6 +115,7 @@ class R2D2Config(PreTrainedConfig):
         "loss_tgd",
         "loss_fgr",
         "loss_mlm",
+        "loss_fgd",
         "ranking_accuracy",
         "temperature",
         "text_cross_output",
@@ -132,6 +134,7 @@ class R2D2Config(PreTrainedConfig):
     gcpr_weight: float = 1.0
     fgr_weight: float = 1.0
     mlm_weight: float = 1.0
+    fgd_weight: float = 1.0
     rank_masked_texts: bool = True
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02

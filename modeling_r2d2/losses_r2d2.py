@@ -111,7 +111,11 @@ def _negative_logits(logits_per_image: Tensor, logits_per_text: Tensor, positive
 
 
 def ranking_loss(
-    text_match_logits: Tensor, image_match_logits: Tensor, labels: Tensor, weights: Tensor | None = None
+    text_match_logits: Tensor,
+    image_match_logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    total_weight: Tensor | None = None,
 ) -> Tensor:
     """FGR, fine-grained ranking: cross-entropy of each cross encoder as a weighted mean, then their mean.
 
@@ -122,6 +126,7 @@ def ranking_loss(
         text_match_logits, image_match_logits: (P, 2) of the text-image and the image-text encoder; class 1 = match.
         labels: (P,) int64.
         weights: (P,) replaces the class weights; 0 leaves a pair out.
+        total_weight: Σ_p w_p where these pairs are a part of the batch; None: of these pairs.
     """
     if weights is None:
         weights = match_weights(labels)
@@ -129,7 +134,7 @@ def ranking_loss(
         torch.cat([text_match_logits, image_match_logits]).float(), labels.repeat(2), reduction="none"
     )
     text_loss, image_loss = (losses.view(2, -1) * weights).sum(dim=1)
-    return global_mean((text_loss + image_loss) / 2, weights.sum())
+    return global_mean((text_loss + image_loss) / 2, weights.sum() if total_weight is None else total_weight)
 
 
 def match_weights(labels: Tensor) -> Tensor:
@@ -137,7 +142,10 @@ def match_weights(labels: Tensor) -> Tensor:
     return 1.0 + labels.float()
 
 
-def masked_language_modeling_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """MLM: mean cross-entropy over the masked tokens of all workers. (M, V), (M,) -> scalar; no token gives 0."""
+def masked_language_modeling_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+    """MLM: mean cross-entropy over the masked tokens of all workers. (M, V), (M,) -> scalar; no token gives 0.
+
+    `count`: the worker's masked tokens where these M are a part of them; None: M.
+    """
     total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-    return global_mean(total, torch.tensor(float(labels.numel()), device=logits.device))
+    return global_mean(total, torch.tensor(float(labels.numel()), device=logits.device) if count is None else count)

@@ -1,18 +1,23 @@
-"""R2D2 pre-training: GCPR, FGR and MLM with enhanced training in one forward pass (arXiv 2205.03860).
+"""R2D2 pre-training: all objectives in one forward pass (arXiv 2205.03860).
+
+GCPR or, with a teacher's targets, TgD; FGR; MLM with enhanced training; and FgD.
 
 The authors never released their pre-training code; what the paper leaves open is chosen here, stated beside
 the choice, and an option where it matters. This file travels to the Hub beside the weights.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
+from .distillation_losses_r2d2 import feature_guided_loss, target_guided_loss
 from .distributed_r2d2 import RowExchange, exchange_rows, gather, gather_with_ids, process_index, world_size
 from .losses_r2d2 import (
     HardNegatives,
@@ -25,24 +30,66 @@ from .losses_r2d2 import (
     ranking_loss,
     same_identity,
     scaled_similarity,
-    soft_cross_entropy,
 )
+from .masked_images_r2d2 import constant_running_statistics, drops_patches, grey_blocks, keep_patches, mask_grid
 from .modeling_r2d2 import R2D2Model, R2D2Output, normalize
 
 
 @dataclass
-class R2D2TeacherTargets:
-    """What a momentum teacher hands into `R2D2ForPreTraining.forward` for target-guided distillation (TgD).
+class R2D2TargetGuidance:
+    """What a momentum teacher hands in for target-guided distillation (TgD), which then replaces GCPR.
 
     image_candidates, text_candidates: (N, D) teacher embeddings the student's rows are compared with (the
-    batch of all workers, then the queue). image_targets, text_targets: (B, N) soft targets for local images over
-    text candidates and for local texts over image candidates, reliability weights included.
+    batch of all workers and a queue). image_targets, text_targets: (B, N) of `soft_targets`, for local images
+    over text candidates and for local texts over image candidates. log_reliability: (N,) is added to the student's
+    logits where the reliability enters there.
     """
 
     image_candidates: Tensor
     text_candidates: Tensor
     image_targets: Tensor
     text_targets: Tensor
+    log_reliability: Tensor | None = None
+
+
+@dataclass
+class R2D2FeatureGuidance:
+    """What a momentum teacher hands in for feature-guided distillation (FgD).
+
+    image_targets, text_targets: (B, F) of `teacher_distribution` on whole inputs. kept: (B, K) int64, the patches
+    (or, in towers that cannot leave patches out, the blocks of pixels of `block` a side) that the student sees.
+    temperature: τ_s. feature: "projection", the projected [CLS] before the L2 norm, or "tower", the state it is
+    projected from.
+    """
+
+    image_targets: Tensor
+    text_targets: Tensor
+    kept: Tensor
+    temperature: float = 0.1
+    feature: Literal["projection", "tower"] = "projection"
+    block: int = 32
+
+
+@dataclass
+class R2D2TeacherTargets:
+    """A teacher's targets for `R2D2ForPreTraining.forward`; None leaves an objective out."""
+
+    target_guided: R2D2TargetGuidance | None = None
+    feature_guided: R2D2FeatureGuidance | None = None
+
+
+@dataclass
+class R2D2PairFeatures:
+    """What the towers make of B pairs; `masked_states` (B, L, D) of the masked texts, None without.
+    `image_student`, `text_student`: (B, F) the features that FgD compares, None without."""
+
+    image_states: Tensor
+    image_embeds: Tensor
+    text_states: Tensor
+    text_embeds: Tensor
+    masked_states: Tensor | None = None
+    image_student: Tensor | None = None
+    text_student: Tensor | None = None
 
 
 @dataclass
@@ -50,15 +97,17 @@ class R2D2ForPreTrainingOutput(R2D2Output):
     """Pre-ranking output plus the parts of the loss (scalars, float32; None where a part did not apply).
 
     loss: their sum. loss_gcpr: GCPR, the loss of pre-ranking without a teacher. loss_tgd: replaces it where
-    teacher targets are given. loss_fgr: ranking. loss_mlm: masked language modelling. ranking_accuracy: share of
-    the 3B pairs that the mean of both encoders classifies rightly; on masked texts where the ranker read masked
-    ones (enhanced training), on unmasked texts where it did not, as in every evaluation without masking.
+    teacher targets are given. loss_fgr: ranking. loss_mlm: masked language modelling. loss_fgd: features of masked
+    inputs against the teacher's of whole ones. ranking_accuracy: share of the 3B pairs that the mean of both
+    encoders classifies rightly; on masked texts where the ranker read masked ones (enhanced training), on unmasked
+    texts where it did not, as in every evaluation without masking.
     """
 
     loss_gcpr: Tensor | None = None
     loss_tgd: Tensor | None = None
     loss_fgr: Tensor | None = None
     loss_mlm: Tensor | None = None
+    loss_fgd: Tensor | None = None
     ranking_accuracy: Tensor | None = None
     temperature: Tensor | None = None
 
@@ -114,20 +163,21 @@ class R2D2ForPreTraining(R2D2Model):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
-        """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM.
+        """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM (+ FgD), each weighted.
 
         Args:
             input_ids, attention_mask: (B, L). pixel_values: (B, 3, H, W).
             image_ids: (B,) int64; pairs of one id are positives of each other. None: all differ.
             masked_input_ids: (B, L) with masked tokens, mlm_labels: (B, L) with -100 where nothing was masked.
                 Without them there is no MLM and ranking reads the unmasked texts.
-            teacher: targets for TgD, which then replaces GCPR.
+            teacher: targets for TgD, which then replaces GCPR, and for FgD.
             hard_negatives: indices into the batch of all workers. None: drawn while training, the hardest ones
                 in evaluation mode, so that its losses are reproducible.
             return_loss: False leaves pre-ranking alone, for images and texts of any number.
 
         Raises:
-            ValueError: unequal numbers of images, texts or ids; `masked_input_ids` without `mlm_labels`.
+            ValueError: unequal numbers of images, texts or ids; `masked_input_ids` without `mlm_labels`; FgD without
+                masked texts.
         """
         if not return_loss:
             outputs = super().forward(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
@@ -139,25 +189,131 @@ class R2D2ForPreTraining(R2D2Model):
                 f"pre-training pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts"
                 + ("" if image_ids is None else f", {len(image_ids)} image_ids")
             )
-        masked = masked_input_ids is not None and self.can_rank
-        vision = self.get_image_features(pixel_values, **kwargs)
-        if masked:  # masked and unmasked texts share one pass of the text tower
-            both = self.get_text_features(
-                torch.cat([input_ids, masked_input_ids]),
-                None if attention_mask is None else attention_mask.repeat(2, 1),
-                token_type_ids=None if token_type_ids is None else token_type_ids.repeat(2, 1),
-                **kwargs,
-            )
-            text_states, masked_states = both.last_hidden_state.chunk(2)
-            text_embeds = normalize(both.pooler_output[: len(input_ids)])
-        else:
-            text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
-            text_states = masked_states = text.last_hidden_state
-            text_embeds = normalize(text.pooler_output)
-        image_embeds = normalize(vision.pooler_output)
+        teacher = teacher or R2D2TeacherTargets()
+        features = self.encode_pairs(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            masked_input_ids,
+            teacher.feature_guided,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        logits_per_image, logits_per_text, positives, losses = self.compare_pairs(
+            features.image_embeds, features.text_embeds, image_ids, teacher.target_guided
+        )
+        accuracy = None
+        if self.can_rank:
+            if hard_negatives is None:
+                hard_negatives = self.pick_negatives(logits_per_image, logits_per_text, positives)
+            ranking_losses, accuracy = self._ranking_losses(features, attention_mask, mlm_labels, hard_negatives)
+            losses.update(ranking_losses)
+        if teacher.feature_guided is not None:
+            losses["loss_fgd"] = self.feature_guided_loss(features, teacher.feature_guided)
+        return R2D2ForPreTrainingOutput(
+            loss=self.total_loss(losses),
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_text,
+            text_embeds=features.text_embeds,
+            image_embeds=features.image_embeds,
+            ranking_accuracy=accuracy,
+            temperature=self.temperature.detach()
+            .float()
+            .clamp(self.config.temperature_min, self.config.temperature_max),
+            **losses,
+        )
 
-        temperature = self.bounded_temperature()
-        batch = len(input_ids)
+    def encode_pairs(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        masked_input_ids: Tensor | None = None,
+        feature_guided: R2D2FeatureGuidance | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> R2D2PairFeatures:
+        """Every tower pass of a step: whole images; whole and masked texts, in one pass; and, for FgD, masked images,
+        of which a ViT computes the kept patches alone.
+
+        The masked texts serve FgD, MLM and the ranking of enhanced training alike.
+
+        Raises:
+            ValueError: FgD without masked texts.
+        """
+        vision = self.get_image_features(pixel_values, **kwargs)
+        features = R2D2PairFeatures(
+            image_states=vision.last_hidden_state,
+            image_embeds=normalize(vision.pooler_output),
+            text_states=None,
+            text_embeds=None,
+        )
+        if feature_guided is not None:
+            if masked_input_ids is None:
+                raise ValueError(
+                    "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
+                    "(TextMasking in the collation, mask_ratio above 0)"
+                )
+            masked_vision = self._masked_image_features(pixel_values, feature_guided, **kwargs)
+            features.image_student = self._distilled_feature(masked_vision, "vision", feature_guided.feature)
+        if masked_input_ids is None or not (self.can_rank or feature_guided):
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
+            features.text_states, features.text_embeds = text.last_hidden_state, normalize(text.pooler_output)
+            return features
+        text = self.get_text_features(
+            torch.cat([input_ids, masked_input_ids]),
+            None if attention_mask is None else attention_mask.repeat(2, 1),
+            token_type_ids=None if token_type_ids is None else token_type_ids.repeat(2, 1),
+            **kwargs,
+        )
+        features.text_states, features.masked_states = text.last_hidden_state.chunk(2)
+        features.text_embeds = normalize(text.pooler_output[: len(input_ids)])
+        if feature_guided is not None:
+            features.text_student = self._distilled_feature(text, "text", feature_guided.feature)[len(input_ids) :]
+        return features
+
+    def _masked_image_features(
+        self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        vision_config = self.config.vision_config
+        grid = mask_grid(vision_config, tuple(pixel_values.shape[-2:]), guidance.block)
+        if drops_patches(vision_config):
+            with keep_patches(self.vision_model, guidance.kept, grid[0] * grid[1]):
+                return self.get_image_features(pixel_values, **kwargs)
+        with constant_running_statistics(self.vision_model):
+            return self.get_image_features(grey_blocks(pixel_values, guidance.kept, grid), **kwargs)
+
+    def _distilled_feature(self, outputs: BaseModelOutputWithPooling, tower: str, feature: str) -> Tensor:
+        """(B, F): the projection, or the state that it is made of."""
+        if feature == "projection":
+            return outputs.pooler_output
+        states = outputs.last_hidden_state
+        if tower == "vision" and self.config.vision_pooling == "mean":
+            return states.mean(dim=1)
+        return states[:, 0]
+
+    def distilled_features(
+        self, images: BaseModelOutputWithPooling, texts: BaseModelOutputWithPooling, feature: str
+    ) -> tuple[Tensor, Tensor]:
+        """The features that FgD compares, of what the towers returned: (B, F) of images and of texts."""
+        return self._distilled_feature(images, "vision", feature), self._distilled_feature(texts, "text", feature)
+
+    def compare_pairs(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        image_ids: Tensor | None = None,
+        guidance: R2D2TargetGuidance | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Pre-ranking over the batch of all workers.
+
+        Args:
+            image_embeds, text_embeds: (B, D), L2-normalised.
+
+        Returns:
+            logits_per_image and logits_per_text (B, N), positives (B, N), and loss_gcpr or loss_tgd.
+        """
+        temperature, batch = self.bounded_temperature(), len(image_embeds)
         embeds = torch.cat([image_embeds, text_embeds], dim=1)
         if image_ids is None:
             gathered = gather(embeds)
@@ -169,72 +325,98 @@ class R2D2ForPreTraining(R2D2Model):
         all_images, all_texts = gathered.chunk(2, dim=1)
         logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
         logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
-        losses = {}
-        if teacher is None:
-            targets = contrastive_targets(positives)
-            losses["loss_gcpr"] = pre_ranking_loss(logits_per_image, logits_per_text, targets)
-        else:
-            losses["loss_tgd"] = self._target_guided_loss(image_embeds, text_embeds, teacher)
-        accuracy = None
-        if self.can_rank:
-            if hard_negatives is None:
-                pick = draw_hard_negatives if self.training else hardest_negatives
-                hard_negatives = pick(logits_per_image, logits_per_text, positives)
-            ranking_losses, accuracy = self._ranking_losses(
-                text_states,
-                masked_states,
-                vision.last_hidden_state,
-                attention_mask,
-                mlm_labels,
-                hard_negatives,
-            )
-            losses.update(ranking_losses)
-        return R2D2ForPreTrainingOutput(
-            loss=self._total(losses),
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            ranking_accuracy=accuracy,
-            temperature=temperature.detach().clone(),
-            **losses,
+        if guidance is None:
+            loss = pre_ranking_loss(logits_per_image, logits_per_text, contrastive_targets(positives))
+            return logits_per_image, logits_per_text, positives, {"loss_gcpr": loss}
+        guided_images = scaled_similarity(image_embeds, guidance.text_candidates, temperature)
+        guided_texts = scaled_similarity(text_embeds, guidance.image_candidates, temperature)
+        if guidance.log_reliability is not None:
+            guided_images = guided_images + guidance.log_reliability
+            guided_texts = guided_texts + guidance.log_reliability
+        loss = target_guided_loss(guided_images, guided_texts, guidance.image_targets, guidance.text_targets)
+        return logits_per_image, logits_per_text, positives, {"loss_tgd": loss}
+
+    def current_temperature(self) -> Tensor:
+        """τ without gradient, within its bounds."""
+        return self.temperature.detach().float().clamp(self.config.temperature_min, self.config.temperature_max)
+
+    def pick_negatives(self, logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> HardNegatives:
+        """Drawn while training, the hardest ones in evaluation mode."""
+        pick = draw_hard_negatives if self.training else hardest_negatives
+        return pick(logits_per_image, logits_per_text, positives)
+
+    def feature_guided_loss(self, features: R2D2PairFeatures, guidance: R2D2FeatureGuidance) -> Tensor:
+        """FgD on what `encode_pairs` made of masked inputs."""
+        return feature_guided_loss(
+            features.image_student,
+            features.text_student,
+            guidance.image_targets,
+            guidance.text_targets,
+            guidance.temperature,
         )
 
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the named parts."""
         config = self.config
-        weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight}
+        weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight, "loss_fgd": config.fgd_weight}
         return sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items())
-
-    def _target_guided_loss(self, image_embeds: Tensor, text_embeds: Tensor, teacher: R2D2TeacherTargets) -> Tensor:
-        """TgD: ½ [ H(ŷ_I, softmax s(I, T̂)/τ) + H(ŷ_T, softmax s(T, Î)/τ) ] over the teacher's candidates."""
-        temperature = self.bounded_temperature()
-        image_logits = scaled_similarity(image_embeds, teacher.text_candidates, temperature)
-        text_logits = scaled_similarity(text_embeds, teacher.image_candidates, temperature)
-        image_loss = soft_cross_entropy(image_logits, teacher.image_targets).mean()
-        text_loss = soft_cross_entropy(text_logits, teacher.text_targets).mean()
-        return (image_loss + text_loss) / 2
 
     def _ranking_losses(
         self,
-        text_states: Tensor,
-        masked_states: Tensor,
-        image_states: Tensor,
+        features: R2D2PairFeatures,
         attention_mask: Tensor | None,
         mlm_labels: Tensor | None,
         negatives: HardNegatives,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """FGR over B true pairs, B (text, negative image) and B (negative text, image), and MLM on the true
-        pairs' states of the same pass. Returns the losses and the ranking accuracy."""
-        batch = len(text_states)
-        own = torch.arange(batch, device=text_states.device)
-        negative_text, negative_image = negatives.text_index, negatives.image_index
+        """FGR and MLM of the local pairs, with the rows of other workers that were drawn."""
+        text_states, image_states = features.text_states, features.image_states
+        masked_states = text_states if features.masked_states is None else features.masked_states
         queries = masked_states if self.config.rank_masked_texts else text_states
+        negative_text, negative_image = negatives.text_index, negatives.image_index
         if world_size() > 1:
             if attention_mask is None:
-                attention_mask = torch.ones(text_states.shape[:2], dtype=torch.int64, device=own.device)
+                attention_mask = torch.ones(text_states.shape[:2], dtype=torch.int64, device=text_states.device)
             (queries, text_states, attention_mask, image_states), negative_text, negative_image = fetch_drawn_states(
                 queries, text_states, attention_mask, image_states, negatives
             )
+        return self.rank_pairs(
+            queries,
+            text_states,
+            image_states,
+            attention_mask,
+            HardNegatives(negative_image, negative_text, negatives.valid),
+            masked_states,
+            mlm_labels,
+        )
+
+    def rank_pairs(
+        self,
+        queries: Tensor,
+        text_states: Tensor,
+        image_states: Tensor,
+        attention_mask: Tensor | None,
+        negatives: HardNegatives,
+        masked_states: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
+        pair_weight: Tensor | None = None,
+        masked_count: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """FGR over B true pairs, B (text, negative image) and B (negative text, image), and MLM on the true pairs'
+        states of the same pass.
+
+        Args:
+            queries: (R, L, D) text states that the text-image encoder asks with, text_states: (R, L, D) that the
+                image-text encoder reads, image_states: (R, N, E); R ≥ B rows, the true pairs first.
+            negatives: indices (B,) into these rows.
+            masked_states: (B, L, D), mlm_labels: (B, L): for MLM.
+            pair_weight, masked_count: what the sums of the two losses are divided by, where these B pairs are a part
+                of the batch; None: their own weight and count, over all workers.
+
+        Returns:
+            the losses, and the ranking accuracy.
+        """
+        batch = len(negatives.valid)
+        own = torch.arange(batch, device=text_states.device)
         mlm = mlm_labels is not None
         shared_pass = mlm and self.config.rank_masked_texts
         output = self._rank(
@@ -242,8 +424,8 @@ class R2D2ForPreTraining(R2D2Model):
             text_states,
             image_states,
             attention_mask,
-            text_index=torch.cat([own, own, negative_text]),
-            image_index=torch.cat([own, negative_image, own]),
+            text_index=torch.cat([own, own, negatives.text_index]),
+            image_index=torch.cat([own, negatives.image_index, own]),
             full_text_pairs=batch if shared_pass else 0,
             full_image_pairs=0,
         )
@@ -251,7 +433,11 @@ class R2D2ForPreTraining(R2D2Model):
         present = torch.cat([torch.ones_like(negatives.valid), negatives.valid, negatives.valid]).float()
         losses = {
             "loss_fgr": ranking_loss(
-                output.text_match_logits, output.image_match_logits, labels, match_weights(labels) * present
+                output.text_match_logits,
+                output.image_match_logits,
+                labels,
+                match_weights(labels) * present,
+                pair_weight,
             )
         }
         if mlm:
@@ -262,7 +448,7 @@ class R2D2ForPreTraining(R2D2Model):
                 states = self.text_image_encoder(masked_states, image_states[:batch], mask).last_hidden_state
             is_masked = mlm_labels != -100
             logits = self.mlm_head(states[is_masked])
-            losses["loss_mlm"] = masked_language_modeling_loss(logits, mlm_labels[is_masked])
+            losses["loss_mlm"] = masked_language_modeling_loss(logits, mlm_labels[is_masked], masked_count)
         right = ((output.match_probability > 0.5) == labels.bool()).float() * present
         return losses, (right.sum() / present.sum()).detach()
 
@@ -294,4 +480,11 @@ def fetch_drawn_states(
     return states, texts.position, images.position
 
 
-__all__ = ["R2D2ForPreTraining", "R2D2ForPreTrainingOutput", "R2D2TeacherTargets"]
+__all__ = [
+    "R2D2FeatureGuidance",
+    "R2D2ForPreTraining",
+    "R2D2ForPreTrainingOutput",
+    "R2D2PairFeatures",
+    "R2D2TargetGuidance",
+    "R2D2TeacherTargets",
+]

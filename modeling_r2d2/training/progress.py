@@ -8,6 +8,7 @@ _SHOWN = {
     "loss_tgd": "tgd",
     "loss_fgr": "fgr",
     "loss_mlm": "mlm",
+    "loss_fgd": "fgd",
     "ranking_accuracy": "rank-acc",
     "images_per_second": "img/s",
 }

@@ -1,18 +1,26 @@
-"""R2D2Trainer: the stock Trainer that also logs the parts of the loss and where the time goes."""
+"""R2D2Trainer: the stock Trainer that also logs the parts of the loss and where the time goes, and whose checkpoints
+are complete or absent."""
 
+import os
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..distillation.callbacks import DistillationCallback, distillation_of
+from ..distillation.checkpoints import mark_complete, save_state
 from .progress import LossProgressCallback
 
 #: Scalars of R2D2ForPreTrainingOutput that are logged beside the total loss.
-LOGGED_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "ranking_accuracy", "temperature")
+LOGGED_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "loss_fgd", "ranking_accuracy", "temperature")
 
 
 class _Means:
@@ -38,9 +46,10 @@ class _Means:
 class R2D2Trainer(Trainer):
     """Trainer for `R2D2ForPreTraining` (any other R2D2 model trains in it too, as all do in the stock Trainer).
 
-    Beyond the stock Trainer it logs every part of the loss (train and eval), `images_per_second` and
-    `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
-    bar, and leaves temperature, norms and biases without weight decay.
+    Beyond the stock Trainer it logs every part of the loss (train and eval) and of distillation, `images_per_second`
+    and `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
+    bar, leaves temperature, norms and biases without weight decay, and writes a checkpoint aside before it renames
+    it: a folder named `checkpoint-<step>` is complete.
 
     Raises:
         ValueError: a tokenizer with more tokens than the model's vocabulary.
@@ -113,9 +122,82 @@ class R2D2Trainer(Trainer):
             for name, value in (("waited", self._waited), ("seconds", seconds), ("images", self._images)):
                 self._total[name] += value
             logs.update(self._parts[True].pop())
+            if (run := distillation_of(self.model)) is not None:
+                logs.update({name: value for name, value in run.measures().items() if name not in logs})
             logs["images_per_second"] = self._images / seconds
             logs["data_wait"] = self._waited / seconds
         if "eval_loss" in logs:
             logs.update({f"eval_{name}": value for name, value in self._parts[False].pop().items()})
         super().log(logs, start_time)
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in Trainer; tells the distillation callbacks where the run resumes from."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for callback in self._distillation_callbacks():
+            callback.saved_by_trainer = True
+            if checkpoint is not None:
+                callback.resume_from = Path(checkpoint)
+
+    def _distillation_callbacks(self) -> list[DistillationCallback]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, DistillationCallback)]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Everything that Trainer writes, and the distillation state, into a folder aside; then one rename."""
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        aside = run_dir / f".{folder.name}.partial"  # a name that no search for checkpoints finds
+        if self.args.should_save and aside.exists():
+            shutil.rmtree(aside)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(aside), _internal_call=True)
+        if self.state.best_global_step:
+            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == folder or best.exists():
+                self.state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(aside))
+            self._save_scaler(str(aside))
+            self._save_rng_state(str(aside))
+            run = distillation_of(self.model)
+            if run is not None and self.args.should_save:
+                save_state(aside, run.distillation)
+        if self.args.should_save:
+            self._note_callback_states()
+            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(aside)
+            _replace_folder(aside, folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _note_callback_states(self):
+        for stateful in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
+            name, state = type(stateful).__name__, stateful.state()
+            if isinstance(self.state.stateful_callbacks.get(name), list):
+                self.state.stateful_callbacks[name].append(state)
+            else:
+                self.state.stateful_callbacks[name] = state
+
+
+def _replace_folder(new: Path, place: Path):
+    """Rename `new` to `place`; a folder that is there (the same step trained again) gives way."""
+    if place.exists():
+        old = place.with_name(f".{place.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(place, old)
+        os.replace(new, place)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, place)

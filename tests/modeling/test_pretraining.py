@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_r2d2 import R2D2ForPreTraining, R2D2TeacherTargets
+from modeling_r2d2 import R2D2ForPreTraining, R2D2TargetGuidance, R2D2TeacherTargets
 from modeling_r2d2.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
@@ -96,12 +96,13 @@ def test_teacher_targets_replace_gcpr():
     batch = tiny_batch()
     full = model()
     plain = full(**batch, hard_negatives=NEGATIVES)
-    teacher = R2D2TeacherTargets(
+    guidance = R2D2TargetGuidance(
         image_candidates=plain.image_embeds.detach(),
         text_candidates=plain.text_embeds.detach(),
         image_targets=torch.eye(6),
         text_targets=torch.eye(6),
     )
+    teacher = R2D2TeacherTargets(target_guided=guidance)
     guided = full(**batch, hard_negatives=NEGATIVES, teacher=teacher)
     assert guided.loss_gcpr is None
     torch.testing.assert_close(guided.loss_tgd, plain.loss_gcpr)

@@ -1,0 +1,26 @@
+"""Two-way distillation: a momentum teacher, its feature queue and centre, and the callbacks that train with them."""
+
+from .callbacks import (
+    FeatureGuidedDistillationCallback,
+    TargetGuidedDistillationCallback,
+    TwoWayDistillationCallback,
+)
+from .centre import FeatureCentre
+from .queue import FeatureQueue
+from .schedules import Schedule
+from .settings import FeatureGuidedSettings, TargetGuidedSettings
+from .state import DistillationState
+from .teacher import MomentumTeacher
+
+__all__ = [
+    "DistillationState",
+    "FeatureCentre",
+    "FeatureGuidedDistillationCallback",
+    "FeatureGuidedSettings",
+    "FeatureQueue",
+    "MomentumTeacher",
+    "Schedule",
+    "TargetGuidedDistillationCallback",
+    "TargetGuidedSettings",
+    "TwoWayDistillationCallback",
+]

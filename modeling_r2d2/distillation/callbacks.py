@@ -1,0 +1,328 @@
+"""Two-way distillation (arXiv 2205.03860) as callbacks of transformers' Trainer.
+
+    trainer = Trainer(model=R2D2ForPreTraining(config), ..., callbacks=[TwoWayDistillationCallback()])
+
+A callback sees neither inputs nor loss, so while training runs a hook on the model calls the teacher for every batch
+and hands its targets to `forward`. The authors never released this part; what the paper leaves open is a setting.
+"""
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..distributed_r2d2 import world_size
+from .checkpoints import load_state, mark_complete, require_complete, save_state
+from .schedules import Schedule, constant
+from .settings import FeatureGuidedSettings, TargetGuidedSettings
+from .state import DistillationState
+
+#: The run in which a model is being distilled; a model trains in one at a time.
+_RUNS: "WeakKeyDictionary[nn.Module, _Run]" = WeakKeyDictionary()
+#: Scalars of the model's output that are logged where the Trainer does not do it by itself.
+_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "loss_fgd", "ranking_accuracy", "temperature")
+
+
+class _Run:
+    """One training run of one student: settings of all its callbacks, then the state and the hooks."""
+
+    def __init__(self, student: nn.Module, trainer_state: TrainerState, owner: "DistillationCallback"):
+        self.student, self.trainer_state, self.owner = student, trainer_state, owner
+        self.target_guided: TargetGuidedSettings | None = None
+        self.feature_guided: FeatureGuidedSettings | None = None
+        self.distillation: DistillationState | None = None
+        self.alpha = constant(0.0)
+        self.logged: dict[str, list[torch.Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def join(self, callback: "DistillationCallback"):
+        """Add the objectives of a callback; all share the first one's teacher."""
+        for name in ("target_guided", "feature_guided"):
+            settings = getattr(callback, name)
+            if settings is None:
+                continue
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"two callbacks of this run bring {name.replace('_', '-')} distillation: one is enough"
+                )
+            setattr(self, name, settings)
+        if callback.momentum != self.owner.momentum:
+            raise ValueError(
+                f"the callbacks of a run share one teacher, but their momenta differ: {self.owner.momentum} and "
+                f"{callback.momentum}"
+            )
+
+    def start(self, args: TrainingArguments, pass_steps: int | None):
+        """Teacher, queue and centre for this run, and the hooks."""
+        if self.target_guided is not None:
+            ramp = self.target_guided.alpha_ramp_steps
+            if ramp is None and pass_steps is None:
+                raise ValueError(
+                    "the data set has no length, so there is no first pass to ramp alpha over: set alpha_ramp_steps"
+                )
+            self.alpha = Schedule(0.0, self.target_guided.alpha, pass_steps if ramp is None else ramp)
+        autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        batch = args.train_batch_size * world_size()
+        self.distillation = DistillationState(
+            self.student, self.target_guided, self.feature_guided, batch, args.seed, autocast
+        )
+        self._handles = [
+            self.student.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.student.register_forward_hook(self._after_forward),
+        ]
+
+    def stop(self):
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if _RUNS.get(self.student) is self:
+            del _RUNS[self.student]
+
+    @property
+    def active(self) -> bool:
+        return self.student.training and torch.is_grad_enabled()
+
+    def targets(self, batch: dict[str, Any], chunk: int | None = None):
+        """The teacher's targets for a micro-batch of this step."""
+        step = self.trainer_state.global_step
+        return self.distillation.targets(batch, step, self.student.current_temperature(), self.alpha(step), chunk)
+
+    def _before_forward(self, student: nn.Module, arguments: tuple, inputs: dict[str, Any]):
+        named = inspect.signature(student.forward).bind_partial(*arguments, **inputs).arguments if arguments else inputs
+        if not self.active or not named.get("return_loss", True) or named.get("teacher") is not None:
+            return None
+        extra = named.pop("kwargs", {}) if arguments else {}
+        return (), {**named, **extra, "teacher": self.targets(named)}
+
+    def _after_forward(self, student: nn.Module, arguments: tuple, outputs: Any):
+        if not self.active or outputs.get("loss") is None:
+            return
+        self.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
+        for name in _PARTS:
+            if (value := outputs.get(name)) is not None:
+                self.logged.setdefault(name, []).append(value.detach().float())
+
+    def measures(self) -> dict[str, float]:
+        """Everything that distillation logs, since the last call."""
+        parts = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}
+        self.logged = {}
+        if self.target_guided is not None:
+            parts["alpha"] = self.alpha(self.trainer_state.global_step)
+        return {**parts, **self.distillation.measures()}
+
+
+class DistillationCallback(TrainerCallback):
+    """What the three callbacks share. Works in the stock `Trainer` and in `R2D2Trainer`.
+
+    Per optimizer step: every micro-batch passes the teacher, enters the queue and is compared with it; after the
+    step the teacher follows the student, reliability weights decay and the centre moves. Evaluation, and forward
+    passes without gradient, leave all of it alone. A step that the optimizer skipped (fp16 overflow) moves neither
+    teacher nor reliability nor centre.
+
+    Checkpoints get `distillation.safetensors`, and at last `complete.json`; a resumed run equals an uninterrupted
+    one. The stock Trainer writes checkpoints in place, rotates them before its callbacks save, and does not say where
+    it resumes from: keep `save_total_limit` at 2 or more, and set `resume_from` if the checkpoint lies outside of
+    `output_dir`. Reports (TensorBoard …) of the stock Trainer run before this callback's figures are added to its
+    log; `R2D2Trainer` reports them.
+
+    Args:
+        momentum: m of the teacher, a number or a `Schedule` of the global step.
+        resume_from: the checkpoint that the stock Trainer resumes from, if not `output_dir/checkpoint-<step>`.
+        missing_state: what to do on resuming from a checkpoint without distillation state: "refuse", or "start" with
+            a teacher equal to the student and an empty queue.
+    """
+
+    def __init__(
+        self,
+        target_guided: TargetGuidedSettings | None,
+        feature_guided: FeatureGuidedSettings | None,
+        momentum: float | Schedule = 0.995,
+        resume_from: str | Path | None = None,
+        missing_state: Literal["refuse", "start"] = "refuse",
+    ):
+        if missing_state not in ("refuse", "start"):
+            raise ValueError(f"missing_state must be 'refuse' or 'start', got {missing_state!r}")
+        self.target_guided, self.feature_guided = target_guided, feature_guided
+        self.momentum = momentum if isinstance(momentum, Schedule) else constant(momentum)
+        self.resume_from = None if resume_from is None else Path(resume_from)
+        self.missing_state = missing_state
+        #: True where the trainer writes and reads the state by itself, as R2D2Trainer does
+        self.saved_by_trainer = False
+        self.run: _Run | None = None
+
+    @property
+    def state(self) -> DistillationState | None:
+        """Teacher, queue and centre; None before training."""
+        return None if self.run is None else self.run.distillation
+
+    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, model=None, **kwargs):
+        """Join the run of this model, or begin it."""
+        student = _student(model)
+        run = _RUNS.get(student)
+        if run is not None and run.trainer_state is not state:  # left behind by a run that was broken off
+            run.stop()
+            run = None
+        if run is None:
+            run = _RUNS[student] = _Run(student, state, self)
+        run.join(self)
+        self.run = run
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Before the first batch, when every callback has joined: make or restore the state."""
+        run = self.run
+        if run.owner is not self or run.distillation is not None:
+            return
+        run.start(args, _pass_steps(args, train_dataloader))
+        if state.global_step == 0:
+            return
+        folder = self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        try:
+            if not self.saved_by_trainer:
+                require_complete(folder)
+            load_state(folder, run.distillation)
+        except ValueError:
+            if self.missing_state == "refuse":
+                run.stop()
+                raise
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        """After an optimizer step, or one that was skipped."""
+        run = self.run
+        if run.owner is not self:
+            return
+        if getattr(optimizer, "step_was_skipped", False):
+            run.distillation.discard()
+        else:
+            run.distillation.commit(run.student, self.momentum(state.global_step))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Add the parts of the loss and the measures of distillation to a training log that lacks them."""
+        if self.run.owner is self and logs and "loss" in logs and "teacher_agreement" not in logs:
+            measures = {name: value for name, value in self.run.measures().items() if name not in logs}
+            logs.update(measures)
+            if state.log_history:
+                state.log_history[-1].update(measures)
+
+    def on_save(self, args, state, control, **kwargs):
+        """In the stock Trainer: the state into the checkpoint just written, then the mark."""
+        if self.run.owner is not self or self.saved_by_trainer or not args.should_save:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_state(folder, self.run.distillation)
+        mark_complete(folder)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Take the hooks off the model; the state stays at hand as `callback.state`."""
+        self.run.stop()
+
+
+class TargetGuidedDistillationCallback(DistillationCallback):
+    """Target-guided distillation (TgD) alone: soft targets over batch and queue replace GCPR's.
+
+    Args:
+        settings: `TargetGuidedSettings`, or its fields by name.
+    """
+
+    def __init__(
+        self,
+        settings: TargetGuidedSettings | None = None,
+        *,
+        momentum=0.995,
+        resume_from=None,
+        missing_state="refuse",
+        **fields,
+    ):
+        super().__init__(_settings(TargetGuidedSettings, settings, fields), None, momentum, resume_from, missing_state)
+
+
+class FeatureGuidedDistillationCallback(DistillationCallback):
+    """Feature-guided distillation (FgD) alone: the student's features of masked inputs follow the teacher's of whole
+    ones. The batch must carry `masked_input_ids` and `mlm_labels`.
+
+    Args:
+        settings: `FeatureGuidedSettings`, or its fields by name.
+    """
+
+    def __init__(
+        self,
+        settings: FeatureGuidedSettings | None = None,
+        *,
+        momentum=0.995,
+        resume_from=None,
+        missing_state="refuse",
+        **fields,
+    ):
+        super().__init__(None, _settings(FeatureGuidedSettings, settings, fields), momentum, resume_from, missing_state)
+
+
+class TwoWayDistillationCallback(DistillationCallback):
+    """Both ways with one teacher: TgD and FgD, as R2D2 and PRD2 are pre-trained.
+
+    Args:
+        target_guided, feature_guided: settings of the two ways; None: their defaults.
+    """
+
+    def __init__(
+        self,
+        target_guided: TargetGuidedSettings | None = None,
+        feature_guided: FeatureGuidedSettings | None = None,
+        *,
+        momentum=0.995,
+        resume_from=None,
+        missing_state="refuse",
+    ):
+        super().__init__(
+            target_guided or TargetGuidedSettings(),
+            feature_guided or FeatureGuidedSettings(),
+            momentum,
+            resume_from,
+            missing_state,
+        )
+
+
+def distillation_of(model: nn.Module) -> _Run | None:
+    """The run in which a model is being distilled, None if it is not."""
+    return _RUNS.get(_unwrapped(model))
+
+
+def _settings(kind: type, settings: Any, fields: dict[str, Any]):
+    if settings is not None and fields:
+        raise ValueError(f"give either a {kind.__name__} or its fields by name, not both: {', '.join(fields)}")
+    return settings or kind(**fields)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model within DistributedDataParallel, torch.compile and PEFT."""
+    while True:
+        if hasattr(model, "module"):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _student(model: nn.Module) -> nn.Module:
+    student = _unwrapped(model)
+    if "teacher" not in inspect.signature(student.forward).parameters:
+        raise TypeError(
+            f"distillation trains R2D2ForPreTraining (or a model whose forward takes `teacher`), not "
+            f"{type(student).__name__}"
+        )
+    return student
+
+
+def _pass_steps(args: TrainingArguments, dataloader) -> int | None:
+    """Optimizer steps of one pass over the data; None for a stream."""
+    dataset = getattr(dataloader, "dataset", None)
+    if not hasattr(dataset, "__len__"):
+        return None
+    pairs = len(dataset) / getattr(dataset, "passes", 1)
+    return math.ceil(pairs / (args.train_batch_size * args.gradient_accumulation_steps * world_size()))

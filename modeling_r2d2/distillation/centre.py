@@ -1,0 +1,48 @@
+"""The centre of the teacher's features, which keeps feature-guided distillation from collapsing."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..distributed_r2d2 import world_size
+
+
+class FeatureCentre(nn.Module):
+    """Moving means of the teacher's image and text features over all workers: μ ← m μ + (1 − m) mean(f_t).
+
+    Micro-batches of one optimizer step are collected by `collect` and enter together by `commit`, so that gradient
+    accumulation gives the centre of the whole batch.
+
+    Attributes:
+        images: (F,), texts: (F',) float32; 0 before the first step, as in DINO.
+    """
+
+    def __init__(self, image_width: int, text_width: int, momentum: float = 0.9, device: torch.device | None = None):
+        super().__init__()
+        self.momentum = momentum
+        self.images = nn.Buffer(torch.zeros(image_width, device=device))
+        self.texts = nn.Buffer(torch.zeros(text_width, device=device))
+        # sums of both modalities, and the number of pairs
+        self._sums = torch.zeros(image_width + text_width + 1, device=device)
+
+    def collect(self, images: Tensor, texts: Tensor):
+        """Add local teacher features (B, F), (B, F') to the batch of this step."""
+        rows = images.new_tensor([len(images)], dtype=torch.float32)
+        self._sums += torch.cat([images.float().sum(dim=0), texts.float().sum(dim=0), rows])
+
+    def commit(self):
+        """End of an optimizer step: the mean over all workers enters the centre."""
+        if world_size() > 1:
+            dist.all_reduce(self._sums)
+        images, texts, rows = self._sums.split([len(self.images), len(self.texts), 1])
+        for centre, total in ((self.images, images), (self.texts, texts)):
+            centre.lerp_(torch.where(rows > 0, total / rows.clamp_min(1), centre), 1 - self.momentum)
+        self.discard()
+
+    def discard(self):
+        """Forget what was collected."""
+        self._sums.zero_()
+
+    def measures(self) -> dict[str, float]:
+        """`centre_norm`: the mean L2 norm of both centres."""
+        return {"centre_norm": float(self.images.norm() + self.texts.norm()) / 2}

@@ -1,0 +1,164 @@
+"""Teacher, queue and centre together: what turns a batch into the teacher's targets, and one optimizer step on."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..distillation_losses_r2d2 import cosine_agreement, soft_targets, teacher_distribution
+from ..distributed_r2d2 import gather, gather_with_ids, process_index
+from ..masked_images_r2d2 import draw_kept, mask_grid
+from ..pretraining_r2d2 import R2D2FeatureGuidance, R2D2TargetGuidance, R2D2TeacherTargets
+from .centre import FeatureCentre
+from .queue import FeatureQueue
+from .settings import FeatureGuidedSettings, TargetGuidedSettings
+from .teacher import MomentumTeacher
+
+
+class DistillationState(nn.Module):
+    """What two-way distillation remembers between steps. Its `state_dict` is all that a checkpoint needs.
+
+    Micro-batches of an optimizer step ask for their targets one by one by `targets`; the step ends with `commit`, or
+    with `discard` where the optimizer skipped it.
+
+    Args:
+        student: the model that trains.
+        target_guided, feature_guided: settings; None leaves that way out.
+        batch: pairs per micro-batch over all workers, at most.
+        seed: of the draws of dropped patches.
+        autocast: see `MomentumTeacher`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        target_guided: TargetGuidedSettings | None,
+        feature_guided: FeatureGuidedSettings | None,
+        batch: int,
+        seed: int = 0,
+        autocast: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if target_guided is None and feature_guided is None:
+            raise ValueError("two-way distillation needs at least one of target_guided and feature_guided")
+        self.target_guided, self.feature_guided, self.seed = target_guided, feature_guided, seed
+        self.teacher = MomentumTeacher(student, autocast)
+        config, device = student.config, student.temperature.device
+        if target_guided is not None:
+            self.queue = FeatureQueue(target_guided.queue_size, batch, config.projection_dim, device)
+        if feature_guided is not None:
+            projected = feature_guided.feature == "projection"
+            widths = (
+                [config.projection_dim] * 2
+                if projected
+                else [config.vision_hidden_size, config.text_config.hidden_size]
+            )
+            self.centre = FeatureCentre(*widths, momentum=feature_guided.centre_momentum, device=device)
+        self._micro_batch = 0
+        self._agreement: list[Tensor] = []
+        self._local: tuple[Tensor, Tensor] | None = None
+
+    def targets(
+        self, batch: dict[str, Any], step: int, temperature: Tensor, alpha: float, chunk: int | None = None
+    ) -> R2D2TeacherTargets:
+        """The teacher's targets for one micro-batch, which enters queue and centre.
+
+        Args:
+            batch: as `R2D2ForPreTraining.forward` takes it: B local pairs.
+            step: optimizer steps made so far. temperature: the student's τ. alpha: see `soft_targets`.
+            chunk: pairs that the teacher encodes at once; None: all.
+        """
+        features = self.teacher.encode(
+            batch["pixel_values"],
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            batch.get("token_type_ids"),
+            feature=None if self.feature_guided is None else self.feature_guided.feature,
+            chunk=chunk,
+        )
+        self._local = (features.image_embeds, features.text_embeds)
+        targets = R2D2TeacherTargets()
+        if self.target_guided is not None:
+            targets.target_guided = self._target_guidance(batch.get("image_ids"), temperature, alpha)
+        if self.feature_guided is not None:
+            targets.feature_guided = self._feature_guidance(features, batch["pixel_values"], step)
+        self._micro_batch += 1
+        return targets
+
+    def _target_guidance(self, image_ids: Tensor | None, temperature: Tensor, alpha: float) -> R2D2TargetGuidance:
+        images, texts = self._local
+        both = torch.cat(self._local, dim=1)
+        if image_ids is None:
+            both = gather(both)
+            ids = self.queue.new_ids(len(both))
+            image_ids = ids[process_index() * len(images) :][: len(images)]
+        else:
+            both, ids = gather_with_ids(both, image_ids)
+        self.queue.push(*both.chunk(2, dim=1), ids)
+        all_images, all_texts, all_ids, reliability = self.queue.candidates()
+        positives = image_ids[:, None] == all_ids
+        placement = self.target_guided.reliability
+        arguments = (positives, temperature, alpha, reliability, placement)
+        return R2D2TargetGuidance(
+            image_candidates=all_images,
+            text_candidates=all_texts,
+            image_targets=soft_targets(images, all_texts, *arguments),
+            text_targets=soft_targets(texts, all_images, *arguments),
+            log_reliability=reliability.log() if placement == "logits" else None,
+        )
+
+    def _feature_guidance(self, features, pixel_values: Tensor, step: int) -> R2D2FeatureGuidance:
+        settings = self.feature_guided
+        grid = mask_grid(self.teacher.model.config.vision_config, tuple(pixel_values.shape[-2:]), settings.block)
+        # A generator of its own, keyed by the step: nothing to restore, and the run's other draws stay as they are.
+        key = np.random.SeedSequence((self.seed, step, self._micro_batch, process_index()))
+        generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        kept = draw_kept(len(pixel_values), grid[0] * grid[1], settings.image_drop, generator)
+        guidance = R2D2FeatureGuidance(
+            image_targets=teacher_distribution(
+                features.image_features, self.centre.images, settings.teacher_temperature
+            ),
+            text_targets=teacher_distribution(features.text_features, self.centre.texts, settings.teacher_temperature),
+            kept=kept.to(pixel_values.device),
+            temperature=settings.student_temperature,
+            feature=settings.feature,
+            block=settings.block,
+        )
+        self.centre.collect(features.image_features, features.text_features)
+        return guidance
+
+    def note_student(self, image_embeds: Tensor, text_embeds: Tensor):
+        """The student's embeddings (B, D) of the micro-batch that `targets` saw last, for the logged agreement."""
+        images, texts = self._local
+        agreement = cosine_agreement(image_embeds.detach(), images) + cosine_agreement(text_embeds.detach(), texts)
+        self._agreement.append(agreement / 2)
+
+    def commit(self, student: nn.Module, momentum: float):
+        """End of an optimizer step: teacher, reliability and centre move on."""
+        self.teacher.update(student, momentum)
+        if self.target_guided is not None:
+            self.queue.age(self.target_guided.reliability_decay)
+        if self.feature_guided is not None:
+            self.centre.commit()
+        self._micro_batch = 0
+
+    def discard(self):
+        """End of a step that the optimizer skipped: the teacher, the reliability and the centre stay. What the step
+        wrote into the queue stays too: the teacher that made it has not changed."""
+        if self.feature_guided is not None:
+            self.centre.discard()
+        self._micro_batch = 0
+
+    def measures(self) -> dict[str, float]:
+        """What is logged: `teacher_agreement` (mean cosine of student and teacher embeddings since the last call),
+        queue fill and reliability, norm of the centre."""
+        measures = {}
+        if self._agreement:
+            measures["teacher_agreement"] = float(torch.stack(self._agreement).mean())
+            self._agreement = []
+        if self.target_guided is not None:
+            measures |= self.queue.measures()
+        if self.feature_guided is not None:
+            measures |= self.centre.measures()
+        return measures

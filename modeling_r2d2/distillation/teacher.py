@@ -1,0 +1,110 @@
+"""The momentum teacher: an exponential moving average of the student's towers and projections."""
+
+import contextlib
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling_r2d2 import normalize
+
+#: Parts of the student that no objective asks the teacher for.
+_STUDENT_ONLY = (
+    "image_joint_projection",
+    "text_image_encoder",
+    "image_text_encoder",
+    "text_image_match_head",
+    "image_text_match_head",
+    "mlm_head",
+)
+
+
+@dataclass
+class TeacherFeatures:
+    """Of B local pairs, whole inputs: L2-normalised embeddings (B, D), and the unnormalised features (B, F) that FgD
+    compares, None unless asked for."""
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+
+
+class MomentumTeacher(nn.Module):
+    """teacher ← m · teacher + (1 − m) · student, for the towers and projections (arXiv 2205.03860).
+
+    It starts as a copy of the student, stays in evaluation mode (no dropout, running statistics of batch norms
+    copied from the student), needs no gradient, and is no submodule of the student: it enters neither optimizer
+    nor DistributedDataParallel nor the model's checkpoint. Weights of less than 32 bits are averaged in float32,
+    where (1 − m) of them is not rounded away.
+
+    Args:
+        student: an `R2D2ForPreTraining`, or another model with its tower methods.
+        autocast: the dtype that the teacher computes in; None: that of its weights.
+    """
+
+    def __init__(self, student: nn.Module, autocast: torch.dtype | None = None):
+        super().__init__()
+        # Not copied: what only the student needs, and hooks, among them the one that calls the teacher.
+        left_out = {id(getattr(student, name)): nn.Identity() for name in _STUDENT_ONLY if hasattr(student, name)}
+        left_out |= {id(hooks): OrderedDict() for hooks in (student._forward_hooks, student._forward_pre_hooks)}
+        self.model = copy.deepcopy(student, left_out).requires_grad_(False)
+        low = [p.dtype for p in self.model.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+        self.autocast = autocast or (low[0] if low else None)
+        self.model.float()
+        self.eval()
+
+    def train(self, mode: bool = True) -> "MomentumTeacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float):
+        """After an optimizer step of the student: weights by the moving average, running statistics as they are."""
+        weights = dict(student.named_parameters())
+        pairs = [(ours, weights[name]) for name, ours in self.model.named_parameters() if weights[name].requires_grad]
+        if pairs:
+            ours, theirs = map(list, zip(*pairs, strict=True))
+            theirs = [s.to(t.dtype) for t, s in zip(ours, theirs, strict=True)]
+            torch._foreach_lerp_(ours, theirs, 1 - momentum)
+        buffers = dict(student.named_buffers())
+        pairs = [(ours, buffers[name]) for name, ours in self.model.named_buffers()]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        feature: Literal["projection", "tower"] | None = None,
+        chunk: int | None = None,
+    ) -> TeacherFeatures:
+        """The teacher's view of B pairs, `chunk` pairs at a time (None: all at once).
+
+        Args:
+            feature: what FgD compares; None: nothing.
+        """
+        parts = []
+        device = pixel_values.device.type
+        precision = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
+        for start in range(0, len(input_ids), chunk or len(input_ids)):
+            rows = slice(start, start + (chunk or len(input_ids)))
+            with precision:
+                images = self.model.get_image_features(pixel_values[rows])
+                texts = self.model.get_text_features(
+                    input_ids[rows],
+                    None if attention_mask is None else attention_mask[rows],
+                    token_type_ids=None if token_type_ids is None else token_type_ids[rows],
+                )
+                compared = self.model.distilled_features(images, texts, feature) if feature else (None, None)
+            parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
+        if len(parts) == 1:
+            return TeacherFeatures(*parts[0])
+        columns = zip(*parts, strict=True)
+        return TeacherFeatures(*(None if column[0] is None else torch.cat(column) for column in columns))

@@ -1,0 +1,244 @@
+"""Queue, centre, schedules, teacher and masks, each alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
+from modeling_r2d2.distillation import FeatureCentre, FeatureQueue, MomentumTeacher, Schedule
+from modeling_r2d2.masked_images_r2d2 import draw_kept, drops_patches, grey_blocks, mask_grid
+from tests.tiny import TOWERS, tiny_batch, tiny_config
+
+
+def features(first: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows whose values tell which pair they are."""
+    ids = torch.arange(first, first + rows)
+    return ids[:, None].float().repeat(1, 2), -ids[:, None].float().repeat(1, 2), ids
+
+
+def test_queue_keeps_the_last_pairs_and_their_reliability():
+    queue = FeatureQueue(size=4, batch=3, width=2)
+    assert queue.measures() == {"queue_fill": 0.0, "queue_reliability": 0.0}
+    age: dict[int, float] = {}
+    for step in range(6):
+        images, texts, ids = features(3 * step, 3)
+        queue.push(images, texts, ids)
+        held_images, held_texts, held_ids, reliability = queue.candidates()
+        age.update(dict.fromkeys(ids.tolist(), 1.0))
+        last = list(age)[-7:]
+        assert sorted(held_ids.tolist()) == last
+        assert held_images[:, 0].tolist() == held_ids.tolist()
+        assert held_texts[:, 1].tolist() == [-i for i in held_ids.tolist()]
+        assert reliability.tolist() == pytest.approx([age[i] for i in held_ids.tolist()])
+        queue.age(0.9)
+        age = {i: weight * 0.9 for i, weight in age.items()}
+    assert queue.measures()["queue_fill"] == 1.0
+
+
+def test_candidates_are_views():
+    queue = FeatureQueue(size=4, batch=2, width=2)
+    queue.push(*features(0, 2))
+    assert queue.candidates()[0].data_ptr() == queue.images.data_ptr()
+
+
+def test_short_and_too_long_batches():
+    queue = FeatureQueue(size=3, batch=2, width=2)
+    for first, rows in ((0, 2), (2, 1), (3, 2), (5, 1), (6, 2)):
+        queue.push(*features(first, rows))
+    assert sorted(queue.candidates()[2].tolist()) == [3, 4, 5, 6, 7]
+    with pytest.raises(ValueError, match="3 pairs at once, but the queue was made for a batch of at most 2"):
+        queue.push(*features(8, 3))
+
+
+def test_queue_without_earlier_pairs_is_the_batch():
+    queue = FeatureQueue(size=0, batch=2, width=2)
+    for first in (0, 2):
+        queue.push(*features(first, 2))
+        assert queue.candidates()[2].tolist() == [first, first + 1]
+
+
+def test_ids_of_pairs_without_ids_never_repeat():
+    queue = FeatureQueue(size=4, batch=2, width=2)
+    seen = []
+    for _ in range(5):
+        ids = queue.new_ids(2)
+        queue.push(*features(0, 2)[:2], ids)
+        seen += ids.tolist()
+    assert len(set(seen)) == 10
+    assert max(seen) < 0
+
+
+def test_queue_goes_on_where_its_state_was_saved():
+    first, second = FeatureQueue(3, 2, 2), FeatureQueue(3, 2, 2)
+    for start in (0, 2, 4):
+        first.push(*features(start, 2))
+    second.load_state_dict(first.state_dict())
+    for queue in (first, second):
+        queue.push(*features(6, 2))
+    assert torch.equal(first.ids, second.ids)
+    assert first.filled == second.filled
+
+
+def test_centre_is_the_moving_mean_over_the_micro_batches():
+    rng = np.random.default_rng(0)
+    centre = FeatureCentre(3, 2, momentum=0.9)
+    images, texts = np.zeros(3), np.zeros(2)
+    for _ in range(4):
+        parts = [(rng.normal(size=(rows, 3)), rng.normal(size=(rows, 2))) for rows in (4, 2)]
+        for image_part, text_part in parts:
+            centre.collect(torch.tensor(image_part), torch.tensor(text_part))
+        centre.commit()
+        images = 0.9 * images + 0.1 * np.concatenate([p[0] for p in parts]).mean(axis=0)
+        texts = 0.9 * texts + 0.1 * np.concatenate([p[1] for p in parts]).mean(axis=0)
+    np.testing.assert_allclose(centre.images, images, rtol=1e-5)
+    np.testing.assert_allclose(centre.texts, texts, rtol=1e-5)
+    before = centre.images.clone()
+    centre.collect(torch.ones(1, 3), torch.ones(1, 2))
+    centre.discard()
+    centre.commit()  # of nothing
+    assert torch.equal(centre.images, before)
+
+
+def test_schedules():
+    linear, cosine = Schedule(0.0, 0.4, 10), Schedule(0.99, 1.0, 10, "cosine")
+    assert [linear(step) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
+    assert cosine(0) == pytest.approx(0.99)
+    assert cosine(5) == pytest.approx(0.995)
+    assert cosine(2) == pytest.approx(1 - 0.01 * (1 + math.cos(math.pi * 0.2)) / 2)
+    assert cosine(10) == 1.0
+
+
+@pytest.mark.parametrize("tower", ["clip", "resnet"])
+def test_teacher_is_the_moving_average(tower):
+    torch.manual_seed(0)
+    student = R2D2ForPreTraining(tiny_config(tower, dropout=0.1)).train()
+    teacher = MomentumTeacher(student)
+    assert not any(name.startswith(("text_image", "image_text", "mlm")) for name in teacher.model.state_dict())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    expected = {n: p.detach().clone().double() for n, p in teacher.model.named_parameters()}
+    student.vision_model.requires_grad_(True)
+    student.text_projection.requires_grad_(False)
+    for _ in range(3):
+        student(**tiny_batch())  # moves running statistics
+        with torch.no_grad():
+            for parameter in student.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        teacher.update(student, 0.9)
+        for name, parameter in student.named_parameters():
+            if name in expected:
+                expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach().double()
+    for name, parameter in teacher.model.named_parameters():
+        torch.testing.assert_close(parameter.double(), expected[name], rtol=1e-5, atol=1e-6)
+    statistics = dict(student.named_buffers())
+    for name, buffer in teacher.model.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+
+
+def test_teacher_never_leaves_evaluation_mode_and_draws_no_random_number():
+    student = R2D2ForPreTraining(tiny_config(dropout=0.5)).train()
+    teacher = MomentumTeacher(student).train()
+    assert not any(module.training for module in teacher.modules())
+    batch = tiny_batch()
+    before = torch.get_rng_state()
+    views = [teacher.encode(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]) for _ in range(2)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(views[0].image_embeds, views[1].image_embeds)
+
+
+def test_teacher_in_chunks():
+    torch.manual_seed(0)
+    teacher = MomentumTeacher(R2D2ForPreTraining(tiny_config()))
+    batch = tiny_batch()
+    arguments = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+    whole = teacher.encode(*arguments, feature="tower")
+    chunked = teacher.encode(*arguments, feature="tower", chunk=4)
+    for name, value in vars(whole).items():
+        torch.testing.assert_close(getattr(chunked, name), value, rtol=1e-5, atol=1e-6)
+
+
+def test_teacher_of_a_bfloat16_student_averages_in_single_precision():
+    student = R2D2ForPreTraining(tiny_config()).to(torch.bfloat16)
+    teacher = MomentumTeacher(student)
+    weight, before = student.text_projection.weight, teacher.model.text_projection.weight.clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    for _ in range(10):
+        teacher.update(student, 0.999)
+    moved = (teacher.model.text_projection.weight - before).mean().item()
+    assert moved == pytest.approx(1 - 0.999**10, rel=0.02)
+    batch = tiny_batch()
+    assert teacher.encode(batch["pixel_values"], batch["input_ids"]).image_embeds.dtype == torch.float32
+
+
+def test_kept_cells():
+    kept = draw_kept(50, 16, 0.5, torch.Generator().manual_seed(0))
+    assert kept.shape == (50, 8)
+    assert (kept.diff(dim=1) > 0).all()
+    counts = torch.bincount(kept.flatten(), minlength=16)
+    assert counts.min() > 12  # every cell is kept about half the time
+    assert draw_kept(2, 16, 0.0).tolist() == [list(range(16))] * 2
+    with pytest.raises(ValueError, match="share of dropped patches"):
+        draw_kept(2, 16, 1.0)
+
+
+def test_grey_blocks():
+    pixels = torch.ones(2, 3, 5, 7)
+    kept = torch.tensor([[0], [5]])
+    masked = grey_blocks(pixels, kept, (2, 3))
+    assert masked[0].sum() == 3 * 9
+    assert masked[0, :, :3, :3].all()
+    assert masked[1, :, 3:, 6:].all()
+    assert masked[1].sum() == 3 * 2 * 1
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_masked_pass_of_every_tower(tower):
+    """All patches kept is the whole image; in towers that drop patches the number of tokens falls."""
+    torch.manual_seed(0)
+    model = R2D2ForPreTraining(tiny_config(tower)).eval()
+    pixels = tiny_batch()["pixel_values"]
+    grid = mask_grid(model.config.vision_config, (32, 32), 8)
+
+    def masked(kept: torch.Tensor):
+        guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept, block=8)
+        return model._masked_image_features(pixels, guidance)
+
+    cells = grid[0] * grid[1]
+    whole = model.get_image_features(pixels)
+    everything = masked(torch.arange(cells).repeat(6, 1))
+    torch.testing.assert_close(everything.pooler_output, whole.pooler_output, rtol=1e-5, atol=1e-6)
+    half = masked(draw_kept(6, cells, 0.5))
+    assert (half.pooler_output - whole.pooler_output).abs().max() > 1e-4
+    dropped = whole.last_hidden_state.shape[1] - half.last_hidden_state.shape[1]
+    assert dropped == (cells // 2 if drops_patches(model.config.vision_config) else 0)
+
+
+def test_dropped_patches_do_not_reach_the_student():
+    torch.manual_seed(0)
+    model = R2D2ForPreTraining(tiny_config("clip")).eval()
+    pixels, kept = tiny_batch()["pixel_values"], torch.tensor([[1, 2]]).repeat(6, 1)
+    guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept)
+    first = model._masked_image_features(pixels, guidance).pooler_output
+    changed = pixels.clone()
+    changed[:, :, :16, :16] = 9.0  # patch 0
+    torch.testing.assert_close(model._masked_image_features(changed, guidance).pooler_output, first)
+    changed[:, :, :16, 16:] = 9.0  # patch 1
+    assert (model._masked_image_features(changed, guidance).pooler_output - first).abs().max() > 1e-3
+
+
+def test_masked_images_leave_running_statistics_alone():
+    torch.manual_seed(0)
+    model = R2D2ForPreTraining(tiny_config("resnet")).train()
+    guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=torch.tensor([[0]] * 6), block=8)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model._masked_image_features(tiny_batch()["pixel_values"], guidance)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    model.get_image_features(tiny_batch()["pixel_values"])
+    assert not torch.equal(
+        dict(model.named_buffers())["vision_model.embedder.embedder.normalization.running_mean"],
+        before["vision_model.embedder.embedder.normalization.running_mean"],
+    )
