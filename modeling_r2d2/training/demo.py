@@ -22,12 +22,15 @@ from ..processing.datasets.emoji import EmojiPairs
 from ..processing.processing_r2d2 import R2D2Processor
 from ..processing.tokenization import build_character_tokenizer
 from .pretraining import PretrainingSettings, build_trainer, count_parameters, refuse_existing_model
+from .recipes import Recipe
 from .trainer import R2D2Trainer
 
 TRAINING_VENDORS = ("apple", "facebook", "google", "joypixels", "samsung")
 TEST_VENDORS = ("twitter", "windows")
 IMAGE_SIZE = 40
 MAX_TEXT_LENGTH = 12
+#: See docs/benchmarks/ablation.md.
+DEMO_RECIPE = Recipe(target_guided=None, feature_guided=None)
 
 
 @dataclass
@@ -48,9 +51,10 @@ class DemoSettings:
     log_every: int = 20
     held_out: tuple[str, ...] = TEST_VENDORS
     overwrite: bool = False
+    recipe: Recipe = DEMO_RECIPE
 
 
-def demo_config(vocab_size: int) -> R2D2Config:
+def demo_config(vocab_size: int, ranker: bool = True, rank_masked_texts: bool = False) -> R2D2Config:
     """A 2.0 M-parameter R2D2: a small ResNet, which learns from scratch where a small ViT does not."""
     width = {
         "hidden_size": 128,
@@ -73,23 +77,25 @@ def demo_config(vocab_size: int) -> R2D2Config:
             "num_hidden_layers": 1,
             "max_position_embeddings": MAX_TEXT_LENGTH,
         },
-        cross_encoder_config={**width, "num_hidden_layers": 1, "initializer_range": 0.05},
+        cross_encoder_config={**width, "num_hidden_layers": 1, "initializer_range": 0.05} if ranker else None,
         # Names of two or three characters: with one of them masked there is too little left to rank by.
-        rank_masked_texts=False,
+        rank_masked_texts=rank_masked_texts,
         initializer_range=0.05,
         projection_dim=128,
         max_text_length=MAX_TEXT_LENGTH,
     )
 
 
-def demo_trainer(settings: DemoSettings, vendors: list[str], galleries: dict[str, EmojiPairs]) -> R2D2Trainer:
-    """The demo's trainer: model, processor and data from nothing but the seed."""
+def demo_trainer(
+    settings: DemoSettings, pairs: EmojiPairs, galleries: dict[str, EmojiPairs], rank_masked_texts: bool = False
+) -> R2D2Trainer:
+    """The demo's trainer: model and processor from nothing but the seed and the training pairs."""
     set_seed(settings.seed)
-    pairs = EmojiPairs(vendors, calibration="exclude")
     tokenizer = build_character_tokenizer(pairs.all_texts(), max_length=MAX_TEXT_LENGTH)
     processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=MAX_TEXT_LENGTH)
     # Plain attention, as the published figures were measured; on sequences this short the fused one is no clear gain.
-    model = R2D2ForPreTraining._from_config(demo_config(len(tokenizer)), attn_implementation="eager")
+    config = demo_config(len(tokenizer), settings.recipe.ranker, rank_masked_texts)
+    model = R2D2ForPreTraining._from_config(config, attn_implementation="eager")
     return build_trainer(
         model,
         processor,
@@ -100,6 +106,7 @@ def demo_trainer(settings: DemoSettings, vendors: list[str], galleries: dict[str
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            recipe=settings.recipe,
             augmentation=BatchAugmentation(),
             channels_last=True,
             warmup=0.08,
@@ -130,7 +137,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     refuse_existing_model(settings.output, settings.overwrite)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
     galleries = {vendor: EmojiPairs([vendor]) for vendor in settings.held_out}
-    trainer = demo_trainer(settings, vendors, galleries)
+    trainer = demo_trainer(settings, EmojiPairs(vendors, calibration="exclude"), galleries)
     model, processor = trainer.model, trainer.processing_class
     console.print(
         f"[bold]R2D2 demo[/bold]: {len(trainer.train_dataset.pairs):,} pictures by {', '.join(vendors)}; held out: "
@@ -140,7 +147,9 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     trainer.train()
     seconds = time.perf_counter() - started
     trainer.save_model()
-    figures = {name: _evaluate(model, processor, gallery, settings) for name, gallery in galleries.items()}
+    figures = {
+        name: evaluate_demo(model, processor, gallery, settings.candidates) for name, gallery in galleries.items()
+    }
     results = {
         "settings": {**asdict(settings), "output": settings.output.name},
         "training_seconds": round(seconds, 1),
@@ -157,12 +166,13 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     return results
 
 
-def _evaluate(
-    model: R2D2ForPreTraining, processor: R2D2Processor, gallery: EmojiPairs, settings: DemoSettings
+def evaluate_demo(
+    model: R2D2ForPreTraining, processor: R2D2Processor, gallery: EmojiPairs, candidates: int = 32
 ) -> RetrievalResult:
     """A gallery of one vendor's 300 pictures, one query a concept: its plain name; and the mirror image."""
     images = [gallery.image(index) for index in range(len(gallery))]
-    return evaluate_retrieval(model, processor, images, gallery.names(), candidates=settings.candidates, batch_size=100)
+    stage = candidates if model.can_rank else None
+    return evaluate_retrieval(model, processor, images, gallery.names(), candidates=stage, batch_size=100)
 
 
 def _draw(settings: DemoSettings, history: list[dict], galleries: dict, figures: dict[str, RetrievalResult]):

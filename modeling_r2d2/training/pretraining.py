@@ -17,6 +17,7 @@ from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
 from .arguments import R2D2TrainingArguments
+from .recipes import Recipe
 from .trainer import R2D2Trainer
 
 
@@ -28,6 +29,7 @@ class PretrainingSettings:
         output: folder of checkpoints and of the final model.
         steps, batch_size (per worker), gradient_accumulation: length and size of the run.
         learning_rate, warmup (share of the steps), weight_decay, max_grad_norm: AdamW with cosine decay.
+        recipe: the objectives; None: those of R2D2 (of PRD2 on a model without ranker) without distillation.
         augmentation: of the training pictures; None: none.
         mask_ratio: share of the text tokens to mask; 0: no MLM. whole_words: mask whole Chinese words (jieba).
         channels_last: memory layout of the pictures, see `R2D2PretrainingCollator`.
@@ -45,6 +47,7 @@ class PretrainingSettings:
     warmup: float = 0.05
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
+    recipe: Recipe | None = None
     augmentation: Any = field(default_factory=R2D2Augmentation)
     mask_ratio: float = 0.15
     whole_words: bool = False
@@ -93,7 +96,16 @@ def build_trainer(
         pairs: a `PairDataset`, or anything indexable whose items are {"image", "text", "image_id"}; or
             `StreamingPairs`, which are shuffled within a buffer and read again from the start until `steps` are made.
         eval_pairs: the same, or a dictionary of them by name, for `eval_every`.
+
+    Raises:
+        ValueError: a recipe that ranks on a model without ranker, or the other way round.
     """
+    recipe = settings.recipe or Recipe(ranker=model.can_rank, target_guided=None, feature_guided=None)
+    if recipe.ranker != model.can_rank:
+        raise ValueError(
+            f"the recipe {'has' if recipe.ranker else 'has no'} ranking but the model "
+            f"{'has no' if recipe.ranker else 'has a'} ranker (cross_encoder_config)"
+        )
     arguments = R2D2TrainingArguments(
         **{
             "output_dir": str(settings.output),
@@ -121,7 +133,7 @@ def build_trainer(
     )
     step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
     masking = None
-    if settings.mask_ratio and model.can_rank:
+    if settings.mask_ratio and recipe.masking and (model.can_rank or recipe.feature_guided):
         masking = TextMasking(processor.tokenizer, mask_ratio=settings.mask_ratio, whole_words=settings.whole_words)
     sampling = {"augmentation": settings.augmentation, "masking": masking, "seed": settings.seed}
     if isinstance(pairs, StreamingPairs):
@@ -147,7 +159,7 @@ def build_trainer(
         data_collator=R2D2PretrainingCollator(processor, settings.channels_last),
         processing_class=processor,
         compute_metrics=retrieval_metrics,
-        callbacks=callbacks,
+        callbacks=[*recipe.callbacks(), *(callbacks or [])],
     )
 
 
