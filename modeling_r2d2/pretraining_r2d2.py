@@ -80,15 +80,14 @@ class R2D2TeacherTargets:
 
 @dataclass
 class R2D2PairFeatures:
-    """What the towers make of B pairs; `masked_states` (B, L, D) of the masked texts, None without.
-    `image_student`, `text_student`: (B, F) the features that FgD compares, None without."""
+    """What the towers make of B pairs: states (B, N, E) and (B, L, D), L2-normalised embeddings (B, P);
+    `masked_states` (B, L, D) of the masked texts and `text_student` (B, F), what FgD compares of them, None without."""
 
     image_states: Tensor
     image_embeds: Tensor
     text_states: Tensor
     text_embeds: Tensor
     masked_states: Tensor | None = None
-    image_student: Tensor | None = None
     text_student: Tensor | None = None
 
 
@@ -190,12 +189,13 @@ class R2D2ForPreTraining(R2D2Model):
                 + ("" if image_ids is None else f", {len(image_ids)} image_ids")
             )
         teacher = teacher or R2D2TeacherTargets()
+        guidance = teacher.feature_guided
         features = self.encode_pairs(
             input_ids,
             pixel_values,
             attention_mask,
             masked_input_ids,
-            teacher.feature_guided,
+            feature=None if guidance is None else guidance.feature,
             token_type_ids=token_type_ids,
             **kwargs,
         )
@@ -208,8 +208,9 @@ class R2D2ForPreTraining(R2D2Model):
                 hard_negatives = self.pick_negatives(logits_per_image, logits_per_text, positives)
             ranking_losses, accuracy = self._ranking_losses(features, attention_mask, mlm_labels, hard_negatives)
             losses.update(ranking_losses)
-        if teacher.feature_guided is not None:
-            losses["loss_fgd"] = self.feature_guided_loss(features, teacher.feature_guided)
+        if guidance is not None:
+            image_student = self.encode_masked_images(pixel_values, guidance, **kwargs)
+            losses["loss_fgd"] = self.feature_guided_loss(image_student, features.text_student, guidance)
         return R2D2ForPreTrainingOutput(
             loss=self.total_loss(losses),
             logits_per_image=logits_per_image,
@@ -229,59 +230,52 @@ class R2D2ForPreTraining(R2D2Model):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         masked_input_ids: Tensor | None = None,
-        feature_guided: R2D2FeatureGuidance | None = None,
+        feature: Literal["projection", "tower"] | None = None,
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2PairFeatures:
-        """Every tower pass of a step: whole images; whole and masked texts, in one pass; and, for FgD, masked images,
-        of which a ViT computes the kept patches alone.
+        """The towers on whole images, and on whole and masked texts in one pass; that pass serves FgD, MLM and the
+        ranking of enhanced training alike.
 
-        The masked texts serve FgD, MLM and the ranking of enhanced training alike.
+        Args:
+            feature: what FgD compares of the masked texts; None: nothing.
 
         Raises:
             ValueError: FgD without masked texts.
         """
+        if feature is not None and masked_input_ids is None:
+            raise ValueError(
+                "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
+                "(TextMasking in the collation, mask_ratio above 0)"
+            )
         vision = self.get_image_features(pixel_values, **kwargs)
-        features = R2D2PairFeatures(
-            image_states=vision.last_hidden_state,
-            image_embeds=normalize(vision.pooler_output),
-            text_states=None,
-            text_embeds=None,
-        )
-        if feature_guided is not None:
-            if masked_input_ids is None:
-                raise ValueError(
-                    "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
-                    "(TextMasking in the collation, mask_ratio above 0)"
-                )
-            masked_vision = self._masked_image_features(pixel_values, feature_guided, **kwargs)
-            features.image_student = self._distilled_feature(masked_vision, "vision", feature_guided.feature)
-        if masked_input_ids is None or not (self.can_rank or feature_guided):
+        image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
+        if masked_input_ids is None or not (self.can_rank or feature):
             text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
-            features.text_states, features.text_embeds = text.last_hidden_state, normalize(text.pooler_output)
-            return features
+            return R2D2PairFeatures(image_states, image_embeds, text.last_hidden_state, normalize(text.pooler_output))
         text = self.get_text_features(
             torch.cat([input_ids, masked_input_ids]),
             None if attention_mask is None else attention_mask.repeat(2, 1),
             token_type_ids=None if token_type_ids is None else token_type_ids.repeat(2, 1),
             **kwargs,
         )
-        features.text_states, features.masked_states = text.last_hidden_state.chunk(2)
-        features.text_embeds = normalize(text.pooler_output[: len(input_ids)])
-        if feature_guided is not None:
-            features.text_student = self._distilled_feature(text, "text", feature_guided.feature)[len(input_ids) :]
-        return features
+        text_states, masked_states = text.last_hidden_state.chunk(2)
+        text_embeds = normalize(text.pooler_output[: len(input_ids)])
+        student = None if feature is None else self._distilled_feature(text, "text", feature)[len(input_ids) :]
+        return R2D2PairFeatures(image_states, image_embeds, text_states, text_embeds, masked_states, student)
 
-    def _masked_image_features(
-        self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs
-    ) -> BaseModelOutputWithPooling:
+    def encode_masked_images(self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs) -> Tensor:
+        """The feature (B, F) that FgD compares of images (B, 3, H, W) of which only `guidance.kept` is seen; a ViT
+        computes those patches alone."""
         vision_config = self.config.vision_config
         grid = mask_grid(vision_config, tuple(pixel_values.shape[-2:]), guidance.block)
         if drops_patches(vision_config):
             with keep_patches(self.vision_model, guidance.kept, grid[0] * grid[1]):
-                return self.get_image_features(pixel_values, **kwargs)
-        with constant_running_statistics(self.vision_model):
-            return self.get_image_features(grey_blocks(pixel_values, guidance.kept, grid), **kwargs)
+                outputs = self.get_image_features(pixel_values, **kwargs)
+        else:
+            with constant_running_statistics(self.vision_model):
+                outputs = self.get_image_features(grey_blocks(pixel_values, guidance.kept, grid), **kwargs)
+        return self._distilled_feature(outputs, "vision", guidance.feature)
 
     def _distilled_feature(self, outputs: BaseModelOutputWithPooling, tower: str, feature: str) -> Tensor:
         """(B, F): the projection, or the state that it is made of."""
@@ -345,18 +339,14 @@ class R2D2ForPreTraining(R2D2Model):
         pick = draw_hard_negatives if self.training else hardest_negatives
         return pick(logits_per_image, logits_per_text, positives)
 
-    def feature_guided_loss(self, features: R2D2PairFeatures, guidance: R2D2FeatureGuidance) -> Tensor:
-        """FgD on what `encode_pairs` made of masked inputs."""
+    def feature_guided_loss(self, image_student: Tensor, text_student: Tensor, guidance: R2D2FeatureGuidance) -> Tensor:
+        """FgD on features (B, F) of masked inputs."""
         return feature_guided_loss(
-            features.image_student,
-            features.text_student,
-            guidance.image_targets,
-            guidance.text_targets,
-            guidance.temperature,
+            image_student, text_student, guidance.image_targets, guidance.text_targets, guidance.temperature
         )
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the named parts."""
+        """The sum of the named parts, weighted as the configuration says."""
         config = self.config
         weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight, "loss_fgd": config.fgd_weight}
         return sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items())

@@ -15,6 +15,9 @@ class R2D2TrainingArguments(TrainingArguments):
     - `label_names=["image_ids"]`: what `retrieval_metrics` finds the true pairs by.
     - `remove_unused_columns=False`: the collator reads pictures and texts, which `forward` does not name.
     - `weight_decay=0.05`, cosine decay after 5 % of warm-up.
+
+    And one more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
+    `training.grad_cache`; 0: the whole batch.
     """
 
     train_sampling_strategy: str = "sequential"
@@ -25,3 +28,4 @@ class R2D2TrainingArguments(TrainingArguments):
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     report_to: str | list[str] = "none"
+    grad_cache_chunk: int = field(default=0, metadata={"help": "Pairs that pass the towers at once; 0: the batch."})

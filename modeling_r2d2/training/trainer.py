@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, save_state
+from .grad_cache import average_gradients, cached_backward
 from .progress import LossProgressCallback
 
 #: Scalars of R2D2ForPreTrainingOutput that are logged beside the total loss.
@@ -84,11 +85,35 @@ class R2D2Trainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, keeping the parts of the loss for the next log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if isinstance(outputs, dict):
-            self._parts[model.training].add(outputs)
-        if model.training and "pixel_values" in inputs:
-            self._images += len(inputs["pixel_values"]) * self.args.world_size
+        self._count(model.training, outputs, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As in Trainer; with `grad_cache_chunk` the whole batch is compared while a chunk of it is in memory."""
+        chunk = getattr(self.args, "grad_cache_chunk", 0)
+        if not chunk:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        student, scaler = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False), self.accelerator.scaler
+        scale = (1.0 if scaler is None else scaler.get_scale()) / self.current_gradient_accumulation_steps
+        with self.accelerator.no_sync(model), self.accelerator.autocast():
+            run = distillation_of(student)
+            teacher = None if run is None else run.targets(inputs, chunk)
+            outputs = cached_backward(student, inputs, chunk, teacher, scale=scale)
+        if run is not None:
+            run.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
+        if self.accelerator.sync_gradients:
+            average_gradients(student)
+        self._count(True, outputs, inputs)
+        return outputs.loss / self.current_gradient_accumulation_steps
+
+    def _count(self, training: bool, outputs: Any, inputs: dict[str, Any]):
+        """Keep what the next log tells."""
+        if isinstance(outputs, dict):
+            self._parts[training].add(outputs)
+        if training and "pixel_values" in inputs:
+            self._images += len(inputs["pixel_values"]) * self.args.world_size
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in Trainer, but `dataloader_drop_last` is for training: a gallery is evaluated whole."""

@@ -196,23 +196,28 @@ def test_grey_blocks():
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_masked_pass_of_every_tower(tower):
-    """All patches kept is the whole image; in towers that drop patches the number of tokens falls."""
+    """All patches kept is the whole image; towers that drop patches compute the kept ones alone."""
     torch.manual_seed(0)
     model = R2D2ForPreTraining(tiny_config(tower)).eval()
     pixels = tiny_batch()["pixel_values"]
     grid = mask_grid(model.config.vision_config, (32, 32), 8)
+    tokens = []
+    model.vision_model.register_forward_hook(
+        lambda module, arguments, output: tokens.append(output.last_hidden_state.flatten(2).shape)
+    )
 
-    def masked(kept: torch.Tensor):
-        guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept, block=8)
-        return model._masked_image_features(pixels, guidance)
+    def masked(kept: torch.Tensor, feature: str) -> torch.Tensor:
+        guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept, block=8, feature=feature)
+        return model.encode_masked_images(pixels, guidance)
 
     cells = grid[0] * grid[1]
     whole = model.get_image_features(pixels)
-    everything = masked(torch.arange(cells).repeat(6, 1))
-    torch.testing.assert_close(everything.pooler_output, whole.pooler_output, rtol=1e-5, atol=1e-6)
-    half = masked(draw_kept(6, cells, 0.5))
-    assert (half.pooler_output - whole.pooler_output).abs().max() > 1e-4
-    dropped = whole.last_hidden_state.shape[1] - half.last_hidden_state.shape[1]
+    everything = masked(torch.arange(cells).repeat(6, 1), "projection")
+    torch.testing.assert_close(everything, whole.pooler_output, rtol=1e-5, atol=1e-6)
+    half = masked(draw_kept(6, cells, 0.5), "projection")
+    assert (half - whole.pooler_output).abs().max() > 1e-4
+    assert masked(draw_kept(6, cells, 0.5), "tower").shape[1] == model.config.vision_hidden_size
+    dropped = tokens[0][1] - tokens[2][1]
     assert dropped == (cells // 2 if drops_patches(model.config.vision_config) else 0)
 
 
@@ -221,12 +226,12 @@ def test_dropped_patches_do_not_reach_the_student():
     model = R2D2ForPreTraining(tiny_config("clip")).eval()
     pixels, kept = tiny_batch()["pixel_values"], torch.tensor([[1, 2]]).repeat(6, 1)
     guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept)
-    first = model._masked_image_features(pixels, guidance).pooler_output
+    first = model.encode_masked_images(pixels, guidance)
     changed = pixels.clone()
     changed[:, :, :16, :16] = 9.0  # patch 0
-    torch.testing.assert_close(model._masked_image_features(changed, guidance).pooler_output, first)
+    torch.testing.assert_close(model.encode_masked_images(changed, guidance), first)
     changed[:, :, :16, 16:] = 9.0  # patch 1
-    assert (model._masked_image_features(changed, guidance).pooler_output - first).abs().max() > 1e-3
+    assert (model.encode_masked_images(changed, guidance) - first).abs().max() > 1e-3
 
 
 def test_masked_images_leave_running_statistics_alone():
@@ -234,7 +239,7 @@ def test_masked_images_leave_running_statistics_alone():
     model = R2D2ForPreTraining(tiny_config("resnet")).train()
     guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=torch.tensor([[0]] * 6), block=8)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model._masked_image_features(tiny_batch()["pixel_values"], guidance)
+    model.encode_masked_images(tiny_batch()["pixel_values"], guidance)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
     model.get_image_features(tiny_batch()["pixel_values"])
