@@ -18,6 +18,7 @@ _NAMES = {
     "datasets.streaming": ["StreamingPairs"],
     "masking": ["TextMasking", "mask_tokens"],
     "processing_r2d2": ["R2D2Processor"],
+    "processing_wukong": ["WukongProcessor"],
     "tokenization": ["build_character_tokenizer"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -1,4 +1,4 @@
-"""`r2d2 convert`: an official checkpoint as a model folder."""
+"""`r2d2 convert`: an official checkpoint of R2D2, PRD2 or Wukong as a model folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,12 @@ import typer
 from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS, R2D2Config
+from ..configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..configuration_wukong import WukongConfig
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Official R2D2 or PRD2 checkpoint (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Official R2D2, PRD2 or Wukong checkpoint (.pth, .ckpt).")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write: safetensors, processor, card.")],
     vocab: Annotated[
         Path | None,
@@ -28,28 +30,36 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace a model that OUT_DIR already holds.")] = False,
     source: Annotated[str | None, typer.Option(help="For the card: where the checkpoint was obtained.")] = None,
 ) -> None:
-    """Convert an official R2D2 or PRD2 checkpoint; every tensor that is not used is listed with the reason."""
+    """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
     from ..conversion.folder import convert_to_folder
+    from ..conversion.official import read_checkpoint
+    from ..conversion.wukong import convert_wukong_to_folder, is_wukong_state_dict
 
+    wukong = is_wukong_state_dict(read_checkpoint(checkpoint))
+    if wukong and head:
+        raise ValueError("--head: a Wukong has no MLM head")
+    config_class, presets = (WukongConfig, WUKONG_PRESETS) if wukong else (R2D2Config, PRESETS)
     if config is None:
         configuration = None
-    elif config in PRESETS:
-        configuration = R2D2Config.from_preset(config)
+    elif config in presets:
+        configuration = config_class.from_preset(config)
     else:
-        configuration = R2D2Config.from_pretrained(config)
-    report = convert_to_folder(
-        checkpoint,
-        out_dir,
-        vocab=vocab,
-        config=configuration,
-        head=head,
-        allow_unknown=allow_unknown,
-        overwrite=overwrite,
-        source=source,
-    )
+        configuration = config_class.from_pretrained(config)
+    settings = {
+        "vocab": vocab,
+        "config": configuration,
+        "allow_unknown": allow_unknown,
+        "overwrite": overwrite,
+        "source": source,
+    }
+    if wukong:
+        report = convert_wukong_to_folder(checkpoint, out_dir, **settings)
+        kind = "WukongModel"
+    else:
+        report = convert_to_folder(checkpoint, out_dir, head=head, **settings)
+        kind = "R2D2ForPreTraining" if report.has_head else "R2D2Model"
     console = Console()
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)
-    kind = "R2D2ForPreTraining" if report.has_head else "R2D2Model"
     console.print(
         f"wrote {out_dir} ({kind}); load it with AutoModel.from_pretrained({str(out_dir)!r})",
         highlight=False,

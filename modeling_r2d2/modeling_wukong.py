@@ -1,0 +1,434 @@
+"""Wukong (arXiv 2202.06767): two towers, compared as a whole (CLIP) or token by token (FILIP, Wukong).
+
+This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_wukong import WukongConfig
+from .distributed_r2d2 import gather, process_index, world_size
+from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
+from .modeling_r2d2 import _POOLED_NORM, R2D2Model, R2D2PreTrainedModel, _refuse_empty, _vision_tower, normalize
+from .token_similarity_r2d2 import (
+    TokenWiseSimilarity,
+    gathered_token_wise_similarity,
+    token_wise_contrastive_loss,
+    token_wise_similarity,
+)
+
+
+@dataclass
+class WukongOutput(ModelOutput):
+    """I images against T texts.
+
+    loss: with `return_loss`. logits_per_image (I, T), logits_per_text (T, I): similarity / temperature, float32; with
+    token-wise similarity the second is not the transpose of the first. text_embeds, image_embeds: of unit length,
+    (T, P) and (I, P), or (T, L, P) and (I, N, P) token by token. text_mask (T, L): the real tokens.
+    text_model_output, vision_model_output: of `get_text_features` and `get_image_features`.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_mask: Tensor | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class WukongClassEmbeds(NamedTuple):
+    """C classes described by K prompts each: embeds (C, P) for global similarity, (C, K, L, P) and the mask (C, K, L)
+    of the real tokens for token-wise."""
+
+    embeds: Tensor
+    mask: Tensor | None
+
+
+class WukongTokenReduction(nn.Module):
+    """N weighted sums of the projected image tokens (Wukong, arXiv 2202.06767; as in the published code).
+
+    The weights are softmaxes over the positions of N maps: LayerNorm, a grouped 1×1 convolution, a 1×1 convolution.
+    What is summed passes a grouped 1×1 convolution of its own, without the LayerNorm. No biases.
+    """
+
+    def __init__(self, width: int, tokens: int, groups: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention_maps = nn.Sequential(
+            nn.Conv2d(width, width, 1, groups=groups, bias=False), nn.Conv2d(width, tokens, 1, bias=False)
+        )
+        self.feat_conv = nn.Conv2d(width, width, 1, groups=groups, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, positions, P) -> (B, N, P)."""
+        maps = self.attention_maps(self.norm(states).transpose(1, 2).unsqueeze(3)).squeeze(3)  # (B, N, positions)
+        values = self.feat_conv(states.transpose(1, 2).unsqueeze(3)).squeeze(3)  # (B, P, positions)
+        weights = maps.float().softmax(dim=2).to(values.dtype)
+        return weights @ values.transpose(1, 2)
+
+
+class WukongPreTrainedModel(R2D2PreTrainedModel):
+    """Base: weight initialisation, attention switches and what is saved for remote code."""
+
+    config: WukongConfig
+    base_model_prefix = "wukong"
+    _no_split_modules = []
+    _keys_to_ignore_on_load_unexpected = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, WukongModel):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+            for projection in (module.vision_projection, module.text_projection):
+                init.normal_(projection.weight, std=projection.in_features**-0.5)
+        elif isinstance(module, WukongTokenReduction):
+            for convolution in (*module.attention_maps, module.feat_conv):
+                init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def _auto_map(self) -> dict[str, str]:
+        model = "modeling_wukong.WukongModel"
+        return {"AutoModel": model, "AutoModelForZeroShotImageClassification": model}
+
+
+class WukongModel(WukongPreTrainedModel):
+    """The towers and their similarity.
+
+    Texts are right-padded, and the causal text tower never sees padding. A text without a real token has the zero
+    embedding, so its similarity with every image is 0.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: WukongConfig):
+        super().__init__(config)
+        vision, text = config.vision_config, config.text_config
+        self.vision_model = _vision_tower(vision)
+        # towers that leave their last norm to the pooled output: here every token that is compared passes it
+        self.vision_layernorm = (
+            nn.LayerNorm(config.vision_hidden_size, eps=vision.layer_norm_eps)
+            if vision.model_type in _POOLED_NORM
+            else nn.Identity()
+        )
+        self.text_model = CLIPTextModel._from_config(text)
+        self.vision_projection = nn.Linear(
+            config.vision_hidden_size, config.projection_dim, bias=config.vision_projection_bias
+        )
+        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+        self.token_reduction = (
+            None
+            if config.token_reduction is None
+            else WukongTokenReduction(config.projection_dim, config.token_reduction, config.token_reduction_groups)
+        )
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
+        self.post_init()
+        self.lock_image_tower(config.lock_image_tower)
+
+    # The towers are handled as in R2D2.
+    dtype = R2D2Model.dtype
+    get_input_embeddings = R2D2Model.get_input_embeddings
+    set_input_embeddings = R2D2Model.set_input_embeddings
+    enable_input_require_grads = R2D2Model.enable_input_require_grads
+    bounded_temperature = R2D2Model.bounded_temperature
+    _vision_arguments = R2D2Model._vision_arguments
+    _check_tokens = R2D2Model._check_tokens
+
+    @property
+    def is_token_wise(self) -> bool:
+        """Whether images and texts are compared token by token."""
+        return self.config.similarity == "token-wise"
+
+    @property
+    def can_rank(self) -> bool:
+        """False: there is no cross encoder."""
+        return False
+
+    def lock_image_tower(self, locked: bool = True) -> "WukongModel":
+        """Locked-image tuning (LiT): the image tower and its last norm get no gradient and stay in evaluation mode;
+        text tower, projections and token reduction train. The configuration remembers it."""
+        self.config.lock_image_tower = locked
+        for module in (self.vision_model, self.vision_layernorm):
+            module.requires_grad_(not locked)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "WukongModel":
+        """As in torch, but a locked image tower stays frozen and in evaluation mode."""
+        super().train(mode)
+        if self.config.lock_image_tower:
+            for module in (self.vision_model, self.vision_layernorm):
+                module.eval().requires_grad_(False)  # again: from_pretrained replaces parameters, then calls eval()
+        return self
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Encode images (I, 3, H, W).
+
+        Returns:
+            `last_hidden_state` (I, M, D) of the tower, before its last norm where that is its pooler's, and in
+            `pooler_output` the unnormalised embedding: (I, P), or token by token (I, N, P), of all patches or of the
+            N tokens that the reduction leaves; never of [CLS].
+
+        Raises:
+            ValueError: empty batch, or an image side that is not a multiple of a ViT's patch size.
+        """
+        _refuse_empty(pixel_values, "pixel_values")
+        pixel_values = pixel_values.to(self.dtype)
+        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
+        states = outputs.last_hidden_state
+        if states.dim() == 4:  # a feature map (I, D, h, w)
+            states = states.flatten(2).transpose(1, 2)
+        if self.is_token_wise:
+            compared = states[:, self.config.vision_prefix_tokens :]
+        else:
+            compared = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
+        embeds = self.vision_projection(self.vision_layernorm(compared))
+        if self.token_reduction is not None:
+            embeds = self.token_reduction(embeds)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=embeds,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts (T, L), padded on the right. Without a mask, padding is where the pad token stands.
+
+        Returns:
+            `last_hidden_state` (T, L, D) and in `pooler_output` the unnormalised embedding: (T, P) at the last real
+            token, or token by token (T, L, P); zero on padding.
+
+        Raises:
+            ValueError: empty batch, more tokens than positions, ids outside the vocabulary, padding on the left.
+        """
+        _refuse_empty(input_ids, "input_ids")
+        self._check_tokens(input_ids)
+        mask = self.text_mask(input_ids, attention_mask)
+        # attention is causal and padding on the right: no real token sees it, and a mask would change nothing
+        outputs = self.text_model(input_ids, return_dict=True, **kwargs)
+        states = outputs.last_hidden_state
+        if self.is_token_wise:
+            embeds = self.text_projection(states) * mask[:, :, None]
+        else:
+            lengths = mask.sum(dim=1)
+            last = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp_min(0)]
+            embeds = self.text_projection(last) * (lengths > 0)[:, None]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=embeds,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def text_mask(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(T, L) boolean, true on real tokens."""
+        if attention_mask is None:
+            return input_ids != self.config.text_config.pad_token_id
+        mask = attention_mask.bool()
+        if not torch.compiler.is_compiling() and mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise ValueError(
+                "attention_mask has padding before a real token, and a causal text tower would see it: pad on the "
+                "right (tokenizer.padding_side = 'right')"
+            )
+        return mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        image_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> WukongOutput:
+        """Every image against every text; their numbers may differ.
+
+        Args:
+            input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
+            return_loss: also the contrastive loss over all workers, pair i being image i and text i.
+            image_ids: (I,) int64, for the loss: all captions of one picture are its positives. None: every pair is
+                its own picture.
+            token_type_ids: what a BERT tokenizer makes; this text tower has none, so it is not read.
+
+        Raises:
+            ValueError: `return_loss` with unequal numbers of images and texts.
+        """
+        vision_outputs = self.get_image_features(pixel_values, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+        image_embeds = normalize(vision_outputs.pooler_output)
+        text_embeds = normalize(text_outputs.pooler_output)
+        mask = self.text_mask(input_ids, attention_mask)
+        loss = None
+        if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(
+                    f"return_loss pairs image i with text i, but there are {len(image_embeds)} images "
+                    f"and {len(text_embeds)} texts"
+                )
+            loss, logits_per_image, logits_per_text = self._contrastive_loss(image_embeds, text_embeds, mask, image_ids)
+        else:
+            logits_per_image, logits_per_text = self.compare(image_embeds, text_embeds, mask)
+        return WukongOutput(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+            text_mask=mask,
+        )
+
+    def compare(self, image_embeds: Tensor, text_embeds: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of embeddings already made, as `forward` returns them.
+
+        Args:
+            image_embeds, text_embeds: of unit length, (I, P) and (T, P), or (I, N, P) and (T, L, P) token by token.
+            text_mask: (T, L), read by token-wise similarity only.
+
+        Returns:
+            logits_per_image (I, T) and logits_per_text (T, I), float32.
+        """
+        temperature = self.bounded_temperature()
+        if not self.is_token_wise:
+            logits = scaled_similarity(image_embeds, text_embeds, temperature)
+            return logits, logits.t()
+        per_image, per_text = token_wise_similarity(
+            image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask)
+        )
+        return per_image / temperature, per_text / temperature
+
+    def _similarity_settings(self, text_mask: Tensor) -> dict:
+        settings = {"chunk_size": self.config.similarity_chunk_size}
+        if self.config.text_padding == "zero":
+            settings["zero_padded"] = text_mask.sum(dim=1) < self.config.text_config.max_position_embeddings
+        return settings
+
+    def _contrastive_loss(
+        self, image_embeds: Tensor, text_embeds: Tensor, text_mask: Tensor, image_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, and the logits of this worker's images and texts, which are part of it."""
+        batch = len(image_embeds)
+        own = slice(process_index() * batch, (process_index() + 1) * batch)
+        if image_ids is None:
+            all_ids = torch.arange(batch * world_size(), device=image_embeds.device)
+        else:
+            all_ids = gather(image_ids)
+        targets = contrastive_targets(same_identity(all_ids[own], all_ids))
+        temperature = self.bounded_temperature()
+        if self.is_token_wise:
+            similarity = gathered_token_wise_similarity(
+                image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask)
+            )
+            loss = token_wise_contrastive_loss(similarity, temperature, targets)
+            scaled = TokenWiseSimilarity(*(each / temperature for each in similarity))
+        else:
+            scaled = TokenWiseSimilarity(
+                scaled_similarity(image_embeds, gather(text_embeds), temperature),
+                scaled_similarity(text_embeds, gather(image_embeds), temperature),
+            )
+            loss = pre_ranking_loss(scaled.per_image, scaled.per_text, targets)
+        return loss, scaled.per_image[:, own], scaled.per_text[:, own]
+
+    def encode_classes(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompts: int = 1
+    ) -> WukongClassEmbeds:
+        """Embed C classes by K prompts each, once for any number of images.
+
+        Args:
+            input_ids, attention_mask: (C·K, L), the K prompts of a class next to each other, as `class_prompts`
+                orders them. prompts: K.
+
+        Returns:
+            With global similarity the mean of the K unit vectors, brought to unit length: (C, P). Token-wise, all of
+            them: (C, K, L, P).
+
+        Raises:
+            ValueError: a number of texts that K does not divide.
+        """
+        if prompts < 1 or len(input_ids) % prompts:
+            raise ValueError(f"{len(input_ids)} texts are not {prompts} prompts for each class")
+        mask = self.text_mask(input_ids, attention_mask)
+        embeds = normalize(self.get_text_features(input_ids, mask).pooler_output)
+        embeds = embeds.unflatten(0, (-1, prompts))
+        if self.is_token_wise:
+            return WukongClassEmbeds(embeds, mask.unflatten(0, (-1, prompts)))
+        return WukongClassEmbeds(normalize(embeds.mean(dim=1)), None)
+
+    def class_probabilities(
+        self, pixel_values: Tensor, classes: WukongClassEmbeds, temperature: float | Tensor | None = None
+    ) -> Tensor:
+        """Zero-shot classification: I images by the classes of `encode_classes`.
+
+        With global similarity softmax over the classes of s(I → class)/τ; token-wise the mean over the prompts of
+        softmax over the classes of s(I → prompt)/τ.
+
+        Args:
+            pixel_values: (I, 3, H, W). temperature: τ; None = the learned one. (The authors' evaluation code takes
+                the softmax of the bare similarity, τ = 1, which matters to the mean over prompts alone.)
+
+        Returns:
+            (I, C) float32; every row sums to 1.
+        """
+        temperature = torch.as_tensor(
+            self.bounded_temperature() if temperature is None else temperature, device=pixel_values.device
+        )
+        image_embeds = normalize(self.get_image_features(pixel_values).pooler_output)
+        if not self.is_token_wise:
+            return scaled_similarity(image_embeds, classes.embeds, temperature).softmax(dim=1)
+        count, prompts = classes.embeds.shape[:2]
+        mask = classes.mask.flatten(0, 1)
+        similarity = token_wise_similarity(
+            image_embeds,
+            classes.embeds.flatten(0, 1),
+            mask,
+            text_to_image=False,
+            **self._similarity_settings(mask),
+        ).per_image
+        return (similarity.unflatten(1, (count, prompts)) / temperature).softmax(dim=1).mean(dim=2)
+
+
+def class_prompts(labels: Sequence[str], templates: Sequence[str] = ("一张{}的图片",)) -> list[str]:
+    """Every label in every template, the templates of a label next to each other: C·K texts.
+
+    Raises:
+        ValueError: no labels, no templates, or a template without `{}`.
+    """
+    if isinstance(labels, str) or not labels or isinstance(templates, str) or not templates:
+        raise ValueError("labels and templates must be lists with at least one entry")
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"a template must contain {{}} where the label goes, got {template!r}")
+    return [template.format(label) for label in labels for template in templates]
+
+
+__all__ = [
+    "WukongClassEmbeds",
+    "WukongModel",
+    "WukongOutput",
+    "WukongPreTrainedModel",
+    "WukongTokenReduction",
+    "class_prompts",
+]
