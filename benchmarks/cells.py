@@ -128,7 +128,8 @@ def label(cell: Cell) -> str:
     parts += [name for name, on in (("FGR", recipe.ranker), ("masks", recipe.masking)) if on]
     parts += ["ET"] * cell.rank_masked_texts
     if t := recipe.target_guided:
-        parts.append(f"TgD(queue {t.queue_size}, α {t.alpha}, w {t.reliability_decay} in {t.reliability})")
+        ramp = "one pass" if t.alpha_ramp_steps is None else f"{t.alpha_ramp_steps} steps"
+        parts.append(f"TgD(queue {t.queue_size}, α {t.alpha} over {ramp}, w in {t.reliability})")
     if f := recipe.feature_guided:
         temperatures = f"τ {f.student_temperature}/{f.teacher_temperature}"
         parts.append(f"{cell.fgd_weight:g}·FgD({f.feature}, {temperatures}, drop {f.image_drop})")

@@ -21,6 +21,21 @@ def pretrain(
         str | None,
         typer.Option(help="Tokenizer folder or vocab.txt; default: with the model, or characters of the texts."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Objectives: r2d2, prd2 (no ranker), clip (no distillation). Default: r2d2, or prd2 on a PRD2."
+        ),
+    ] = None,
+    distil: Annotated[bool, typer.Option(help="The recipe's two-way distillation.")] = True,
+    queue_size: Annotated[
+        int | None, typer.Option(help="Earlier pairs in the feature queue. Default: 65,536, at most half of the data.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the teacher in the targets.")] = 0.4,
+    momentum: Annotated[float, typer.Option(help="Of the momentum teacher.")] = 0.995,
+    grad_cache_chunk: Annotated[
+        int, typer.Option(help="Pairs in memory at once while the whole batch is compared; 0: all.")
+    ] = 0,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out pairs, for recall@K while training.")] = None,
@@ -52,6 +67,7 @@ def pretrain(
     from ..processing.datasets import load_pairs
     from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
     from ..training.pretraining import pretrain as run
+    from ..training.recipes import find_recipe
     from ..training.start import StartingPoint, starting_point
 
     console = Console()
@@ -66,7 +82,17 @@ def pretrain(
     held_out = None if eval_data is None else load_pairs(eval_data, **reading)
     set_seed(seed)
     start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
-    network, processor = starting_point(start, pairs)
+    network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
+    objectives = find_recipe(recipe or ("r2d2" if network.can_rank else "prd2"))
+    objectives = objectives.adapted(
+        len(pairs) if hasattr(pairs, "__len__") else None,
+        distil=distil,
+        masking=mask_ratio > 0,
+        queue_size=queue_size,
+        alpha=alpha,
+        alpha_ramp_steps=None if hasattr(pairs, "__len__") else steps,
+        momentum=momentum,
+    )
     size = processor.image_processor.size["height"]
     settings = PretrainingSettings(
         output=output,
@@ -76,6 +102,7 @@ def pretrain(
         learning_rate=learning_rate,
         warmup=warmup,
         weight_decay=weight_decay,
+        recipe=objectives,
         augmentation=R2D2Augmentation(size=size) if augment else None,
         mask_ratio=mask_ratio,
         whole_words=whole_words,
@@ -86,10 +113,12 @@ def pretrain(
         save_every=save_every,
         resume=resume,
         overwrite=overwrite,
-        arguments={"bf16": bf16},
+        arguments={"bf16": bf16, "grad_cache_chunk": grad_cache_chunk},
     )
     amount = f"{len(pairs):,} pairs" if hasattr(pairs, "__len__") else f"a stream of {pairs.num_shards} shards"
-    console.print(f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps → {output}")
+    console.print(
+        f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps of {objectives} → {output}"
+    )
     trainer = run(network, processor, pairs, settings, held_out)
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)

@@ -24,10 +24,13 @@ class StartingPoint:
     tokenizer: str | None = None
 
 
-def starting_point(start: StartingPoint, pairs: Any) -> tuple[R2D2ForPreTraining, R2D2Processor]:
+def starting_point(
+    start: StartingPoint, pairs: Any, ranker: bool | None = None
+) -> tuple[R2D2ForPreTraining, R2D2Processor]:
     """Model and processor to begin with.
 
     Without any tokenizer the vocabulary is made of the characters of `pairs`, which fits random weights only.
+    `ranker` False leaves the ranker out of a preset, a configuration or warm towers; None: as they say.
 
     Raises:
         ValueError: none or several starting points, or a tokenizer that does not fit the model.
@@ -39,9 +42,12 @@ def starting_point(start: StartingPoint, pairs: Any) -> tuple[R2D2ForPreTraining
         processor = R2D2Processor.from_pretrained(start.model)
         return R2D2ForPreTraining.from_pretrained(start.model), processor
     if start.clip is not None:
-        model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta)
+        without = {} if ranker in (None, True) else {"cross_encoder_config": None}
+        model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **without)
         return model, _processor(read_tokenizer(start.tokenizer or start.roberta), model.config)
     config = R2D2Config.from_preset(start.preset) if start.preset else R2D2Config.from_pretrained(start.config)
+    if ranker is False:
+        config.cross_encoder_config = None
     if start.tokenizer is not None:
         tokenizer = read_tokenizer(start.tokenizer)
     elif not hasattr(pairs, "all_texts"):
