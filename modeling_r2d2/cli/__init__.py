@@ -7,9 +7,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .calibrate import calibrate
 from .convert import convert
+from .data import data_app
 from .demo import demo
+from .evaluate import evaluate
+from .finetune import finetune
+from .index import index
+from .match import match
 from .pretrain import pretrain
+from .search import search
 
 app = typer.Typer(
     name="r2d2",
@@ -20,7 +27,14 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(pretrain)
+app.command()(finetune)
 app.command()(convert)
+app.command()(index)
+app.command()(search)
+app.command()(match)
+app.command()(calibrate)
+app.command()(evaluate)
+app.add_typer(data_app)
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Evaluation: recall of retrieval by pre-ranking and by both stages, and the pictures that show it.
 
-`figures` (contact sheet, training curves) and `recall_at_k` (for the `evaluate` library) are imported on their
-own: they need packages of the extra `[train]`.
+`runner` evaluates models on any task (retrieval, matching, zero-shot classification, captioning) and `results` reports
+it; the tasks' own modules are `matching`, `matching_pairs`, `zero_shot`, `captioning`, `bootstrap`. They, `figures`
+(contact sheet, training curves) and the metrics for the `evaluate` library (`recall_at_k`, `matching_auc`,
+`zero_shot_accuracy`, `chinese_captioning`) are imported on their own: they need packages of the extra `[train]`.
 """
 
 from .recall import first_hit_ranks, positive_pairs, recall_at, recall_both_ways, retrieval_metrics

@@ -256,15 +256,9 @@ def evaluate_retrieval(
         ValueError: an empty gallery, ids that do not fit it, a query without any right item, candidates asked of a
             model without a ranker.
     """
-    if candidates is not None and not model.can_rank:
-        raise ValueError(
-            "this model is pre-ranking only (PRD2: cross_encoder_config is None): leave candidates at None"
-        )
+    _refuse_ranking(model, candidates)
     positives = _positives(images, texts, image_ids, text_ids)
-    keep_states = candidates is not None
-    encoded_images = encode_images(model, processor, images, batch_size, keep_states)
-    encoded_texts = encode_texts(model, processor, texts, 8 * batch_size, keep_states)
-    cosine = (encoded_texts.embeds @ encoded_images.embeds.t()).cpu()
+    cosine, scores = score_gallery(model, processor, images, texts, candidates, batch_size)
     result = {
         "images": len(images),
         "texts": len(texts),
@@ -273,15 +267,51 @@ def evaluate_retrieval(
         "two_stage": None,
         "cosine": cosine,
     }
-    if candidates is not None:
-        wanted = {way: candidate_pairs(cosine, candidates, way) for way in ("text_to_image", "image_to_text")}
-        # a pair scores the same in both directions: rank it once
-        union = wanted["text_to_image"] | wanted["image_to_text"]
-        probability = match_probabilities(model, encoded_texts, encoded_images, union, 8 * batch_size)
-        scores = {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
+    if scores is not None:
         result["two_stage"] = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
         result.update({f"{way}_scores": matrix for way, matrix in scores.items()})
     return RetrievalResult(**result)
+
+
+def score_gallery(
+    model: R2D2Model,
+    processor: R2D2Processor,
+    images: Sequence[Image.Image | str | PathLike],
+    texts: Sequence[str],
+    candidates: int | None = None,
+    batch_size: int = 32,
+) -> tuple[Tensor, dict[Direction, Tensor] | None]:
+    """Scores of all pictures and texts, without a word on which belong together.
+
+    Args:
+        as for `evaluate_retrieval`.
+
+    Returns:
+        the cosines (T, I); and the scores of both stages, (T, I) for `text_to_image`, (I, T) for `image_to_text`,
+        or None without candidates.
+
+    Raises:
+        ValueError: an empty gallery, candidates asked of a model without a ranker.
+    """
+    _refuse_ranking(model, candidates)
+    keep_states = candidates is not None
+    encoded_images = encode_images(model, processor, images, batch_size, keep_states)
+    encoded_texts = encode_texts(model, processor, texts, 8 * batch_size, keep_states)
+    cosine = (encoded_texts.embeds @ encoded_images.embeds.t()).cpu()
+    if candidates is None:
+        return cosine, None
+    wanted = {way: candidate_pairs(cosine, candidates, way) for way in ("text_to_image", "image_to_text")}
+    # a pair scores the same in both directions: rank it once
+    union = wanted["text_to_image"] | wanted["image_to_text"]
+    probability = match_probabilities(model, encoded_texts, encoded_images, union, 8 * batch_size)
+    return cosine, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
+
+
+def _refuse_ranking(model: R2D2Model, candidates: int | None) -> None:
+    if candidates is not None and not model.can_rank:
+        raise ValueError(
+            "this model is pre-ranking only (PRD2: cross_encoder_config is None): leave candidates at None"
+        )
 
 
 def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, text_ids: Sequence | None) -> Tensor:

@@ -42,7 +42,7 @@ def read_captions_file(path: Path, columns: Columns = None) -> Iterator[RawPair 
     elif path.suffix == ".tsv":
         yield from read_delimited(path, columns, delimiter="\t")
     else:
-        yield from _read_caption_lines(path)
+        yield from read_caption_lines(path)
 
 
 def read_sidecars(folder: Path) -> Iterator[RawPair | Problem]:
@@ -64,7 +64,8 @@ def read_sidecars(folder: Path) -> Iterator[RawPair | Problem]:
             yield RawPair(str(text), 1, name, texts, name)
 
 
-def _read_caption_lines(path: Path) -> Iterator[RawPair | Problem]:
+def read_caption_lines(path: Path) -> Iterator[RawPair | Problem]:
+    """Records of lines `name<TAB>caption` or `name#0<TAB>caption`."""
     source = str(path)
     columns = {"image": "image", "text": "text"}
     with open(path, "rb") as file:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from .chinese_clip import Base64Images
 from .delimited import read_delimited
 from .folder import find_captions_file, list_images, read_captions_file, read_sidecars
+from .formats import BENCHMARKS
 from .images import ImageReadError, check_image, open_image
 from .jsonl import read_jsonl
 from .records import Columns, RawPair, stable_ids
@@ -33,13 +35,16 @@ _CHUNK = 10_000
 
 class PairDataset:
     """A map-style set of pairs: `len(pairs)`, and `pairs[i]` is
-    `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str}`.
+    `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str}`, in sets of labelled pairs also
+    `"label"`: 1 where picture and text match, 0 where not.
 
     Texts, paths and ids lie in one Arrow table, so a set of millions stays compact and data loader workers share
     it without copying. Pictures are read and decoded on access.
 
     Attributes:
         report: what was bad at loading and, from any process, at decoding.
+        labelled: whether every pair has a label.
+        unpaired: pictures without a text that belong to the gallery of a benchmark (Chinese-CLIP format), or None.
     """
 
     def __init__(
@@ -47,12 +52,14 @@ class PairDataset:
         table: pa.Table,
         report: ErrorReport,
         *,
-        images: ImageColumn | None = None,
+        images: ImageColumn | Base64Images | None = None,
         background: str | tuple[int, int, int] | None = None,
     ) -> None:
         self.table = table
         self.report = report
         self.background = background
+        self.labelled = table.num_rows > 0 and table.column("label").null_count < table.num_rows
+        self.unpaired: PairDataset | None = None
         self._images = images
 
     def __len__(self) -> int:
@@ -65,26 +72,35 @@ class PairDataset:
             ImageReadError: the picture cannot be decoded; names it and the line of the data file.
         """
         texts = self.texts(index)
-        return {
+        pair = {
             "image": self.image(index),
             "text": texts[0] if len(texts) == 1 else texts,
             "image_id": self._cell("image_id", index),
         }
+        return {**pair, "label": self._cell("label", index)} if self.labelled else pair
 
     def image(self, index: int) -> Image.Image:
         """The decoded picture of one pair."""
         path = self._cell("image", index)
         name = self.location(index)
-        if path is None:
-            value: Any = self._images[self._cell("row", index)]
-        else:
-            value, name = path, f"{name}: {path}"
         try:
+            if path is None:
+                value: Any = self._images[self._cell("row", index)]
+            else:
+                value, name = path, f"{name}: {path}"
             return open_image(value, background=self.background, name=name)
         except ImageReadError:
             raise
         except OSError as error:
             raise ImageReadError(f"{name}: {error}") from error
+
+    def record(self, index: int) -> dict[str, Any]:
+        """One pair undecoded, as a row of the `datasets` library: `image` {path, bytes}, `image_id`, `text_id`,
+        `label`."""
+        path = self._cell("image", index)
+        value = self._images[self._cell("row", index)] if path is None else path
+        image = {"path": value, "bytes": None} if isinstance(value, str) else {"path": None, "bytes": value}
+        return {"image": image, **{name: self._cell(name, index) for name in ("image_id", "text_id", "label")}}
 
     def texts(self, index: int) -> list[str]:
         """All texts of one pair, without opening the picture."""
@@ -95,6 +111,24 @@ class PairDataset:
         line = self._cell("line", index)
         source = self._cell("source", index)
         return source if line is None else f"{source}:{line}"
+
+    def labels(self) -> np.ndarray:
+        """1 where picture and text of a pair match, 0 where not: (N,) int64.
+
+        Raises:
+            ValueError: the set has no labels.
+        """
+        if not self.labelled:
+            raise ValueError("these pairs have no labels: read a set of labelled pairs, or name the column of labels")
+        return self.table.column("label").to_numpy()
+
+    def keys(self) -> list[str]:
+        """The image id of every pair, as the files give it."""
+        return self.table.column("image_id").to_pylist()
+
+    def text_keys(self) -> list[str | None]:
+        """The identity of every pair's text where the files give one, else None."""
+        return self.table.column("text_id").to_pylist()
 
     def image_ids(self) -> np.ndarray:
         """The stable 63-bit id of every pair's picture: (N,) int64."""
@@ -164,6 +198,15 @@ def load_pairs(
     | `parquet` | columns of images (or paths) and texts |
     | `dataset` | a data set of the `datasets` library, or a folder written by its `save_to_disk` |
     | `webdataset` | tar shards; always streamed |
+    | `icm`, `iqm` | ICM and IQM of CCMB: labelled pairs, JSON lines `text, image_path, label` |
+    | `icr`, `iqr` | ICR and IQR of CCMB: JSON lines `text, image_path` |
+    | `flickr30k-cna` | `image_id#n<TAB>caption` |
+    | `chinese-clip` | `SPLIT_texts.jsonl` with `SPLIT_imgs.tsv` (MUGE, Flickr30k-CN) |
+    | `aic-icc`, `coco-cn` | JSON with five captions a picture; COCO-CN's captions with its lists of splits |
+    | `zero` | Zero's JSON, several texts a picture; pictures named by `ImageKey`, or `img2dataset`'s output |
+    | `wukong` | `img2dataset`'s output for Wukong's CSV files |
+
+    The published sets take the file, or their folder and a split.
 
     No bad record passes silently: a malformed line, an empty caption, a missing or broken picture is counted
     with file and line in `.report`, and skipped or refused as `on_error` says; a warning lists the first few.
@@ -173,7 +216,8 @@ def load_pairs(
         format: one of the above; default by suffix or by what the folder holds.
         image_root: relative picture paths begin here; default the folder of the data file.
         split: of a `datasets` dictionary, or a sub-folder or file name of a folder.
-        columns: your names, e.g. `{"image": "img_file", "text": "title"}`, or a list for files without header.
+        columns: your names, e.g. `{"image": "img_file", "text": "title"}`, or a list for files without header;
+            `{"label": "match"}` reads labelled pairs.
         on_error: "skip" bad records up to `max_error_rate`; "refuse" any.
         max_error_rate: largest tolerated share of bad records when skipping.
         streaming: read while iterating instead of listing first; see `StreamingPairs`.
@@ -187,8 +231,8 @@ def load_pairs(
     """
     if check_images not in ("header", "exists", "none"):
         raise ValueError(f"check_images is {check_images!r}; use 'header', 'exists' or 'none'")
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
+    if format is not None and format not in (*FORMATS, *BENCHMARKS):
+        raise ValueError(f"format is {format!r}; use one of {', '.join([*FORMATS, *BENCHMARKS])}")
     report = ErrorReport(on_error, max_error_rate)
     if _is_hf(source):
         dataset, name = choose_split(source, split, "the data set"), "data set"
@@ -198,6 +242,11 @@ def load_pairs(
     paths = expand(source)
     if not paths:
         raise ValueError("no files were named")
+    if format in BENCHMARKS:
+        from .published import load_published
+
+        options = {"columns": columns, "image_root": image_root, "background": background}
+        return load_published(BENCHMARKS[format], paths, split, report, check_images, streaming, **options)
     format = format or detect_format(paths)
     if format == "folder":
         paths = [part for path in paths for part in split_of_folder(Path(path), split)]
@@ -224,10 +273,10 @@ def load_pairs(
             for item in _reader(format)(str(path), columns):
                 yield root, item
 
-    table = _collect(records(), report, check_images)
+    table = collect(records(), report, check_images)
     if format == "folder":
         _note_unused(paths, image_root, table, report)
-    return _finish(PairDataset(table, report, background=background), str(paths[0]))
+    return finish(PairDataset(table, report, background=background), str(paths[0]))
 
 
 def _reader(format: str) -> Callable[[str, Columns], Iterator[RawPair | Problem]]:
@@ -270,15 +319,20 @@ def _from_table(
     image_column = resolve_columns(dataset.column_names, columns)["image"]
     root = Path(image_root) if image_root is not None else (files[0].parent if files else Path())
     rows = read_table(dataset, columns, name=name, files=files, file_ends=ends)
-    table = _collect(((root, item) for item in rows), report, check_images)
+    table = collect(((root, item) for item in rows), report, check_images)
     pairs = PairDataset(table, report, images=ImageColumn(dataset, image_column), background=background)
-    return _finish(pairs, name)
+    return finish(pairs, name)
 
 
-def _collect(
+def collect(
     records: Iterable[tuple[Path, RawPair | Problem]], report: ErrorReport, check_images: CheckImages
 ) -> pa.Table:
-    """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row."""
+    """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row, label
+    and text_id.
+
+    Raises:
+        DataRefusedError: too many are bad.
+    """
     require_datasets()
     import pyarrow as pa
 
@@ -290,6 +344,8 @@ def _collect(
             ("source", pa.dictionary(pa.int32(), pa.string())),
             ("line", pa.int64()),
             ("row", pa.int64()),
+            ("label", pa.int64()),
+            ("text_id", pa.string()),
         ]
     )
     names = schema.names
@@ -313,8 +369,18 @@ def _collect(
         if item.empty_texts:
             reason = f"{item.empty_texts} empty captions beside good ones"
             report.add(Problem(item.source, item.line, reason))
-        path = None if isinstance(item.image, bytes) else str(root / item.image)
-        values = (path, item.texts, item.image_id or item.image, item.source, item.line, row)
+        path = str(root / item.image) if isinstance(item.image, str) else None
+        place = row if item.row is None else item.row
+        values = (
+            path,
+            item.texts,
+            item.image_id or item.image,
+            item.source,
+            item.line,
+            place,
+            item.label,
+            item.text_id,
+        )
         for name, value in zip(names, values, strict=True):
             columns[name].append(value)
         if len(columns["line"]) >= _CHUNK:
@@ -325,7 +391,7 @@ def _collect(
 
 
 def _check(item: RawPair, root: Path, check_images: CheckImages) -> Problem | None:
-    if check_images == "none":
+    if check_images == "none" or item.image is None:
         return None
     if isinstance(item.image, str) and not (root / item.image).is_file():
         return Problem(item.source, item.line, f"{root / item.image}: no such picture")
@@ -349,7 +415,12 @@ def _note_unused(paths: Sequence[str], image_root: Any, table: pa.Table, report:
             report.note(f"{len(unused)} pictures in {path} have no (good) caption, the first is {unused[0].name}")
 
 
-def _finish(pairs: PairDataset, name: str) -> PairDataset:
+def finish(pairs: PairDataset, name: str) -> PairDataset:
+    """The set, with a warning of what was bad.
+
+    Raises:
+        ValueError: there is nothing in it.
+    """
     if not len(pairs):
         raise ValueError(f"{name}: no pairs in it\n{pairs.report.summary()}")
     if pairs.report.errors or pairs.report.notes:

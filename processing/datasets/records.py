@@ -16,12 +16,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "text": ("text", "caption", "texts", "captions"),
     "image_id": ("image_id", "id"),
 }
+#: Read only where it is asked for: the key of a data set's classes is often called so too.
+LABEL = "label"
 Columns = Mapping[str, str] | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
-    """One record before its picture is opened: `image` is a path, the file's bytes, or None (held elsewhere)."""
+    """One record before its picture is opened: `image` is a path, the file's bytes, or None (held elsewhere).
+
+    label: 1 where picture and text match, 0 where not, in sets of labelled pairs. text_id: identity of the text
+    where the set gives one. row: the picture's place where it is held elsewhere, if not the record's own number.
+    """
 
     source: str
     line: int | None
@@ -29,6 +35,9 @@ class RawPair:
     texts: tuple[str, ...]
     image_id: str | None = None
     empty_texts: int = 0
+    label: int | None = None
+    text_id: str | None = None
+    row: int | None = None
 
 
 def stable_id(key: str | int | bytes) -> int:
@@ -60,16 +69,23 @@ def content_id(data: bytes) -> str:
 def resolve_columns(names: Sequence[str], columns: Columns = None) -> dict[str, str]:
     """Which of `names` hold image, text and (where there is one) image_id.
 
-    `columns` maps some of "image", "text", "image_id" to the user's own names.
+    `columns` maps some of "image", "text", "image_id" to the user's own names; `{"label": ...}` names the column
+    that says whether a pair matches (1) or not (0).
 
     Raises:
         ValueError: a named column is missing, or nothing fits.
     """
     wanted = dict(columns) if isinstance(columns, Mapping) else {}
-    unknown = set(wanted) - set(ALIASES)
+    unknown = set(wanted) - {*ALIASES, LABEL}
     if unknown:
-        raise ValueError(f"columns has the keys {sorted(unknown)}; it maps {', '.join(ALIASES)} to your names")
+        raise ValueError(
+            f"columns has the keys {sorted(unknown)}; it maps {', '.join([*ALIASES, LABEL])} to your names"
+        )
     found: dict[str, str] = {}
+    if LABEL in wanted:
+        if wanted[LABEL] not in names:
+            raise ValueError(f"no column {wanted[LABEL]!r}; there are {list(names)}")
+        found[LABEL] = wanted[LABEL]
     for field, aliases in ALIASES.items():
         if field in wanted:
             if wanted[field] not in names:
@@ -123,6 +139,20 @@ def clean_texts(value: object) -> tuple[tuple[str, ...], int]:
     return tuple(texts), len(items) - len(texts)
 
 
+def read_label(value: object) -> int:
+    """1 for a match, 0 for none, from what a file holds.
+
+    Raises:
+        ValueError: anything but 0, 1, "0", "1", false or true.
+    """
+    if isinstance(value, bool | int) and value in (0, 1):
+        return int(value)
+    if isinstance(value, str) and value.strip() in ("0", "1"):
+        return int(value)
+    reason = "no label" if value is None else f"the label is {value!r:.40}"
+    raise ValueError(f"{reason}; a labelled pair has 1 (match) or 0 (no match)")
+
+
 def make_pair(row: Mapping, columns: Mapping[str, str], source: str, line: int | None) -> RawPair | Problem:
     """A record from one row's values, or what is wrong with it. Pictures are not looked at."""
     image = row.get(columns["image"])
@@ -134,10 +164,11 @@ def make_pair(row: Mapping, columns: Mapping[str, str], source: str, line: int |
         return Problem(source, line, "the image path holds a NUL character or is not valid Unicode")
     try:
         texts, empty = clean_texts(row.get(columns["text"]))
+        label = read_label(row.get(columns[LABEL])) if LABEL in columns else None
     except ValueError as error:
         return Problem(source, line, str(error))
     image_id = row.get(columns["image_id"]) if "image_id" in columns else None
     if image_id is not None and not isinstance(image_id, str | int):
         return Problem(source, line, f"the image_id is {type(image_id).__name__}, not a string or an integer")
     image_id = None if image_id is None or image_id == "" else str(image_id)
-    return RawPair(source, line, image, texts, image_id, empty)
+    return RawPair(source, line, image, texts, image_id, empty, label)

@@ -54,13 +54,29 @@ class StreamingPairs(_Base):
         self.stream = require_datasets().IterableDataset.from_generator(
             _generate, gen_kwargs={"shards": list(shards), "reader": reader, "columns": columns}
         )
+        self._shuffled = False
+        self._epoch = 0
+        self._rows = 0  # records taken from the stream in this pass, bad ones too
+        self._skip = 0
 
     @property
     def num_shards(self) -> int:
         return self.stream.num_shards
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        skip, self._skip = self._skip, 0
+        self._rows = 0
+        try:
+            yield from self._samples(skip)
+        finally:
+            self.stream.load_state_dict(None)  # the next pass begins at the beginning
+        self.report.check()
+
+    def _samples(self, skip: int) -> Iterator[dict[str, Any]]:
         for row in self.stream:
+            self._rows += 1
+            if self._rows <= skip:
+                continue
             self.report.count()
             source, line = row["source"], row["line"]
             if row["problem"] is not None:
@@ -80,8 +96,8 @@ class StreamingPairs(_Base):
                 "text": texts[0] if len(texts) == 1 else list(texts),
                 "image_id": row["image_id"] or str(row["image"]),
                 "location": location,
+                **({} if row["label"] is None else {"label": row["label"]}),
             }
-        self.report.check()
 
     def _picture(self, row: dict) -> Path | bytes:
         image = row["image"]
@@ -98,7 +114,9 @@ class StreamingPairs(_Base):
 
     def shuffle(self, seed: int = 0, buffer_size: int = 1000) -> StreamingPairs:
         """The same stream with shards shuffled and samples drawn from a buffer; anew in every epoch."""
-        return self._with(self.stream.shuffle(seed=seed, buffer_size=buffer_size))
+        other = self._with(self.stream.shuffle(seed=seed, buffer_size=buffer_size))
+        other._shuffled = True
+        return other
 
     def shard_over_processes(self, rank: int, world_size: int) -> StreamingPairs:
         """The part of one of `world_size` processes."""
@@ -107,14 +125,38 @@ class StreamingPairs(_Base):
         return self._with(split_dataset_by_node(self.stream, rank=rank, world_size=world_size))
 
     def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
         self.stream.set_epoch(epoch)
 
     def state_dict(self) -> dict:
-        """Where the stream stands. Exact without `shuffle`; a shuffle buffer's content is not part of it."""
-        return self.stream.state_dict()
+        """Where the stream stands, for JSON: a stream made anew goes on at the very next sample.
+
+        Without `shuffle` the shards before that sample are not read again. With it they are, from the epoch's
+        beginning but without decoding a picture, since the buffer's content is no part of the state. The state is
+        that of the process that iterates: a data loader's workers each have their own.
+        """
+        # the library resumes only in the epoch that the state names, and orders the shards anew in every epoch
+        state = {"shuffled": self._shuffled, "epoch": self._epoch}
+        return {**state, "rows": self._rows} if self._shuffled else {**state, "stream": self.stream.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.stream.load_state_dict(state)
+        """Go on where `state_dict` was taken, with the same shards and the same `shuffle`.
+
+        Raises:
+            ValueError: the state is of a shuffled stream and this one is not, or the other way round.
+        """
+        if state["shuffled"] != self._shuffled:
+            kinds = [
+                "a shuffled stream" if shuffled else "one in order" for shuffled in (state["shuffled"], self._shuffled)
+            ]
+            raise ValueError(
+                f"the state is of {kinds[0]}, this is {kinds[1]}: call shuffle() with the same seed, or not"
+            )
+        self.set_epoch(state["epoch"])
+        if self._shuffled:
+            self._skip = state["rows"]
+        else:
+            self.stream.load_state_dict(state["stream"])
 
     def _with(self, stream: Any) -> StreamingPairs:
         other = object.__new__(StreamingPairs)
@@ -136,4 +178,5 @@ def _generate(shards: list[str], reader: Reader, columns: Columns) -> Iterator[d
                 "texts": None if bad else list(item.texts),
                 "image_id": None if bad else item.image_id,
                 "empty_texts": 0 if bad else item.empty_texts,
+                "label": None if bad else item.label,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def read_table(
             row_number += 1
             pair = make_pair(row, resolved, source, line)
             if isinstance(pair, RawPair) and pair.image_id is None and isinstance(image, bytes):
-                pair = RawPair(pair.source, pair.line, image, pair.texts, content_id(image), pair.empty_texts)
+                pair = replace(pair, image_id=content_id(image))
             yield pair
 
 

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from .folder import IMAGE_SUFFIXES
 from .records import Columns, RawPair, make_pair, resolve_columns
 from .report import Problem
 
+#: Makes a record without its picture from a sample's .json, for sets with columns of their own.
+Describe = Callable[[object, str, int], RawPair | Problem]
 
-def read_tar(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
+
+def read_tar(path: str, columns: Columns = None, describe: Describe | None = None) -> Iterator[RawPair | Problem]:
     """Samples of one shard in order, read as a stream, pictures as undecoded bytes.
 
     `path` may be an address that fsspec opens (`https://`, `hf://`, ...). A sample is placed as
     `shard.tar/key` and numbered from 1; its id is its image_id, else `shard name/key`. A shard that ends early
     or is no tar file gives a `Problem` after the samples that could be read.
+
+    Args:
+        describe: takes a sample's .json in place of our own reading of it.
     """
     key: str | None = None
     members: dict[str, bytes] = {}
@@ -41,7 +48,7 @@ def read_tar(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
                 if member_key != key:
                     if key is not None:
                         number += 1
-                        yield _make_sample(path, number, key, members, columns)
+                        yield _make_sample(path, number, key, members, columns, describe)
                     key, members = member_key, {}
                 extracted = archive.extractfile(member)
                 members[suffix.lower()] = extracted.read() if extracted is not None else b""
@@ -49,7 +56,7 @@ def read_tar(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
             complete = bool(archive.fileobj.read(1))
         if key is not None:
             number += 1
-            yield _make_sample(path, number, key, members, columns)
+            yield _make_sample(path, number, key, members, columns, describe)
         if not complete:
             yield Problem(path, number + 1, "the shard ends early: samples may be missing")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
@@ -64,13 +71,25 @@ def _open_binary(path: str):
     return fsspec.open(path, "rb").open()
 
 
-def _make_sample(path: str, number: int, key: str, members: dict[str, bytes], columns: Columns) -> RawPair | Problem:
+def _make_sample(
+    path: str,
+    number: int,
+    key: str,
+    members: dict[str, bytes],
+    columns: Columns,
+    describe: Describe | None,
+) -> RawPair | Problem:
     source = f"{path}/{key}"
     image = next((data for suffix, data in members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
     if image is None:
         return Problem(source, number, f"no picture among its members {sorted(members)}")
     row: dict = {}
     try:
+        if describe is not None:
+            if "json" not in members:
+                return Problem(source, number, f"no .json among its members {sorted(members)}")
+            pair = describe(json.loads(members["json"].decode("utf-8-sig")), source, number)
+            return pair if isinstance(pair, Problem) else _identified(replace(pair, image=image), path, key)
         if "json" in members:
             row = json.loads(members["json"].decode("utf-8-sig"))
             if not isinstance(row, dict):
@@ -86,7 +105,8 @@ def _make_sample(path: str, number: int, key: str, members: dict[str, bytes], co
     except ValueError as error:
         return Problem(source, number, str(error))
     pair = make_pair(row, resolved, source, number)
-    if isinstance(pair, RawPair) and pair.image_id is None:
-        image_id = f"{PurePosixPath(path).name}/{key}"
-        return RawPair(pair.source, pair.line, pair.image, pair.texts, image_id, pair.empty_texts)
-    return pair
+    return pair if isinstance(pair, Problem) else _identified(pair, path, key)
+
+
+def _identified(pair: RawPair, path: str, key: str) -> RawPair:
+    return pair if pair.image_id is not None else replace(pair, image_id=f"{PurePosixPath(path).name}/{key}")

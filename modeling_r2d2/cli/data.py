@@ -1,0 +1,124 @@
+"""`r2d2 data`: look at a data set before using it; make lists of matching pairs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+data_app = typer.Typer(name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True)
+
+_FORMAT = "Of the data, where the suffix does not tell: icm, flickr30k-cna, chinese-clip, …"
+
+
+@data_app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="What to check: file, folder or shards, as for `r2d2 pretrain`.")],
+    format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of labels, for labelled pairs of your own.")] = None,
+    max_error_rate: Annotated[float, typer.Option(help="Exit with status 1 above this share of bad records.")] = 0.01,
+    background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
+    list_errors: Annotated[int, typer.Option(min=0, help="Bad records to print; --report holds more.")] = 20,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet to this PNG.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 24,
+    report: Annotated[Path | None, typer.Option(help="Write all that was found to this JSON file.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the pictures on the sheet.")] = 0,
+):
+    """Decode every picture, count, measure; name broken rows by file and line."""
+    from ..processing.datasets import load_pairs
+    from ..processing.datasets.check import check_pairs
+
+    pairs = load_pairs(
+        data,
+        format=format,
+        split=split,
+        image_root=image_root,
+        columns=None if label is None else {"label": label},
+        max_error_rate=1.0,
+        background=background,
+        check_images="exists",  # every picture is decoded below
+    )
+    found = check_pairs(pairs, pictures, seed)
+    console = Console()
+    console.print(_table(found, data))
+    for problem in found.problems[:list_errors]:
+        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+    if found.errors > list_errors:
+        console.print(f"… and {found.errors - list_errors:,} more bad records")
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        console.print(f"report: {report}", soft_wrap=True)
+    if sheet is not None and found.sample:
+        from ..evaluation.pair_sheet import pair_sheet
+
+        pair_sheet(found.sample, sheet, title=f"{Path(data).name}: {len(found.sample)} of {found.pairs:,} pairs")
+        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+    if found.error_rate > max_error_rate or not found.pairs:
+        share = f"{found.error_rate:.2%} of the records are bad, more than {max_error_rate:.2%}"
+        console.print(share if found.pairs else "no pair is whole", style="red")
+        raise typer.Exit(1)
+
+
+@data_app.command("matching-pairs")
+def matching_pairs(
+    data: Annotated[str, typer.Argument(help="Pairs to draw from, or emoji:VENDOR.")],
+    output: Annotated[Path, typer.Argument(help="List to write (JSON lines).")],
+    negatives: Annotated[str, typer.Option(help="'uniform', or 'fgr': hard ones of --model.")] = "uniform",
+    model: Annotated[str | None, typer.Option(help="Whose hard negatives to draw.")] = None,
+    format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a list that is there.")] = False,
+):
+    """Save a list of matching pairs, so that `r2d2 evaluate --task matching --pairs LIST` judges every model alike."""
+    from ..evaluation.gallery import Gallery, open_pairs
+    from ..evaluation.matching_pairs import make_matching_pairs
+
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} is there already: results on another list are not comparable (--overwrite)")
+    if (negatives == "fgr") != (model is not None):
+        raise ValueError("--negatives fgr draws the hard negatives of a model: give --model, and only then")
+    options = {} if data.startswith("emoji:") else {"format": format, "split": split, "image_root": image_root}
+    gallery = Gallery.from_pairs(open_pairs(data, **options))
+    network = processor = None
+    if model is not None:
+        from transformers import AutoModel, AutoProcessor
+
+        network, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+    pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
+    about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
+    type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)
+    Console().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {output}", soft_wrap=True)
+
+
+def _table(found, data: str) -> Table:
+    table = Table("", "count", "least", "25 %", "median", "75 %", "most", title=data, title_justify="left")
+    table.add_row("records", f"{found.records:,}")
+    table.add_row("bad records", f"{found.errors:,} ({found.error_rate:.2%})")
+    table.add_row("pairs", f"{found.pairs:,}")
+    for label, count in found.labels.items():
+        table.add_row(f"  labelled {label}", f"{count:,}")
+    _spread(table, "pictures, texts each", f"{found.pictures:,}", found.texts_per_picture, "g")
+    _spread(table, "  width, pixels", "", found.widths, ".0f")
+    _spread(table, "  height, pixels", "", found.heights, ".0f")
+    _spread(table, "  area, megapixels", "", found.area, ".3f")
+    _spread(table, "texts, characters", f"{found.texts:,}", found.characters, ".0f")
+    shared = sum(found.duplicates.values())
+    table.add_row("captions of several pictures", f"{len(found.duplicates):,} (of {shared:,} pictures)")
+    if found.duplicates:
+        text, count = next(iter(found.duplicates.items()))
+        table.add_row("  most often", f"{count:,} × {text[:20]}")
+    return table
+
+
+def _spread(table: Table, name: str, count: str, spread, format: str) -> None:
+    values = () if spread is None else (spread.least, spread.lower, spread.median, spread.upper, spread.most)
+    table.add_row(name, count, *(f"{value:{format}}" for value in values))

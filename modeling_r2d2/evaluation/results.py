@@ -1,0 +1,171 @@
+"""What an evaluation found: as JSON, as a Markdown table of several models, and as the Hub's `EvalResult`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .published import published_table
+
+_TASKS = {
+    "retrieval": ("retrieval", "Image-text retrieval"),
+    "matching": ("image-text-matching", "Image-text matching"),
+    "classification": ("zero-shot-image-classification", "Zero-shot image classification"),
+    "captioning": ("image-to-text", "Image captioning"),
+}
+_NAMES = {
+    "auc": "ROC-AUC",
+    "accuracy": "accuracy at the best threshold",
+    "threshold": "best threshold",
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": "mean per class",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr-D",
+    "exact_match": "exactly right",
+    "mean_recall": "mean recall",
+}
+_STAGES = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}
+_WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One model on one data set.
+
+    metrics: name -> value, percent but for `cider` and `threshold`. intervals: name -> its bootstrap interval.
+    counts: sizes of what was judged. settings: all that the figures depend on. data_hash, model_hash: digests of what
+    was read.
+    """
+
+    task: str
+    data: str
+    model: str
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data_hash: str | None = None
+    model_hash: str | None = None
+    seconds: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EvaluationResult:
+        """The inverse of `to_dict`, also after JSON."""
+        intervals = {name: tuple(ends) for name, ends in values["intervals"].items()}
+        return cls(**{**values, "intervals": intervals})
+
+    def eval_results(self) -> list[EvalResult]:
+        """For the header of a model card: `ModelCardData(eval_results=…, model_name=…)`."""
+        task_type, task_name = _TASKS[self.task]
+        return [
+            EvalResult(
+                task_type=task_type,
+                task_name=task_name,
+                dataset_type=_slug(self.data),
+                dataset_name=self.data,
+                metric_type=name.replace(".", "_"),
+                metric_name=metric_title(name),
+                metric_value=round(value, 4),
+                metric_args={"interval": [round(end, 4) for end in ends]}
+                if (ends := self.intervals.get(name))
+                else None,
+            )
+            for name, value in self.metrics.items()
+        ]
+
+
+def metric_title(name: str) -> str:
+    """`two_stage.text_to_image_r1` as readers know it: text→image R@1, pre-ranking + ranking."""
+    stage, dot, rest = name.rpartition(".")
+    way = next((way for way in _WAYS if rest.startswith(f"{way}_r")), None)
+    title = f"{_WAYS[way]} R@{rest.removeprefix(f'{way}_r')}" if way else _NAMES.get(rest, rest)
+    return f"{title}, {_STAGES.get(stage, stage)}" if dot else title
+
+
+def markdown_report(results: Sequence[EvaluationResult]) -> str:
+    """A table for every task and data set, a column per model, with intervals; below it what was published, apart.
+
+    Raises:
+        ValueError: no results.
+    """
+    if not results:
+        raise ValueError("there are no results to report")
+    groups: dict[tuple, list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.data, result.data_hash), []).append(result)
+    return "\n".join(_table(task, data, group) for (task, data, _), group in groups.items())
+
+
+def write_report(results: Sequence[EvaluationResult], folder: str | PathLike) -> tuple[Path, Path]:
+    """`retrieval-muge.json` and `.md` in `folder`, which is made: named after the first result's task and data, and
+    replaced where they are there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = markdown_report(results)
+    name = f"{results[0].task}-{_slug(results[0].data)}"
+    plain, table = folder / f"{name}.json", folder / f"{name}.md"
+    rows = [result.to_dict() for result in results]
+    plain.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    table.write_text(report, encoding="utf-8")
+    return plain, table
+
+
+def _table(task: str, data: str, group: list[EvaluationResult]) -> str:
+    names = list(dict.fromkeys(name for result in group for name in result.metrics))
+    counts = ", ".join(f"{count:,} {what}" for what, count in group[0].counts.items())
+    lines = [
+        f"## {_TASKS[task][1]}: {data}",
+        "",
+        counts + (f"; {note}" if (note := _note(group)) else ""),
+        "",
+        "| | " + " | ".join(result.model for result in group) + " |",
+        "|---|" + "---:|" * len(group),
+    ]
+    for name in names:
+        best = max((r.metrics[name] for r in group if name in r.metrics), default=None)
+        cells = [_cell(result, name, len(group) > 1 and result.metrics.get(name) == best) for result in group]
+        lines.append(f"| {metric_title(name)} | " + " | ".join(cells) + " |")
+    published = published_table(data) if task in ("retrieval", "classification") else None
+    return "\n".join([*lines, "", *([published, ""] if published else [])])
+
+
+def _cell(result: EvaluationResult, name: str, bold: bool) -> str:
+    if name not in result.metrics:
+        return "–"
+    digits = 3 if name == "threshold" else 2 if name.endswith("cider") else 1
+    value = f"{result.metrics[name]:.{digits}f}"
+    value = f"**{value}**" if bold and name != "threshold" else value
+    if (ends := result.intervals.get(name)) is None:
+        return value
+    return f"{value} ({ends[0]:.{digits}f}–{ends[1]:.{digits}f})"
+
+
+def _note(group: list[EvaluationResult]) -> str:
+    settings = group[0].settings
+    parts = []
+    if settings.get("candidates"):
+        parts.append(f"{settings['candidates']} candidates ranked")
+    if settings.get("negatives"):
+        parts.append(f"negatives: {settings['negatives']}")
+    if any(result.intervals for result in group):
+        parts.append(
+            f"in brackets {settings['confidence']:.0%} bootstrap intervals, {settings['resamples']:,} resamples"
+        )
+    return "; ".join(parts)
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c.lower() if c.isalnum() else " " for c in text).split())

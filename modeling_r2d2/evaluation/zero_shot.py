@@ -1,0 +1,204 @@
+"""Zero-shot classification: a picture belongs to the class whose prompts it is nearest to.
+
+A class is the mean of its prompts' normalised embeddings (every name of the class in every template), normalised
+again: prompt ensembles as in CLIP and Wukong's global models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from ..modeling_r2d2 import R2D2Model, normalize
+from ..processing.datasets.folder import list_images
+from ..processing.processing_r2d2 import R2D2Processor
+from .bootstrap import Bootstrap, weighted_means
+from .gallery import Pairs, Pictures
+from .recall import first_hit_ranks
+from .retrieval import encode_images, encode_texts
+
+#: Ours; Wukong's 80 prompts may be given as a file instead.
+PROMPTS = (
+    "{}",
+    "{}。",
+    "一张{}的照片",
+    "一张{}的图片",
+    "一幅{}的图像",
+    "这是{}",
+    "这是一张{}的照片",
+    "图中有{}",
+    "照片里是{}",
+    "一张清晰的{}照片",
+    "一张模糊的{}照片",
+    "{}的特写",
+    "近处的{}",
+    "远处的{}",
+    "一个{}",
+    "许多{}",
+    "{}的图标",
+    "一幅{}的画",
+    "画里的{}",
+    "我拍的{}",
+)
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """N pictures of C classes: images, decoded on access; labels (N,); names, one or several of every class."""
+
+    images: Sequence[Image.Image | Path]
+    labels: list[int]
+    names: list[list[str]]
+
+
+def classification_folder(folder: str | PathLike, labels: str | PathLike | None = None) -> ClassificationSet:
+    """A sub-folder of pictures per class.
+
+    Args:
+        labels: a file of lines `sub-folder<TAB>name` or `sub-folder<TAB>name，another name`; without it the folders'
+            own names.
+
+    Raises:
+        ValueError: no sub-folders with pictures, one that the file of labels does not name, a malformed line.
+    """
+    root = Path(folder)
+    given = None if labels is None else _read_labels(Path(labels))
+    images, numbers, names = [], [], []
+    for sub in sorted(path for path in root.iterdir() if path.is_dir()):
+        pictures = list_images(sub)
+        if not pictures:
+            continue
+        if given is not None and sub.name not in given:
+            raise ValueError(f"{labels} has no line for the folder {sub.name}, which holds {len(pictures)} pictures")
+        images += pictures
+        numbers += [len(names)] * len(pictures)
+        names.append([sub.name] if given is None else given[sub.name])
+    if len(names) < 2:
+        raise ValueError(f"{root} has {len(names)} sub-folders with pictures; classification needs one for every class")
+    return ClassificationSet(images, numbers, names)
+
+
+def classification_pairs(pairs: Pairs) -> ClassificationSet:
+    """Pairs whose text is the name of the class; several texts of a pair are names of one class.
+
+    Raises:
+        ValueError: a single class.
+    """
+    classes: dict[tuple[str, ...], int] = {}
+    labels = [classes.setdefault(tuple(pairs.texts(row)), len(classes)) for row in range(len(pairs))]
+    if len(classes) < 2:
+        raise ValueError("all pairs have one text; classification needs the names of several classes")
+    return ClassificationSet(Pictures([(pairs, row) for row in range(len(pairs))]), labels, [list(c) for c in classes])
+
+
+def read_prompts(path: str | PathLike) -> list[str]:
+    """Templates from a file, one a line, each with `{}` for the name.
+
+    Raises:
+        ValueError: a line without `{}`, or none at all; names file and line.
+    """
+    prompts = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        if line.count("{}") != 1:
+            raise ValueError(f"{path}:{number}: a prompt has {{}} once, where the name goes: {line!r}")
+        prompts.append(line.strip())
+    if not prompts:
+        raise ValueError(f"{path} has no prompts")
+    return prompts
+
+
+def class_embeddings(
+    model: R2D2Model,
+    processor: R2D2Processor,
+    names: Sequence[Sequence[str]],
+    prompts: Sequence[str] = PROMPTS,
+    batch_size: int = 256,
+) -> Tensor:
+    """(C, D) float32, L2-normalised.
+
+    Raises:
+        ValueError: a prompt without `{}`, a class without a name.
+    """
+    if bad := [prompt for prompt in prompts if "{}" not in prompt]:
+        raise ValueError(f"prompts without {{}} where the name goes: {bad[:3]}")
+    if any(len(some) == 0 for some in names):
+        raise ValueError("a class has no name")
+    texts = [prompt.replace("{}", name) for some in names for name in some for prompt in prompts]
+    owner = torch.arange(len(names)).repeat_interleave(torch.tensor([len(some) * len(prompts) for some in names]))
+    embeds = encode_texts(model, processor, texts, batch_size, keep_states=False).embeds
+    sums = embeds.new_zeros(len(names), embeds.shape[1]).index_add_(0, owner.to(embeds.device), embeds)
+    return normalize(sums)
+
+
+def classify(
+    model: R2D2Model,
+    processor: R2D2Processor,
+    data: ClassificationSet,
+    prompts: Sequence[str] = PROMPTS,
+    batch_size: int = 32,
+) -> Tensor:
+    """(N, C) cosines of pictures and classes, on the CPU."""
+    classes = class_embeddings(model, processor, data.names, prompts, 8 * batch_size)
+    images = encode_images(model, processor, data.images, batch_size, keep_states=False)
+    return (images.embeds @ classes.t()).cpu()
+
+
+def classification_metrics(
+    scores: Tensor, labels: Sequence[int], bootstrap: Bootstrap | None = None
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Accuracies in percent; ties and NaN count against the model, as in recall@K.
+
+    Args:
+        scores: (N, C). labels: (N,) the right class of each. bootstrap: None: no intervals.
+
+    Returns:
+        `top1`, `top5` (every picture where C < 5) and `mean_per_class`, the mean of the classes' own top-1; intervals.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    if scores.shape[0] != len(labels):
+        raise ValueError(f"scores of {scores.shape[0]} pictures and {len(labels)} labels")
+    positives = torch.zeros(scores.shape, dtype=torch.bool)
+    positives[torch.arange(len(labels)), torch.from_numpy(labels)] = True
+    ranks = first_hit_ranks(scores, positives).numpy()
+    hits = np.stack([ranks <= 1, ranks <= 5], axis=1).astype(np.float64)
+    rows = np.arange(len(labels))
+    members = csr_array((np.ones(len(labels)), (rows, labels)), shape=tuple(scores.shape))
+    right = csr_array((hits[:, 0], (rows, labels)), shape=tuple(scores.shape))
+
+    def metric(counts: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # a class may be absent from a resample
+            per_class = np.nanmean((counts @ right) / (counts @ members), axis=1)
+        return 100 * np.concatenate([weighted_means(counts, hits, np.ones_like(hits)), per_class[:, None]], axis=1)
+
+    names = ("top1", "top5", "mean_per_class")
+    values = metric(np.ones((1, len(labels))))[0]
+    ends = None if bootstrap is None else bootstrap.intervals(len(labels), metric)
+    intervals = (
+        {} if ends is None else {n: (float(low), float(high)) for n, (low, high) in zip(names, ends, strict=True)}
+    )
+    return {name: float(value) for name, value in zip(names, values, strict=True)}, intervals
+
+
+def _read_labels(path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        folder, tab, names = line.partition("\t")
+        parts = [name.strip() for name in names.replace("，", ",").split(",") if name.strip()]
+        if not tab or not parts:
+            raise ValueError(f"{path}:{number}: not a folder, a tab and its Chinese name: {line!r}")
+        if folder in found:
+            raise ValueError(f"{path}:{number}: the folder {folder} is named twice")
+        found[folder] = parts
+    return found

@@ -1,0 +1,86 @@
+"""Loading a published data set by its name: `load_pairs(folder, format="flickr30k-cna", split="test")`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .chinese_clip import Base64Images, images_of, read_chinese_clip
+from .formats import BenchmarkFormat, Records, find_sources, image_root_of, in_folders
+from .img2dataset import not_fetched
+from .pairs import CheckImages, PairDataset, collect, finish
+from .records import Columns
+from .report import ErrorReport
+from .streaming import StreamingPairs
+
+
+def load_published(
+    spec: BenchmarkFormat,
+    paths: list[str],
+    split: str | None,
+    report: ErrorReport,
+    check_images: CheckImages,
+    streaming: bool,
+    *,
+    columns: Columns = None,
+    image_root: str | os.PathLike | None = None,
+    background: Any = None,
+) -> PairDataset | StreamingPairs:
+    """What `load_pairs` does for the formats of `BENCHMARKS`; see there.
+
+    Raises:
+        FileNotFoundError, ValueError, DataRefusedError: as `load_pairs`.
+    """
+    sources = find_sources(spec, paths, split)
+    if spec.name in ("wukong", "zero"):
+        for folder in dict.fromkeys(s.path if s.path.is_dir() else s.path.parent for s in sources):
+            if note := not_fetched(folder):
+                report.note(f"{folder}: {note}")
+    if spec.name == "chinese-clip":
+        if streaming:
+            raise ValueError(
+                "the Chinese-CLIP format is read where it lies, picture by picture: load without streaming"
+            )
+        if len(sources) != 1:
+            raise ValueError(f"{len(sources)} files of texts: the Chinese-CLIP format is read one split at a time")
+        return _chinese_clip(sources[0].path, report, check_images, background)
+    if streaming or any(source.streamed for source in sources):
+        if len({source.streamed for source in sources}) > 1:
+            raise ValueError("tar shards and other files cannot be read as one stream: read them one by one")
+        reader = sources[0].read
+        root = None if image_root is None else Path(image_root)
+        if not sources[0].streamed:
+            root = root or image_root_of(spec, sources[0].path)
+            reader = partial(_located, spec, root, reader)
+        names = [source.name for source in sources]
+        return StreamingPairs(names, reader, columns=columns, image_root=root, background=background, report=report)
+
+    def records() -> Iterator[tuple[Path, Any]]:
+        for source in sources:
+            root = Path(image_root) if image_root is not None else image_root_of(spec, source.path)
+            for item in in_folders(spec, root, source.read(source.name, columns)):
+                yield root, item
+
+    table = collect(records(), report, check_images)
+    return finish(PairDataset(table, report, background=background), sources[0].name)
+
+
+def _located(spec: BenchmarkFormat, root: Path, read: Any, path: str, columns: Columns) -> Records:
+    yield from in_folders(spec, root, read(path, columns))
+
+
+def _chinese_clip(texts: Path, report: ErrorReport, check_images: CheckImages, background: Any) -> PairDataset:
+    images = Base64Images(images_of(texts))
+    table = collect(((texts.parent, item) for item in read_chinese_clip(texts, images, check_images)), report, "none")
+    counts = table.column("texts").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    paired = table.take(np.flatnonzero(counts > 0))
+    pairs = PairDataset(paired, report, images=images, background=background)
+    if paired.num_rows < table.num_rows:
+        rest = table.take(np.flatnonzero(counts == 0))
+        pairs.unpaired = PairDataset(rest, report, images=images, background=background)
+    return finish(pairs, str(texts))
