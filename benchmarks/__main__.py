@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TABLES = HERE.parent / "docs" / "benchmarks"
 #: The long one last.
-BENCHMARKS = ("image_encoding", "text_encoding", "negatives", "data_loading", "demo_seeds")
+BENCHMARKS = ("image_encoding", "text_encoding", "negatives", "token_similarity", "data_loading", "demo_seeds")
 
 
 def write_index(folder: Path) -> None:

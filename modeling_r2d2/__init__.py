@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 
+from .captioning_r2d2 import R2D2ForConditionalGeneration
 from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
+from .configuration_wukong import WukongConfig, WukongTextConfig
+from .image_classification_r2d2 import R2D2ForImageClassification
+from .image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from .modeling_r2d2 import (
     R2D2ForImageTextMatching,
     R2D2MatchOutput,
@@ -24,23 +30,44 @@ from .modeling_r2d2 import (
     R2D2PreTrainedModel,
     R2D2TextModel,
 )
-from .pretraining_r2d2 import R2D2ForPreTraining, R2D2ForPreTrainingOutput, R2D2TeacherTargets
+from .modeling_wukong import WukongModel, WukongOutput, WukongPreTrainedModel
+from .pretraining_r2d2 import (
+    R2D2FeatureGuidance,
+    R2D2ForPreTraining,
+    R2D2ForPreTrainingOutput,
+    R2D2TargetGuidance,
+    R2D2TeacherTargets,
+)
 from .processing.processing_r2d2 import R2D2Processor
+from .processing.processing_wukong import WukongProcessor
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "FeatureGuidedDistillationCallback": ".distillation.callbacks",
+    "TargetGuidedDistillationCallback": ".distillation.callbacks",
+    "TwoWayDistillationCallback": ".distillation.callbacks",
+    "R2D2Retriever": ".retrieval.retriever",
     "R2D2Trainer": ".training.trainer",
     "R2D2TrainingArguments": ".training.arguments",
+    "R2D2TextToImagePipeline": ".pipelines.text_to_image",
     "R2D2ImageTextMatchingPipeline": ".pipelines.image_text_matching",
     "R2D2ZeroShotImageClassificationPipeline": ".pipelines.zero_shot_image_classification",
     "convert_official_checkpoint": ".conversion.official",
+    "convert_wukong_checkpoint": ".conversion.wukong",
 }
 
 if TYPE_CHECKING:
     from .conversion.official import convert_official_checkpoint
+    from .conversion.wukong import convert_wukong_checkpoint
+    from .distillation.callbacks import (
+        FeatureGuidedDistillationCallback,
+        TargetGuidedDistillationCallback,
+        TwoWayDistillationCallback,
+    )
     from .pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
     from .pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+    from .retrieval.retriever import R2D2Retriever
     from .training.arguments import R2D2TrainingArguments
     from .training.trainer import R2D2Trainer
 
@@ -68,17 +95,30 @@ AutoConfig.register(R2D2Config.model_type, R2D2Config, exist_ok=True)
 AutoConfig.register(R2D2CrossEncoderConfig.model_type, R2D2CrossEncoderConfig, exist_ok=True)
 AutoModel.register(R2D2Config, R2D2Model, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(R2D2Config, R2D2Model, exist_ok=True)
+AutoModelForImageClassification.register(R2D2Config, R2D2ForImageClassification, exist_ok=True)
+AutoModelForImageTextToText.register(R2D2Config, R2D2ForConditionalGeneration, exist_ok=True)
 AutoModelForPreTraining.register(R2D2Config, R2D2ForPreTraining, exist_ok=True)
 AutoProcessor.register(R2D2Config, R2D2Processor, exist_ok=True)
+AutoConfig.register(WukongConfig.model_type, WukongConfig, exist_ok=True)
+AutoModel.register(WukongConfig, WukongModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(WukongConfig, WukongModel, exist_ok=True)
+AutoProcessor.register(WukongConfig, WukongProcessor, exist_ok=True)
 R2D2Config.register_for_auto_class()
 R2D2Processor.register_for_auto_class("AutoProcessor")
+WukongConfig.register_for_auto_class()
+WukongProcessor.register_for_auto_class("AutoProcessor")
 R2D2Model.from_vision_text_pretrained = classmethod(_from_vision_text_pretrained)
 importlib.import_module(".pipelines", __name__)  # registers their task names
 
 __all__ = [
+    "FeatureGuidedDistillationCallback",
     "R2D2Config",
     "R2D2CrossEncoderConfig",
+    "R2D2FeatureGuidance",
+    "R2D2ForConditionalGeneration",
+    "R2D2ForImageClassification",
     "R2D2ForImageTextMatching",
+    "R2D2ForImageTextRetrieval",
     "R2D2ForPreTraining",
     "R2D2ForPreTrainingOutput",
     "R2D2ImageTextMatchingPipeline",
@@ -87,6 +127,8 @@ __all__ = [
     "R2D2Output",
     "R2D2PreTrainedModel",
     "R2D2Processor",
+    "R2D2Retriever",
+    "R2D2TargetGuidance",
     "R2D2TeacherTargets",
     "R2D2TextConfig",
     "R2D2TextModel",
@@ -94,5 +136,14 @@ __all__ = [
     "R2D2TrainingArguments",
     "R2D2VisionConfig",
     "R2D2ZeroShotImageClassificationPipeline",
+    "TargetGuidedDistillationCallback",
+    "TwoWayDistillationCallback",
+    "WukongConfig",
+    "WukongModel",
+    "WukongOutput",
+    "WukongPreTrainedModel",
+    "WukongProcessor",
+    "WukongTextConfig",
     "convert_official_checkpoint",
+    "convert_wukong_checkpoint",
 ]

@@ -91,7 +91,12 @@ def main(arguments: list[str]) -> int:
     options += ["-c", str(HERE / "pytest.ini"), f"--rootdir={HERE}", "-W", "ignore", str(HERE)]
     pytest.main([*options, *arguments], plugins=[ledger])
     print(f"\ntransformers {library_version}, its own common tests")
-    return ledger.report()
+    failed = ledger.report()
+    if os.environ.get("DIFFUSERS_SRC") and not arguments:  # see diffusers_suite/run.py
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [sys.executable, str(HERE / "diffusers_suite" / "run.py")]
+        failed |= int(subprocess.run(command, env=environment).returncode != 0)
+    return failed
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Make a captioner of a pre-trained R2D2, and caption pictures with it.
+
+    python examples/caption_pictures.py --model runs/demo --data pairs.jsonl --output runs/captioner cat.png dog.png
+
+With a captioner at hand, `--captioner runs/captioner` skips the training. Captioning is this project's own extension:
+the paper names the task and publishes no method.
+"""
+
+import argparse
+
+from PIL import Image
+
+from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Processor
+from modeling_r2d2.captioning_r2d2 import decode_captions
+from modeling_r2d2.finetuning import FinetuningSettings, finetune
+from modeling_r2d2.processing.datasets import load_pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--model", help="folder or Hub name of a pre-trained R2D2")
+    parser.add_argument("--data", help="pairs to learn captions from")
+    parser.add_argument("--output", help="folder of the captioner to be made")
+    parser.add_argument("--captioner", help="folder of a captioner that is there")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    options = parser.parse_args()
+
+    if options.captioner is None:
+        settings = FinetuningSettings.from_preset(
+            "caption", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
+        )
+        finetune(options.model, load_pairs(options.data), settings, say=print)
+    folder = options.captioner or options.output
+    model, processor = R2D2ForConditionalGeneration.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
+    images = [Image.open(path) for path in options.pictures]
+    tokens = model.generate(**processor(images=images, return_tensors="pt"), num_beams=3)
+    for path, caption in zip(options.pictures, decode_captions(processor.tokenizer, tokens), strict=True):
+        print(f"{path}: {caption}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Fine-tune the ranker to tell whether a picture and a text belong together (ICM, IQM).
+
+    python examples/finetune_matching.py --model runs/demo --data labelled.jsonl --output runs/matching
+
+Labelled pairs carry "label": 1 or 0. Pairs without labels are taken as true ones, and negatives are drawn for them.
+"""
+
+import argparse
+
+from transformers import pipeline
+
+from modeling_r2d2.finetuning import FinetuningSettings, finetune
+from modeling_r2d2.processing.datasets import load_pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub name of an R2D2 with a ranker")
+    parser.add_argument("--data", required=True, help="pairs in any format that load_pairs reads")
+    parser.add_argument("--validation", help="validation pairs, in the same format")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    options = parser.parse_args()
+
+    pairs = load_pairs(options.data)
+    validation = load_pairs(options.validation) if options.validation else None
+    settings = FinetuningSettings.from_preset(
+        "matching", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
+    )
+    finetune(options.model, pairs, settings, validation, say=print)
+
+    match = pipeline("image-text-matching", model=options.output)
+    picture = pairs.image(0)
+    for text in (pairs.texts(0)[0], pairs.texts(len(pairs) - 1)[0]):
+        print(f"{text}: {match((picture, text))['match_probability']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`r2d2 calibrate`: make the match probability mean what it says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Model folder; the calibration is stored in it.")],
+    data: Annotated[
+        str, typer.Option(help="Pairs that training has not seen (as `r2d2 pretrain` takes them), or 'demo'.")
+    ],
+    negatives: Annotated[str, typer.Option(help="'uniform', or 'hard': drawn as FGR draws.")] = "uniform",
+    per_positive: Annotated[int, typer.Option(min=1, help="Wrong pictures for each true pair.")] = 4,
+    prior: Annotated[
+        float | None, typer.Option(help="Share of true pairs where it will be used; default: of those fitted.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="'temperature', 'platt', or 'best' by held-out likelihood.")] = "best",
+    test_data: Annotated[str | None, typer.Option(help="Other pairs, to report the error on.")] = None,
+    precision: Annotated[float | None, typer.Option(help="Report the threshold for this precision …")] = None,
+    recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the reliability into this PNG.")] = None,
+    seed: int = 0,
+):
+    """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""
+    from ..retrieval.calibrating import calibrate_model, load_gallery, measure
+
+    console = Console()
+    fitted, found = calibrate_model(
+        model,
+        load_gallery(data),
+        negatives=negatives,
+        per_positive=per_positive,
+        prior=prior,
+        method=method,
+        seed=seed,
+        test=None if test_data is None else load_gallery(test_data),
+    )
+    path = fitted.save(model)
+    held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())
+    share = f"{fitted.true_share:.1%} of them true" + (f", prior {fitted.prior:.1%}" if fitted.prior else "")
+    console.print(f"{fitted.method} scaling on {fitted.pairs:,} pairs, {share}; held-out log-likelihood: {held_out}")
+    curves = measure(found, fitted)
+    for name, curve in curves.items():
+        console.print(f"expected calibration error {name}: {curve.error:.4f}")
+    if precision is not None or recall is not None:
+        from ..retrieval.calibration import threshold_for
+
+        probability, labels = found
+        best = threshold_for(fitted(probability), labels, precision, recall)
+        console.print(
+            f"accept from {best.probability:.4f}: precision {best.precision:.3f}, recall {best.recall:.3f} "
+            f"(at {labels.float().mean():.1%} true pairs)"
+        )
+    if plot is not None:
+        from ..retrieval.calibration import reliability_plot
+
+        reliability_plot(curves, plot, title=f"{model.name}: match probability")
+    console.print(f"stored in {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,149 @@
+"""`r2d2 finetune`: fine-tune a model on a user's own pairs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
+
+
+def finetune(
+    task: Annotated[Task, typer.Argument(help="What to learn.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of the R2D2 to begin with.")],
+    data: Annotated[str, typer.Option(help="Training pairs, in any format that `pretrain` reads.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints and the model.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(help="'published' (the authors' hyper-parameters), 'default', or 'small' for small data."),
+    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation pairs; never the test split.")] = None,
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Or: set this share of the training pictures aside.")
+    ] = 0.0,
+    test: Annotated[list[str] | None, typer.Option(help="Test data, only to refuse them as validation data.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
+    max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
+    background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="This and all below: instead of the preset's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Per worker.")] = None,
+    gradient_accumulation: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    schedule: Annotated[str | None, typer.Option(help="'retrieval', 'matching', or one of transformers.")] = None,
+    warmup_steps: Annotated[float | None, typer.Option(help="Below 1: a share of all steps.")] = None,
+    freeze: Annotated[list[str] | None, typer.Option(help="Parts or name patterns that do not train.")] = None,
+    freeze_nothing: Annotated[bool, typer.Option(help="Also train what the preset freezes.")] = False,
+    rate: Annotated[list[str] | None, typer.Option(help="Factor on the rate of a part: text_model=0.1")] = None,
+    lora: Annotated[int | None, typer.Option(min=0, help="Rank of the adapters; 0: whole weights.")] = None,
+    lora_alpha: Annotated[int | None, typer.Option(min=1, help="Default: twice the rank.")] = None,
+    dora: Annotated[bool, typer.Option(help="DoRA instead of LoRA.")] = False,
+    multi_positive: Annotated[bool | None, typer.Option(help="Pairs of one caption are positives.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="The paper's augmentation of pictures.")] = None,
+    patience: Annotated[int | None, typer.Option(min=0, help="Evaluations without a better one; 0: train on.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="In epochs.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A classifier begins with these: '一张{}的图片'.")] = None,
+    workers: int | None = None,
+    log_every: int | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+):
+    """Fine-tune for retrieval, matching, captions or classification."""
+    from ..finetuning import FinetuningSettings, split_validation
+    from ..finetuning import finetune as run
+    from ..finetuning.report import check_splits
+    from ..processing.datasets import load_pairs
+    from ..training.pretraining import refuse_existing_model
+
+    console = Console()
+    chosen = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "freeze": () if freeze_nothing else tuple(freeze) if freeze else None,
+        "rates": _rates(rate or []) or None,
+        "multi_positive": multi_positive,
+        "augment": augment,
+        "patience": patience,
+        "eval_every": eval_every,
+        "prompts": tuple(prompt) if prompt else None,
+        "workers": workers,
+        "log_every": log_every,
+    }
+    settings = FinetuningSettings.from_preset(
+        task.value,
+        output,
+        preset,
+        **chosen,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        arguments={"bf16": bf16} if bf16 else {},
+    )
+    _set_adapters(settings, lora, lora_alpha, dora)
+    refuse_existing_model(output, overwrite, resume)
+    if validation is not None and validation_share:
+        raise ValueError("give --validation or --validation-share, not both")
+    check_splits(data, validation, test or ())
+    reading = {
+        "image_root": image_root,
+        "on_error": on_error,
+        "max_error_rate": max_error_rate,
+        "background": background,
+        "format": format,
+    }
+    pairs = load_pairs(data, **reading)
+    if not hasattr(pairs, "select"):
+        raise ValueError("fine-tuning reads its pairs in epochs, and a stream of shards has no length: unpack it")
+    held_out = None if validation is None else load_pairs(validation, **reading)
+    if validation_share:
+        kept, set_aside = split_validation(pairs, validation_share, pairs.image_ids(), seed)
+        pairs, held_out = pairs.select(kept), pairs.select(set_aside)
+    run(model, pairs, settings, held_out, say=lambda line: console.print(line, markup=False, highlight=False))
+    if pairs.report.errors:
+        console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"model and processor are in [bold]{output}[/bold]")
+
+
+def _set_adapters(settings, rank: int | None, alpha: int | None, dora: bool) -> None:
+    """The options on top of the preset's adapters, if it has any."""
+    from dataclasses import replace
+
+    from ..finetuning import LoRASettings
+
+    if rank == 0:
+        if dora or alpha is not None:
+            raise ValueError("--lora 0 trains whole weights: --dora and --lora-alpha do not go with it")
+        settings.lora = None
+        return
+    if rank is None and alpha is None and not dora:
+        return
+    adapters = settings.lora or LoRASettings()
+    if rank is not None:
+        adapters = replace(adapters, rank=rank, alpha=2 * rank)
+    if alpha is not None:
+        adapters = replace(adapters, alpha=alpha)
+    settings.lora = replace(adapters, dora=dora or adapters.dora)
+
+
+def _rates(options: list[str]) -> dict[str, float]:
+    rates = {}
+    for option in options:
+        pattern, sign, value = option.rpartition("=")
+        try:
+            rates[pattern] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not pattern:
+            raise ValueError(f"--rate {option}: write a part and a factor, as text_model=0.1")
+    return rates

@@ -1,0 +1,50 @@
+"""`r2d2 match`: how likely texts belong to a picture."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def match(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    texts: Annotated[list[str], typer.Argument(help="One text or several.")],
+    model: Annotated[str, typer.Option(help="Model folder or name.")] = ...,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    word: Annotated[str | None, typer.Option(help="Of the first text: draw where the ranker looks for it …")] = None,
+    heat_map: Annotated[Path | None, typer.Option(help="… into this PNG; without --word for the whole text.")] = None,
+    calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
+    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+):
+    """Match probability and cosine of a picture with texts, most probable first."""
+    from ..retrieval.calibration import Calibration
+    from ..retrieval.retriever import R2D2Retriever, load_model
+
+    network, processor = load_model(model, device=device)
+    calibration = Calibration.of_model(model, network) if calibrated else None
+    retriever = R2D2Retriever(network, processor, calibration=calibration)
+    found = retriever.match(image, texts)
+    rows = [
+        {"text": text, "match_probability": probability, "cosine": cosine}
+        for text, probability, cosine in zip(
+            texts, found.match_probability[0].tolist(), found.cosine[0].tolist(), strict=True
+        )
+    ]
+    rows.sort(key=lambda row: -row["match_probability"])
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        table = Table("match probability", "cosine", "text")
+        for row in rows:
+            table.add_row(f"{row['match_probability']:.4f}", f"{row['cosine']:.4f}", escape(row["text"]))
+        console = Console()
+        console.print(table)
+        console.print("calibrated" if calibration else "not calibrated (see `r2d2 calibrate`)", style="dim")
+    if word is not None and heat_map is None:
+        raise ValueError("--word needs a file to draw into: --heat-map FILE.png")
+    if heat_map is not None:
+        retriever.heat_map(image, texts[0], word).overlay().save(heat_map)

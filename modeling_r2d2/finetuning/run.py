@@ -1,0 +1,297 @@
+"""Fine-tuning as one call: a model and pairs in, a model folder out. `r2d2 finetune` is thin over it."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..captioning_r2d2 import R2D2ForConditionalGeneration
+from ..configuration_r2d2 import R2D2Config
+from ..image_classification_r2d2 import R2D2ForImageClassification
+from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
+from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
+from ..processing.augmentation import R2D2Augmentation
+from ..processing.processing_r2d2 import R2D2Processor
+from ..training.arguments import R2D2TrainingArguments
+from ..training.pretraining import refuse_existing_model
+from .adapters import add_adapters, merge_adapter, save_adapter
+from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
+from .metrics import METRICS
+from .parameters import freeze
+from .report import FinetuningReport, make_report
+from .settings import FinetuningSettings
+from .trainer import FinetuningTrainer
+
+#: The class that a task trains.
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "retrieval": R2D2ForImageTextRetrieval,
+    "matching": R2D2ForImageTextMatching,
+    "caption": R2D2ForConditionalGeneration,
+    "classification": R2D2ForImageClassification,
+}
+#: Parts that the loss of a task does not read: they do not train, nor wait for gradients on several workers.
+UNREAD: dict[str, tuple[str, ...]] = {"matching": ("vision_projection", "text_projection", "temperature")}
+ADAPTER_FOLDER = "adapter"
+REPORT_FILE = "finetuning.json"
+
+
+def load_for(
+    task: str,
+    source: Path | str,
+    classes: Sequence[str] | None = None,
+    prompts: Sequence[str] = (),
+) -> tuple[PreTrainedModel, R2D2Processor]:
+    """The model of a task with the weights of an R2D2 folder or Hub name, and its processor.
+
+    Args:
+        classes: of a classifier; prompts: templates with {} whose mean text embedding its head begins with.
+
+    Raises:
+        ValueError: matching or captions on a model without a ranker; a classifier without classes; a folder of another
+            model, or one that lacks weights of the towers or the ranker.
+    """
+    processor = R2D2Processor.from_pretrained(source)
+    config = R2D2Config.from_pretrained(source)
+    if task in ("matching", "caption") and config.cross_encoder_config is None:
+        raise ValueError(f"{source} is pre-ranking only (PRD2): {task} needs the cross encoders of an R2D2")
+    if task == "classification":
+        if not classes:
+            raise ValueError("a classifier needs its classes")
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+    model, info = MODEL_CLASSES[task].from_pretrained(source, config=config, output_loading_info=True)
+    fresh = ("mlm_head.", "classifier.")
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(fresh)):
+        raise ValueError(f"{source} lacks {len(missing)} weights that fine-tuning begins with, such as {missing[0]}")
+    if task == "caption":
+        model.set_special_tokens(processor.tokenizer)
+    if task == "classification" and prompts:
+        whole = R2D2Model.from_pretrained(source)
+        model.init_classifier(prompt_embeddings(whole, processor, classes, prompts))
+    return model, processor
+
+
+@torch.no_grad()
+def prompt_embeddings(
+    model: R2D2Model, processor: R2D2Processor, classes: Sequence[str], prompts: Sequence[str]
+) -> torch.Tensor:
+    """(classes, D): the mean over the prompts of the normalised text embeddings, in evaluation mode."""
+    model = model.eval()
+    total = 0.0
+    for prompt in prompts:
+        texts = processor(text=[prompt.format(name) for name in classes], return_tensors="pt")
+        features = model.get_text_features(texts["input_ids"], texts["attention_mask"])
+        total = total + normalize(features.pooler_output)
+    return total / len(prompts)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    processor: R2D2Processor,
+    pairs: Any,
+    settings: FinetuningSettings,
+    validation: Any | None = None,
+    callbacks: list | None = None,
+) -> FinetuningTrainer:
+    """The trainer of a run: freezes, adapts, and prepares the data; `pairs` as `load_pairs` returns them.
+
+    The run is one pass over a stream of `epochs` passes whose order and augmentation follow from the seed and the
+    position alone, so that a resumed run sees what the uninterrupted one would.
+
+    Args:
+        pairs: true pairs; for matching, labelled ones where they have a `label`; for classification, the first text is
+            the class.
+        validation: the same; judged every `eval_every` epochs.
+
+    Raises:
+        ValueError: fewer pairs than a batch, a freeze pattern that matches nothing, only one class to match.
+    """
+    set_seed(settings.seed)
+    if frozen := (*settings.freeze, *UNREAD.get(settings.task, ())):
+        freeze(model, frozen)
+    if settings.lora is not None:
+        model = add_adapters(model, settings.lora)
+    arguments = _arguments(settings, processor)
+    step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    steps_per_epoch = len(pairs) // step_size
+    if not steps_per_epoch:
+        raise ValueError(f"{len(pairs)} pairs are fewer than a batch of {step_size}: lower batch_size")
+    arguments.max_steps = settings.epochs * steps_per_epoch
+    arguments.eval_steps = arguments.save_steps = settings.eval_every * steps_per_epoch
+    train, evaluation = _datasets(processor, pairs, settings, validation, step_size)
+    compute_metrics, metric, greater = METRICS[settings.task]
+    callbacks = list(callbacks or [])
+    if evaluation is not None:
+        arguments.eval_strategy = arguments.save_strategy
+        if settings.patience:
+            arguments.load_best_model_at_end = True
+            arguments.metric_for_best_model, arguments.greater_is_better = f"eval_{metric}", greater
+            callbacks.append(EarlyStoppingCallback(settings.patience))
+    return FinetuningTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=FinetuningCollator(processor, settings.task, settings.multi_positive),
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+        settings=settings,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _arguments(settings: FinetuningSettings, processor: R2D2Processor) -> R2D2TrainingArguments:
+    scheduler = "constant" if settings.schedule in ("retrieval", "matching") else settings.schedule
+    return R2D2TrainingArguments(
+        **{
+            "output_dir": str(settings.output),
+            "max_steps": 1,  # known when the data are
+            "per_device_train_batch_size": settings.batch_size,
+            "per_device_eval_batch_size": settings.batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation,
+            "learning_rate": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.max_grad_norm,
+            "lr_scheduler_type": scheduler,
+            "warmup_steps": 0 if scheduler == "constant" else settings.warmup_steps,
+            "seed": settings.seed,
+            "dataloader_num_workers": settings.workers,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "logging_steps": settings.log_every,
+            "save_strategy": "steps",
+            "save_total_limit": 2,
+            "label_names": ["image_ids"] if settings.task == "retrieval" else ["labels"],
+            "prediction_loss_only": settings.task == "caption",
+            "restore_callback_states_from_checkpoint": bool(settings.patience),
+            **settings.arguments,
+        }
+    )
+
+
+def _datasets(
+    processor: R2D2Processor, pairs: Any, settings: FinetuningSettings, validation: Any | None, step_size: int
+) -> tuple[FinetuningDataset, FinetuningDataset | None]:
+    size = processor.image_processor.size["height"]
+    stream = {
+        "augmentation": R2D2Augmentation(size=size) if settings.augment else None,
+        "seed": settings.seed,
+        "shuffle": True,
+        # steps_per_epoch rounds down, so this is never too short
+        "passes": settings.epochs,
+        "distinct_batch": step_size if settings.task == "retrieval" else None,
+    }
+    if settings.task == "matching":
+        if validation is not None and not _labelled(validation):
+            validation = UniformNegatives(validation, FinetuningDataset(validation, processor).image_ids(), seed=0)
+        kind: type[FinetuningDataset] = MatchingDataset
+    else:
+        kind = FinetuningDataset
+    train = kind(pairs, processor, **stream)
+    return train, None if validation is None else kind(validation, processor)
+
+
+def _labelled(pairs: Any) -> bool:
+    return pairs[0].get("label") is not None
+
+
+def split_validation(pairs: Any, share: float, image_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the validation part: `share` of the *pictures*, so that none is in both.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    ids = np.unique(image_ids)
+    chosen = np.random.default_rng(seed).permutation(ids)[: math.ceil(share * len(ids))]
+    held_out = np.isin(image_ids, chosen)
+    if not 0 < held_out.sum() < len(pairs):
+        raise ValueError(f"a validation share of {share} leaves {int((~held_out).sum())} of {len(pairs)} pairs")
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def finetune(
+    source: Path | str,
+    pairs: Any,
+    settings: FinetuningSettings,
+    validation: Any | None = None,
+    classes: Sequence[str] | None = None,
+    say: Callable[[str], Any] | None = None,
+    callbacks: list | None = None,
+) -> tuple[FinetuningTrainer, FinetuningReport]:
+    """Fine-tune the model in `source` and save it to `settings.output`.
+
+    The folder loads by `from_pretrained`; with LoRA the adapters are merged into it, and lie besides in `adapter/`,
+    for the base model. `finetuning.json` holds the report and the settings.
+
+    Args:
+        source: folder or Hub name of an R2D2. pairs, validation: as for `build_trainer`.
+        classes: of a classifier; None: the different texts of `pairs`.
+        say: is given the lines of the report before the run starts; None: nothing is printed.
+
+    Raises:
+        FileExistsError: `output` holds a model already.
+        ValueError: as `load_for` and `build_trainer`; nothing to resume.
+    """
+    refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+    if settings.task != "matching" and any(getattr(part, "labelled", False) for part in (pairs, validation)):
+        raise ValueError(f"these are labelled pairs, and {settings.task} learns from true ones")
+    if settings.task == "classification":
+        classes = list(classes) if classes is not None else class_names(pairs)
+        pairs = ClassPairs(pairs, classes)
+        validation = None if validation is None else ClassPairs(validation, classes)
+    model, processor = load_for(settings.task, source, classes, settings.prompts)
+    trainer = build_trainer(model, processor, pairs, settings, validation, callbacks)
+    report = make_report(
+        trainer.model,
+        processor,
+        pairs,
+        trainer.train_dataset.image_ids(),
+        settings,
+        trainer.steps_per_epoch,
+        trainer.args.world_size,
+        0 if validation is None else len(validation),
+    )
+    for line in report.lines() if say is not None else ():
+        say(line)
+    checkpoint = None
+    if settings.resume:
+        checkpoint = get_last_checkpoint(settings.output) if settings.output.is_dir() else None
+        if checkpoint is None:
+            raise ValueError(f"nothing to resume: {settings.output} holds no checkpoint")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _save(trainer, processor, report)
+    return trainer, report
+
+
+def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: FinetuningReport) -> None:
+    output = trainer.settings.output
+    if trainer.args.should_save:
+        if trainer.settings.lora is not None:
+            save_adapter(trainer.model, output / ADAPTER_FOLDER)
+            trainer.model = merge_adapter(trainer.model)
+        trainer.model.save_pretrained(output)
+        processor.save_pretrained(output)
+        held = {"report": report.to_dict(), "best_metric": trainer.state.best_metric}
+        text = json.dumps({**held, "settings": _plain(trainer.settings)}, indent=2, ensure_ascii=False)
+        (output / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(settings: FinetuningSettings) -> dict[str, Any]:
+    return {**asdict(settings), "output": settings.output.name}
+
+
+__all__ = [
+    "MODEL_CLASSES",
+    "build_trainer",
+    "finetune",
+    "load_for",
+    "prompt_embeddings",
+    "split_validation",
+]

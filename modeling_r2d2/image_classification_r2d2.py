@@ -1,0 +1,93 @@
+"""Classification of pictures into fixed classes: a linear head on the image embeddings of pre-ranking.
+
+An extension of this project; the head may begin as the text embeddings of prompts, and then starts where zero-shot
+classification ends. This file travels to the Hub beside the weights.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_r2d2 import R2D2Config
+from .modeling_r2d2 import R2D2Model, R2D2PreTrainedModel, _refuse_empty, _vision_tower, normalize
+
+
+class R2D2ForImageClassification(R2D2PreTrainedModel):
+    """Image tower, its projection, and a linear head on the L2-normalised embedding, divided by the temperature.
+
+    logits = (W · normalize(embedding) + b) / τ; the classes are `config.id2label`. With W = the normalised text
+    embeddings of one prompt a class and b = 0 these are the logits of zero-shot classification. Loads from any R2D2
+    checkpoint; what it does not read is left behind.
+    """
+
+    _auto_class = "AutoModelForImageClassification"
+    input_modalities = ("image",)
+    main_input_name = "pixel_values"
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(text_model|text_projection|image_joint_projection|text_image_encoder|image_text_encoder|mlm_head)\.",
+        r"^(text_image|image_text)_match_head\.",
+    ]
+
+    def __init__(self, config: R2D2Config):
+        super().__init__(config)
+        self.vision_model = _vision_tower(config.vision_config)
+        self.vision_projection = nn.Linear(config.vision_hidden_size, config.projection_dim)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    _vision_arguments = R2D2Model._vision_arguments
+    bounded_temperature = R2D2Model.bounded_temperature
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tower; the temperature stays in float32."""
+        return self.vision_projection.weight.dtype
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, R2D2ForImageClassification):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+
+    def _auto_map(self) -> dict[str, str]:
+        return {}  # its weights are no whole R2D2Model
+
+    @torch.no_grad()
+    def init_classifier(self, class_embeds: Tensor) -> None:
+        """Begin as zero-shot classification: class_embeds (classes, D), text embeddings of the prompts (the mean over
+        several prompts of a class, normalised here)."""
+        if class_embeds.shape != self.classifier.weight.shape:
+            raise ValueError(
+                f"class_embeds is {tuple(class_embeds.shape)}, the head {tuple(self.classifier.weight.shape)}: one "
+                "embedding a class is needed, in the order of config.id2label"
+            )
+        self.classifier.weight.copy_(normalize(class_embeds))
+        self.classifier.bias.zero_()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Images (B, 3, H, W) -> `logits` (B, classes) float32; labels (B,) int64 give the mean cross-entropy."""
+        _refuse_empty(pixel_values, "pixel_values")
+        pixel_values = pixel_values.to(self.dtype)
+        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
+        states = outputs.last_hidden_state
+        if states.dim() == 4:  # a feature map (B, D, h, w)
+            states = states.flatten(2).transpose(1, 2)
+        pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
+        logits = self.classifier(normalize(self.vision_projection(pooled))).float() / self.bounded_temperature()
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.get("attentions")
+        )
+
+
+__all__ = ["R2D2ForImageClassification"]

@@ -1,0 +1,39 @@
+"""Two-stage search: an index on disk, a fast exact ranker, calibrated match probabilities.
+
+FAISS and pyarrow are of the extra `[retrieval]`, Milvus of `[milvus]`; both are imported when they are needed.
+"""
+
+from .cache import CacheOptions
+from .calibration import Calibration, fit_calibration, reliability, reliability_plot, threshold_for
+from .locking import IndexLockedError
+from .manifest import IndexFileError, OtherModelError
+from .pictures import Picture, list_pictures
+from .ranker import FastRanker, RankedTexts
+from .results import SearchHit, SearchResult, print_table, to_csv, to_json, write_sheet
+from .retriever import MatchResult, R2D2Retriever
+from .store import PictureIndex
+
+__all__ = [
+    "CacheOptions",
+    "Calibration",
+    "FastRanker",
+    "IndexFileError",
+    "IndexLockedError",
+    "MatchResult",
+    "OtherModelError",
+    "Picture",
+    "PictureIndex",
+    "R2D2Retriever",
+    "RankedTexts",
+    "SearchHit",
+    "SearchResult",
+    "fit_calibration",
+    "list_pictures",
+    "print_table",
+    "reliability",
+    "reliability_plot",
+    "threshold_for",
+    "to_csv",
+    "to_json",
+    "write_sheet",
+]

@@ -1,0 +1,462 @@
+"""Make an index, add to it, take from it: streamed, resumable after any interruption, one writer at a time."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.retrieval import _evaluating, encode_texts
+from ..modeling_r2d2 import R2D2Model, normalize
+from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.report import Problem
+from ..processing.processing_r2d2 import R2D2Processor
+from .cache import CacheOptions, pack, row_checksums
+from .locking import only_writer
+from .manifest import FileRecord, Manifest, ModelIdentity, ShardRecord, written_aside
+from .pictures import Picture, digest_of, list_pictures
+from .ranker import FastRanker
+from .store import PictureIndex, Shard, ShardContent, finished_shards, sweep, with_unreadable, write_shard
+from .vectors import Kind, build_vectors, choose_kind, require_faiss
+
+logger = logging.getLogger(__name__)
+
+REPORT = "unreadable.jsonl"
+#: Smaller vector indexes are built anew when pictures are added: that is quick.
+GROWS_FROM = 10_000
+_SHARD_BYTES, _MOST_IN_SHARD = 2**28, 1024
+Progress = Callable[[int, str], Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a change of an index did.
+
+    pictures: in the index now. added, changed, removed, unchanged: pictures. resumed: of those added, taken over from
+    an interrupted run. unreadable: what was skipped, with location and reason. duplicates: pictures whose file has the
+    same content as an earlier one's; they are kept.
+    """
+
+    pictures: int
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    resumed: int = 0
+    duplicates: int = 0
+    unreadable: list[dict] = field(default_factory=list)
+
+
+class IndexBuilder:
+    """Encodes pictures into an index.
+
+    Args:
+        model, processor: a model with its processor. root: folder of the index.
+        cache: what to keep for the ranker. A model without one (PRD2) keeps nothing.
+        vectors: "flat", "hnsw" or "ivf"; None: by size.
+        batch_size: pictures that the tower sees at a time. shard_size: pictures of a shard; default: what takes
+            256 MB, 1,024 at most, in whole batches.
+        accelerator: of `accelerate`, to share the work among its processes; each encodes every n-th shard.
+        progress: called with how many pictures were done since the last call, and with what is being done.
+    """
+
+    def __init__(
+        self,
+        model: R2D2Model,
+        processor: R2D2Processor,
+        root: str | PathLike,
+        cache: CacheOptions | None = None,
+        vectors: Kind | None = None,
+        batch_size: int = 32,
+        shard_size: int | None = None,
+        accelerator: Any = None,
+        progress: Progress | None = None,
+    ):
+        self.model, self.processor, self.root = model, processor, Path(root)
+        self.identity = ModelIdentity.of(model, processor)
+        self.cache = cache or CacheOptions()
+        if self.cache.keep != "none" and not model.can_rank:
+            raise ValueError(f"keep is {self.cache.keep!r}, but this model is pre-ranking only (PRD2): use keep='none'")
+        self.vectors, self.batch_size, self.accelerator = vectors, batch_size, accelerator
+        self.shard_size = shard_size
+        self.progress = progress or (lambda count, doing: None)
+        self.ranker = FastRanker(model) if self.cache.keep == "keys_values" else None
+
+    # -- changes --------------------------------------------------------------------------------
+
+    def add(self, source: Any, prune: bool = False, **reading: Any) -> Built:
+        """Add the pictures of a source; what is in the index already, unchanged, is not encoded again.
+
+        An interrupted run goes on where its last whole shard ended, when it is called again, and gives the index that
+        an uninterrupted one would have given.
+
+        Args:
+            source, reading: see `list_pictures`. prune: remove pictures that the source no longer has.
+
+        Raises:
+            OtherModelError: the index belongs to another model. IndexLockedError: another writer.
+            ValueError: no readable picture in the source, nor in the index.
+        """
+        if self._number == 0:
+            with only_writer(self.root):
+                return self._add(source, prune, reading)
+        return self._add(source, prune, reading)
+
+    def _add(self, source: Any, prune: bool, reading: dict) -> Built:
+        if self._number:  # the first process clears away what is not ours before the others look
+            self._wait()
+        manifest = self._manifest()
+        named = {record.name for record in manifest.shards}
+        pending = self._pending(named)
+        if self._number == 0:
+            sweep(self.root, named | {record.name for record in pending})
+            with written_aside(self.root / _STAMP) as aside:
+                aside.write_text(self._stamp, encoding="utf-8")
+            self._wait()
+        self._wait()  # nobody writes before all have seen what is there
+        known, resumed = self._known(manifest.shards), self._known(pending)
+        resumed_bad = {entry["id"]: entry for record in pending for entry in record.unreadable}
+        counts = {"unchanged": 0, "resumed": 0}
+        seen: set[str] = set()
+        problems: list[dict] = []
+
+        def waiting() -> Iterator[Picture]:
+            for item in list_pictures(source, **reading):
+                if isinstance(item, Problem):
+                    problems.append({"id": None, "location": item.location, "reason": item.reason})
+                    continue
+                if item.id in seen:
+                    problems.append(_problem(item, "a picture of this id came before in the source"))
+                    continue
+                seen.add(item.id)
+                if item.id in resumed and resumed[item.id].same(item):
+                    counts["resumed"] += 1
+                    self.progress(1, "resumed")
+                elif item.id in resumed_bad and resumed_bad[item.id]["size"] == item.size:
+                    self.progress(1, "resumed")
+                elif item.id in known and known[item.id].same(item):
+                    counts["unchanged"] += 1
+                    self.progress(1, "unchanged")
+                else:
+                    yield item
+
+        taken = {int(record.name) for record in (*manifest.shards, *pending)}
+        first = max((int(record.name) for record in manifest.shards), default=-1) + 1
+        made = self._encode_all(waiting(), first, taken)
+        fresh = sorted([*pending, *made], key=lambda record: record.name)
+        fresh_ids = self._known(fresh)
+        gone = {id for id in known if id in fresh_ids or (prune and id not in seen)}
+        if self._number == 0:
+            shards = self._without(manifest.shards, gone, fresh, problems)
+            if not sum(record.rows for record in shards):
+                sweep(self.root, named)
+                listed = [entry for record in fresh for entry in record.unreadable] + problems
+                reason = f"; the first of {len(listed)} problems: {_line(listed[0])}" if listed else ""
+                raise ValueError(f"{source}: no readable picture in it, so there is no index to make{reason}")
+            appended = not gone and shards[: len(manifest.shards)] == manifest.shards
+            if shards != manifest.shards or self.vectors not in (None, manifest.vectors.get("kind")):
+                self._publish(manifest, shards, appended)
+            else:
+                (self.root / _STAMP).unlink(missing_ok=True)
+        self._wait()
+        now = Manifest.load(self.root)
+        return Built(
+            pictures=now.rows,
+            added=len(set(fresh_ids) - set(known)),
+            changed=len(set(fresh_ids) & set(known)),
+            removed=len(gone - set(fresh_ids)),
+            unchanged=counts["unchanged"],
+            resumed=counts["resumed"],
+            duplicates=now.rows - len({content for s in now.shards for content in self._contents(s)}),
+            unreadable=now.unreadable,
+        )
+
+    def remove(self, ids: list[str]) -> Built:
+        """Take pictures out of the index.
+
+        Raises:
+            ValueError: an id that is not in the index; nothing was removed.
+        """
+        with only_writer(self.root):
+            manifest = Manifest.load(self.root)
+            manifest.model.refuse_other(self.identity, self.root)
+            known = self._known(manifest.shards)
+            if missing := [id for id in ids if id not in known]:
+                raise ValueError(f"not in {self.root}: {', '.join(map(repr, missing[:5]))}; nothing was removed")
+            shards = self._without(manifest.shards, set(ids), [], [])
+            self._publish(manifest, shards, appended=False)
+            now = Manifest.load(self.root)
+            return Built(pictures=now.rows, removed=len(set(ids)), unreadable=now.unreadable)
+
+    # -- encoding -------------------------------------------------------------------------------
+
+    def _encode_all(self, pictures: Iterator[Picture], first: int, taken: set[int]) -> list[ShardRecord]:
+        """Encode pictures shard by shard under the lowest free names; of all processes, the records of their shards."""
+        made: list[ShardRecord] = []
+        size = self.shard_size or self._shard_size()
+        number, turn = first, 0
+        with ThreadPoolExecutor(1, "r2d2-read") as reader:
+            while part := list(islice(pictures, size)):
+                while number in taken:
+                    number += 1
+                if turn % self._processes == self._number:
+                    made.append(write_shard(self.root, f"{number:08}", self._encode(part, reader)))
+                number, turn = number + 1, turn + 1
+        self._wait()
+        if self._processes == 1:
+            return made
+        return finished_shards(self.root, {f"{number:08}" for number in taken})
+
+    def _encode(self, pictures: list[Picture], reader: ThreadPoolExecutor) -> ShardContent:
+        """One shard. The next batch is read and squashed while the tower is at work on this one."""
+        good: list[Picture] = []
+        contents: list[str] = []
+        embeds: list[Tensor] = []
+        kept: list[dict[str, Tensor]] = []
+        unreadable: list[dict] = []
+        batches = self._batches(pictures, unreadable)
+        with _evaluating(self.model):
+            upcoming = reader.submit(next, batches, None)
+            while (batch := upcoming.result()) is not None:
+                upcoming = reader.submit(next, batches, None)
+                read, digests, pixel_values = batch
+                output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
+                embeds.append(normalize(output.pooler_output.float()).cpu())
+                if self.cache.keep != "none":
+                    kept.append(pack(self._kept(output.last_hidden_state), self.cache.precision))
+                good.extend(read)
+                contents.extend(digests)
+                self.progress(len(read), "encoding")
+        self.progress(len(unreadable), "unreadable")
+        size = self.model.config.projection_dim
+        texts = [text for picture in good for text in picture.texts]
+        text_embeds = torch.empty(0, size)
+        if texts:
+            distinct = list(dict.fromkeys(texts))
+            places = {text: place for place, text in enumerate(distinct)}
+            encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
+            text_embeds = encoded[[places[text] for text in texts]]
+        cache = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
+        return ShardContent(
+            good,
+            contents,
+            torch.cat(embeds) if embeds else torch.empty(0, size),
+            text_embeds,
+            cache,
+            row_checksums(cache) if cache else [],
+            unreadable,
+        )
+
+    def _batches(self, pictures: list[Picture], unreadable: list[dict]) -> Iterator[tuple]:
+        """Whole batches of readable pictures: pictures, content hashes, pixel values."""
+        readable: list[tuple[Picture, str, Image.Image]] = []
+        for picture in pictures:
+            try:
+                data = picture.read()
+                image = open_image(data, name=picture.location or picture.id)
+            except ImageReadError as error:
+                reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
+                unreadable.append(_problem(picture, reason))
+                continue
+            readable.append((picture, digest_of(data), image))
+            if len(readable) == self.batch_size:
+                yield self._batch(readable)
+                readable = []
+        if readable:
+            yield self._batch(readable)
+
+    def _batch(self, readable: list[tuple[Picture, str, Image.Image]]) -> tuple:
+        pictures, digests, images = zip(*readable, strict=True)
+        return pictures, digests, self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def _kept(self, states: Tensor) -> dict[str, Tensor]:
+        if self.ranker is None:
+            return {"states": states}
+        images = self.ranker.prepare(states, keys_values=True)
+        return {name: tensor for name, tensor in vars(images).items() if tensor.numel()}
+
+    def _shard_size(self) -> int:
+        """Pictures of a shard, so that it takes no more memory than it must; whole batches."""
+        if self.cache.keep == "none":
+            return max(_MOST_IN_SHARD // self.batch_size, 1) * self.batch_size
+        size = self.processor.image_processor.size
+        blank = torch.zeros(1, 3, size["height"], size["width"], device=self.model.device, dtype=self.model.dtype)
+        with _evaluating(self.model):
+            kept = pack(self._kept(self.model.get_image_features(blank).last_hidden_state), self.cache.precision)
+        each = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size
+
+    # -- publishing -----------------------------------------------------------------------------
+
+    def _manifest(self) -> Manifest:
+        """The index's state, or an empty one; refuses another model's, or another cache."""
+        if not (self.root / "manifest.json").exists():
+            return Manifest(self.identity, self.model.config.projection_dim, vars(self.cache))
+        manifest = Manifest.load(self.root)
+        manifest.model.refuse_other(self.identity, self.root)
+        if manifest.cache != vars(self.cache):
+            raise ValueError(
+                f"{self.root} was made with {CacheOptions(**manifest.cache)} and this run asks for {self.cache}: "
+                "use the same, or index the pictures anew elsewhere"
+            )
+        return manifest
+
+    def _pending(self, named: set[str]) -> list[ShardRecord]:
+        """Whole shards that an interrupted run of this model, with these options, has left."""
+        stamp = self.root / _STAMP
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == self._stamp:
+            return finished_shards(self.root, named)
+        return []
+
+    @property
+    def _stamp(self) -> str:
+        return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}\n"
+
+    def _known(self, records: Any) -> dict[str, "_Known"]:
+        known = {}
+        for record in records:
+            rows = Shard(self.root, record).rows.select(["id", "size", "mtime_ns", "content", "texts"])
+            for id, size, mtime, content, texts in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+                known[id] = _Known(size, mtime, content, tuple(texts))
+        return known
+
+    def _contents(self, record: ShardRecord) -> list[str]:
+        return Shard(self.root, record).rows.column("content").to_pylist()
+
+    def _without(
+        self,
+        shards: tuple[ShardRecord, ...],
+        gone: set[str],
+        fresh: list[ShardRecord],
+        problems: list[dict],
+    ) -> tuple[ShardRecord, ...]:
+        """The shards without some pictures, then the fresh ones; shards that held one of them are written anew."""
+        number = max((int(record.name) for record in (*shards, *fresh)), default=-1) + 1
+        # what was tried again is listed by its new shard, if at all
+        tried = {*self._known(fresh), *(entry["id"] for record in fresh for entry in record.unreadable)}
+        kept = []
+        for record in shards:
+            unreadable = [entry for entry in record.unreadable if entry["id"] not in tried | gone]
+            shard = Shard(self.root, record)
+            ids = shard.rows.column("id").to_pylist()
+            rows = [row for row, id in enumerate(ids) if id not in gone]
+            if len(rows) < len(ids):
+                if rows or unreadable:
+                    kept.append(write_shard(self.root, f"{number:08}", shard.select(rows, unreadable)))
+                    number += 1
+            elif unreadable != record.unreadable:
+                kept.append(with_unreadable(record, unreadable))
+            else:
+                kept.append(record)
+        if problems and fresh:
+            fresh = [*fresh[:-1], with_unreadable(fresh[-1], [*fresh[-1].unreadable, *problems])]
+        elif problems and kept:
+            listed = [entry for entry in kept[-1].unreadable if entry not in problems]
+            kept[-1] = with_unreadable(kept[-1], [*listed, *problems])
+        return tuple(record for record in (*kept, *fresh) if record.rows or record.unreadable)
+
+    def _publish(self, manifest: Manifest, shards: tuple[ShardRecord, ...], appended: bool) -> None:
+        """Build the vector index, then replace the manifest, then clear away what no longer belongs to it."""
+        state = manifest.with_shards(shards)
+        vectors = self._build_vectors(state, manifest if appended else None)
+        state = replace(state, vectors=vectors)
+        state.save(self.root)
+        sweep(self.root, {record.name for record in shards})
+        for path in self.root.glob("vectors.*"):
+            if path.name != vectors.get("file"):
+                path.unlink()
+        (self.root / _STAMP).unlink(missing_ok=True)
+        self._write_report(state)
+
+    def _build_vectors(self, state: Manifest, before: Manifest | None) -> dict:
+        kind = self.vectors or choose_kind(state.rows)
+        if kind == "flat":  # exact search reads the embeddings themselves
+            return {"kind": kind}
+        faiss = require_faiss()
+        self.progress(0, f"building the {kind} index")
+        shards = [Shard(self.root, record) for record in state.shards]
+        old = before.vectors.get("file") if before is not None and before.vectors.get("kind") == kind else None
+        if old and not GROWS_FROM <= before.rows <= state.rows <= 2 * before.rows:
+            old = None  # ranges and lists were learned from too little
+        if old:
+            index = faiss.read_index(str(self.root / old))
+            for shard in shards[len(before.shards) :]:
+                index.add(shard.embeds["image"])
+        else:
+            embeds = (shard.embeds["image"] for shard in shards if shard.record.rows)
+            index = build_vectors(embeds, state.dimension, state.rows, kind)
+        name = f"vectors.{state.generation:06}.faiss"
+        with written_aside(self.root / name) as aside:
+            faiss.write_index(index, str(aside))
+            record = FileRecord.of(aside)
+        return {"kind": kind, "file": name, "record": vars(record)}
+
+    def _write_report(self, state: Manifest) -> None:
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in state.unreadable]
+        with written_aside(self.root / REPORT) as aside:
+            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    # -- processes ------------------------------------------------------------------------------
+
+    @property
+    def _number(self) -> int:
+        return 0 if self.accelerator is None else self.accelerator.process_index
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.accelerator is None else self.accelerator.num_processes
+
+    def _wait(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+_STAMP = "building"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the index remembers of a picture's file."""
+
+    size: int | None
+    mtime_ns: int | None
+    content: str
+    texts: tuple[str, ...]
+
+    def same(self, picture: Picture) -> bool:
+        """Whether the picture is as it was: by size and time, else by its bytes; and has the same captions."""
+        if self.texts != picture.texts:
+            return False
+        if picture.mtime_ns is not None and (picture.size, picture.mtime_ns) == (self.size, self.mtime_ns):
+            return True
+        try:
+            return digest_of(picture.read()) == self.content
+        except ImageReadError:
+            return False
+
+
+def _problem(picture: Picture, reason: str) -> dict:
+    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, "size": picture.size}
+
+
+def _line(entry: dict) -> str:
+    return f"{entry['location']}: {entry['reason']}"
+
+
+def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool = True) -> PictureIndex:
+    """The index of a folder, if it belongs to the model.
+
+    Raises:
+        IndexFileError, OtherModelError.
+    """
+    index = PictureIndex(root, verify)
+    index.manifest.model.refuse_other(identity, index.root)
+    return index

@@ -1,0 +1,274 @@
+"""What an index on disk consists of, which model made it, and checksums of every file.
+
+The manifest is the index: it is replaced in one rename, after everything that it names lies on the disk, so a reader
+sees the state before or after a change and never a part of it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+_CHUNK = 1 << 22
+#: What of a configuration does not change what a model computes.
+_INCIDENTAL = {"transformers_version", "dtype", "architectures", "auto_map", "name_or_path"}
+
+
+class IndexFileError(ValueError):
+    """An index, or one of its files, is missing, torn, edited, or of another version. Names the file."""
+
+
+class OtherModelError(ValueError):
+    """The index was made by another model, or with other preprocessing."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model and preprocessing an index belongs to.
+
+    weights: digest of every tensor and of what the configuration says about the networks. preprocessing: digest of
+    the image processor's settings and of the tokenizer. source, revision: where the model was loaded from, for people.
+    """
+
+    weights: str
+    preprocessing: str
+    source: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, processor: Any) -> "ModelIdentity":
+        """The identity of a loaded model and its processor; reads every weight once."""
+        digest = hashlib.blake2b(digest_size=16)
+        config = {
+            name: value
+            for name, value in model.config.to_dict().items()
+            if name.endswith("_config") or name in ("projection_dim", "vision_pooling", "max_text_length")
+        }
+        digest.update(canonical(_without_incidental(config)))
+        for name, tensor in sorted(model.state_dict().items()):
+            if name.startswith("mlm_head."):  # neither tower nor ranker reads it
+                continue
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor))
+        pictures = processor.image_processor.to_dict()
+        tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+        preprocessing = {
+            "image": {k: v for k, v in pictures.items() if not k.startswith("_") and "processor" not in k},
+            # the last call's padding and truncation stay in the tokenizer, and are none of its own
+            "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},
+            "max_length": processor.tokenizer.model_max_length,
+        }
+        return cls(
+            weights=digest.hexdigest(),
+            preprocessing=hashlib.blake2b(canonical(preprocessing), digest_size=16).hexdigest(),
+            source=_lasting(getattr(model.config, "_name_or_path", None)),
+            revision=getattr(model.config, "_commit_hash", None),
+        )
+
+    def refuse_other(self, given: "ModelIdentity", place: Path) -> None:
+        """Raise unless `given` computes what this one did.
+
+        Raises:
+            OtherModelError: says what differs, and what to do.
+        """
+        for what, made, now in (
+            ("model", self.weights, given.weights),
+            ("preprocessing (image processor or tokenizer)", self.preprocessing, given.preprocessing),
+        ):
+            if made != now:
+                raise OtherModelError(
+                    f"{place} was made with another {what}: by {self.source or 'a model without a name'} "
+                    f"({made[:12]}), and {given.source or 'the model given'} is {now[:12]}. Vectors of two models "
+                    "cannot be compared: open it with its own model (and dtype), or index the pictures anew elsewhere"
+                )
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the index: its size in bytes and the blake2b digest of its content (None: rows have their own)."""
+
+    size: int
+    digest: str | None
+
+    @classmethod
+    def of(cls, path: Path, hashed: bool = True) -> "FileRecord":
+        """Size and digest of a file as it is now."""
+        return cls(path.stat().st_size, digest_of_file(path) if hashed else None)
+
+    def check(self, path: Path, content: bool = True) -> None:
+        """Raise `IndexFileError` unless the file is as it was written."""
+        if not path.is_file():
+            raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file")
+        if path.stat().st_size != self.size:
+            raise IndexFileError(f"{path} is torn: {path.stat().st_size} bytes instead of {self.size}; index anew")
+        if content and self.digest is not None and digest_of_file(path) != self.digest:
+            raise IndexFileError(f"{path} was changed after it was written (its checksum differs); index anew")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard: `name`, how many pictures and distinct texts it holds, its files by kind, what could not be read.
+
+    unreadable: [{"id", "location", "reason", "size", "mtime_ns"}].
+    """
+
+    name: str
+    rows: int
+    texts: int
+    files: dict[str, FileRecord]
+    unreadable: list[dict] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ShardRecord":
+        """From JSON."""
+        return cls(**{**values, "files": {kind: FileRecord(**file) for kind, file in values["files"].items()}})
+
+    def path(self, root: Path, kind: str) -> Path:
+        """Where the file of a kind lies."""
+        return root / SHARDS / f"{self.name}.{kind}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The state of an index.
+
+    dimension: of the embeddings. cache: what is kept for the ranker (`CacheOptions` as a dictionary). shards: in the
+    order of their pictures. vectors: kind and settings of the vector index and its file. generation: changes so far.
+    """
+
+    model: ModelIdentity
+    dimension: int
+    cache: dict
+    shards: tuple[ShardRecord, ...] = ()
+    vectors: dict = field(default_factory=dict)
+    generation: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Pictures in the index."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def unreadable(self) -> list[dict]:
+        """What could not be read, of all shards."""
+        return [entry for shard in self.shards for entry in shard.unreadable]
+
+    def to_dict(self) -> dict:
+        """For JSON, without the checksum."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def save(self, root: Path) -> None:
+        """Replace the manifest of `root` in one step."""
+        body = self.to_dict()
+        body["checksum"] = hashlib.blake2b(canonical(body), digest_size=16).hexdigest()
+        with written_aside(root / MANIFEST) as aside:
+            aside.write_text(json.dumps(body, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, root: Path) -> "Manifest":
+        """Read and check the manifest of `root`.
+
+        Raises:
+            IndexFileError: there is none, it is torn or edited, or of another format.
+        """
+        path = root / MANIFEST
+        if not path.is_file():
+            started = (root / SHARDS).is_dir()
+            hint = (
+                "an interrupted run has not finished it: run the same `r2d2 index` again"
+                if started
+                else ("make one with `r2d2 index PICTURES --model DIR --output INDEX`")
+            )
+            raise IndexFileError(f"{root} holds no index ({MANIFEST} is missing); {hint}")
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            version = body.pop("format")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise IndexFileError(f"{path} is torn or no manifest ({error}); index the pictures anew") from error
+        if version != FORMAT:
+            raise IndexFileError(
+                f"{path}: an index of format {version}, and this release reads format {FORMAT}; index the pictures anew"
+            )
+        checksum = body.pop("checksum", None)
+        if checksum != hashlib.blake2b(canonical({"format": version, **body}), digest_size=16).hexdigest():
+            raise IndexFileError(f"{path} was changed after it was written (its checksum differs); index anew")
+        return cls(
+            model=ModelIdentity(**body.pop("model")),
+            shards=tuple(ShardRecord.from_dict(shard) for shard in body.pop("shards")),
+            **body,
+        )
+
+    def with_shards(self, shards: tuple[ShardRecord, ...]) -> "Manifest":
+        """The next state."""
+        return replace(self, shards=shards, generation=self.generation + 1)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path`, on the disk, when all went well, and vanishes when it did not."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the rename itself on the disk; not every system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lasting(source: str | None) -> str | None:
+    """A folder by its full path, so that the index finds its model from anywhere; other names as they are."""
+    return os.path.abspath(source) if source and os.path.isdir(source) else source or None
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling of a JSON value."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, of any dtype."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def digest_of_file(path: Path) -> str:
+    """blake2b of a file, read piece by piece."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _without_incidental(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            str(name): _without_incidental(each)
+            for name, each in value.items()
+            if name not in _INCIDENTAL and not str(name).startswith("_")
+        }
+    return value

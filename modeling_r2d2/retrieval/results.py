@@ -1,0 +1,178 @@
+"""What a search found, and how it is shown: table, JSON, CSV, contact sheet (PNG and one self-contained HTML file)."""
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from ..processing.datasets.images import ImageReadError
+from .pictures import Picture
+
+_COLUMNS = ("rank", "id", "path", "score", "match_probability", "cosine")
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """One found picture, or caption.
+
+    score: match probability (before calibration) + cosine for candidates; below them by cosine, lowered by a constant,
+    so that scores always fall with the rank. match_probability: calibrated where the model has a calibration, None for
+    what the ranker was not asked about. raw_match_probability: before calibration, where there is one. cosine: in
+    [-1, 1]. text: the caption, where captions were searched; id and path are then those of its first picture.
+    problem: "missing" or "changed" where the file is no longer what was indexed.
+    """
+
+    rank: int
+    id: str
+    path: str | None
+    score: float
+    match_probability: float | None
+    cosine: float
+    raw_match_probability: float | None = None
+    text: str | None = None
+    problem: str | None = None
+    picture: Picture | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; what is beyond the six common keys only where there is something to say."""
+        common = {name: getattr(self, name) for name in _COLUMNS}
+        more = {name: getattr(self, name) for name in ("raw_match_probability", "text", "problem")}
+        return {**common, **{name: value for name, value in more.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A query, a text or the name of a picture's file, and its hits, best first. image: the query's picture."""
+
+    query: str
+    hits: list[SearchHit]
+    image: Image.Image | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
+
+
+def to_json(results: Sequence[SearchResult]) -> str:
+    """`[{"query", "hits": [{"rank", "id", "path", "score", "match_probability", "cosine"}]}]`."""
+    return json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=2)
+
+
+def to_csv(results: Sequence[SearchResult]) -> str:
+    """A line for each hit, RFC 4180, with a header: query, rank, id, path, score, match_probability, cosine, text,
+    problem."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["query", *_COLUMNS, "text", "problem"])
+    for result in results:
+        for hit in result.hits:
+            values = [getattr(hit, name) for name in (*_COLUMNS, "text", "problem")]
+            writer.writerow([result.query, *("" if value is None else value for value in values)])
+    return out.getvalue()
+
+
+def print_table(results: Sequence[SearchResult], console: Console) -> None:
+    """A table for each query."""
+    for result in results:
+        texts = any(hit.text is not None for hit in result.hits)
+        table = Table(title=None, title_justify="left")
+        for name in ("rank", "score", "match", "cosine"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in (["caption"] if texts else []) + ["picture"]:
+            table.add_column(name, overflow="fold")
+        for hit in result.hits:
+            match = "–" if hit.match_probability is None else f"{hit.match_probability:.3f}"
+            name = hit.path if hit.path is not None and hit.path.endswith(hit.id) else hit.id
+            name += f" ({hit.problem})" if hit.problem else ""
+            cells = [str(hit.rank), f"{hit.score:.3f}", match, f"{hit.cosine:.3f}"]
+            table.add_row(*cells, *([_plain(hit.text or "")] if texts else []), _plain(name))
+        console.print(_plain(result.query), style="bold", markup=False, highlight=False)
+        console.print(table if result.hits else "nothing found", markup=False)
+
+
+def _plain(text: str) -> str:
+    """Without control characters, and not read as rich's markup."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "�" for character in text))
+
+
+def write_sheet(results: Sequence[SearchResult], path: str | PathLike, title: str | None = None) -> tuple[Path, Path]:
+    """The contact sheet of a search as PNG, and as one HTML file that holds its pictures.
+
+    Args:
+        path: of either file; the other gets the same name with its own suffix.
+
+    Returns:
+        the PNG and the HTML file.
+    """
+    from ..evaluation.contact_sheet import Hit, Query, contact_sheet
+
+    path = Path(path)
+    png, page = path.with_suffix(".png"), path.with_suffix(".html")
+    queries = [
+        Query(
+            result.image or result.query,
+            {"found": [Hit(hit.text or _thumbnail(hit), hit.score, False) for hit in result.hits]},
+        )
+        for result in results
+    ]
+    contact_sheet(queries, png, title=title)
+    page.write_text(_page(results, title or "r2d2 search"), encoding="utf-8")
+    return png, page
+
+
+def _thumbnail(hit: SearchHit, side: int = 256) -> Image.Image:
+    """The picture, small; an empty tile where it cannot be read any more."""
+    try:
+        if hit.picture is None:
+            raise ImageReadError(hit.id)
+        image = hit.picture.open()
+    except ImageReadError:
+        return Image.new("RGB", (side, side), "#e4e7eb")
+    image.thumbnail((side, side))
+    return image
+
+
+def _page(results: Sequence[SearchResult], title: str) -> str:
+    blocks = []
+    for result in results:
+        figures = []
+        for hit in result.hits:
+            shown = (
+                f'<p class="t">{html.escape(hit.text)}</p>' if hit.text is not None else _tag(_thumbnail(hit), hit.id)
+            )
+            match = "" if hit.match_probability is None else f" · match {hit.match_probability:.3f}"
+            name = html.escape(hit.id) + (f" ({hit.problem})" if hit.problem else "")
+            caption = f"<b>{hit.rank}</b> {hit.score:.3f}{match} · cosine {hit.cosine:.3f}<br>{name}"
+            figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+        query = _tag(result.image, result.query) if result.image is not None else ""
+        found = "".join(figures) or "<p>nothing found</p>"
+        blocks.append(f"<section><h2>{query}{html.escape(result.query)}</h2>{found}</section>")
+    style = (
+        "body{font:14px sans-serif;margin:2em;color:#1f2933}figure{display:inline-block;width:180px;margin:6px;"
+        "vertical-align:top}img{max-width:180px;max-height:180px}figcaption{color:#7b8794;word-break:break-all}"
+        ".t{height:100px;border:1px solid #e4e7eb;padding:8px;overflow:auto}"
+    )
+    return (
+        f'<!doctype html><html lang="zh"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1>{''.join(blocks)}</html>\n"
+    )
+
+
+def _tag(image: Image.Image, name: str) -> str:
+    data = io.BytesIO()
+    small = image.convert("RGB")
+    small.thumbnail((256, 256))
+    small.save(data, "JPEG", quality=85)
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{encoded}">'

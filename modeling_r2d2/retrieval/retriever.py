@@ -1,0 +1,459 @@
+"""Two-stage search in an index of pictures: cosine finds the candidates, the ranker orders them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.retrieval import NOT_A_CANDIDATE, EncodedTexts, encode_images, encode_texts
+from ..modeling_r2d2 import R2D2Model
+from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.processing_r2d2 import R2D2Processor
+from .building import Built, IndexBuilder, open_for_reading
+from .cache import CacheOptions, unpack
+from .calibration import Calibration
+from .manifest import Manifest, ModelIdentity
+from .pictures import Picture
+from .ranker import FastRanker, RankedImages, RankedTexts
+from .results import SearchHit, SearchResult
+from .store import PictureIndex
+from .vectors import FaissVectors, VectorSearch, build_vectors
+
+logger = logging.getLogger(__name__)
+
+ImageQuery = str | PathLike | Image.Image
+#: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
+ONLY_FIRST_ENCODER = -4.0
+#: Memory for the prepared states of the pictures that are ranked at a time.
+_BLOCK_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """Of I pictures and T texts: match_probability (I, T), calibrated where the model has a calibration;
+    raw_match_probability (I, T); cosine (I, T). Float32."""
+
+    match_probability: Tensor
+    raw_match_probability: Tensor
+    cosine: Tensor
+
+
+class R2D2Retriever:
+    """Search in a collection of pictures by Chinese text or by a picture.
+
+    ```python
+    R2D2Retriever.build("photos", model="runs/demo", index="photos.index")
+    retriever = R2D2Retriever.open("photos.index")
+    for hit in retriever.search("一只小狗", top_k=5)[0].hits:
+        print(hit.rank, hit.path, hit.match_probability, hit.cosine)
+    ```
+
+    Args:
+        model, processor: an R2D2 (pre-ranking and ranking) or PRD2 (pre-ranking alone).
+        index: an index that this model made; None: only `match` and `heat_map`.
+        calibration: of the match probability; None: as the model gives it.
+        vectors: where the nearest embeddings are looked up; default: what the index says.
+        chunk: pairs that the ranker sees at a time, see `FastRanker`.
+
+    Raises:
+        OtherModelError: the index was made by another model, or with other preprocessing.
+    """
+
+    def __init__(
+        self,
+        model: R2D2Model,
+        processor: R2D2Processor,
+        index: PictureIndex | None = None,
+        calibration: Calibration | None = None,
+        vectors: VectorSearch | None = None,
+        chunk: int | None = None,
+    ):
+        self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
+        self.ranker = FastRanker(model, chunk) if model.can_rank else None
+        self.vectors = vectors
+        if index is not None and vectors is None:
+            self.vectors = _vectors_of(index)
+
+    @classmethod
+    def open(
+        cls,
+        index: str | PathLike,
+        model: str | PathLike | R2D2Model | None = None,
+        processor: R2D2Processor | None = None,
+        device: str | torch.device | None = None,
+        verify: bool = True,
+        calibrated: bool = True,
+        effort: int | None = None,
+        chunk: int | None = None,
+    ) -> "R2D2Retriever":
+        """Open an index that `build` or `r2d2 index` made.
+
+        Args:
+            model: folder, Hub name or loaded model; default: where the index says that its model was.
+            verify: compare every file's checksum first. calibrated: use the model's calibration, if it has one.
+            effort: of an approximate vector index, see `FaissVectors`.
+
+        Raises:
+            IndexFileError: no index there, a torn or edited file, an index of another version.
+            OtherModelError: it belongs to another model.
+        """
+        index = Path(index)
+        model = model or Manifest.load(index).model.source
+        if model is None:
+            raise ValueError(f"{index} does not say where its model is: give model=")
+        network, processor = load_model(model, processor, device)
+        opened = open_for_reading(index, ModelIdentity.of(network, processor), verify)
+        calibration = Calibration.of_model(model, network) if calibrated else None
+        return cls(network, processor, opened, calibration, _vectors_of(opened, effort), chunk)
+
+    @classmethod
+    def build(
+        cls,
+        pictures: Any,
+        model: str | PathLike | R2D2Model,
+        index: str | PathLike,
+        processor: R2D2Processor | None = None,
+        keep: str = "none",
+        precision: str = "float16",
+        device: str | torch.device | None = None,
+        prune: bool = False,
+        reading: dict | None = None,
+        **options: Any,
+    ) -> Built:
+        """Index pictures, or add them to the index that is there; see `IndexBuilder` and its `add`.
+
+        Args:
+            pictures: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_pictures`.
+            keep, precision: what is kept for the ranker; see `CacheOptions`.
+            reading: of `list_pictures`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
+        """
+        network, processor = load_model(model, processor, device)
+        builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
+        return builder.add(pictures, prune=prune, **(reading or {}))
+
+    # -- search ---------------------------------------------------------------------------------
+
+    def search(
+        self,
+        texts: str | Sequence[str] | None = None,
+        images: ImageQuery | Sequence[ImageQuery] | None = None,
+        find: Literal["images", "texts"] = "images",
+        top_k: int = 10,
+        candidates: int = 128,
+        min_match_probability: float | None = None,
+        cascade: int | None = None,
+    ) -> list[SearchResult]:
+        """Search by texts, or by pictures; a batch of queries shares the work on pictures that several of them need.
+
+        text → image and image → text are ranked by both stages; image → image by cosine, since the ranker compares
+        texts with pictures. A model without a ranker (PRD2) orders everything by cosine.
+
+        Args:
+            texts, images: one query or several; one of the two. find: "images", or "texts": the captions that the
+                index's source had.
+            top_k: hits of each query; all there are if there are fewer.
+            candidates: how many of the best by cosine the ranker orders (the authors: 128 or 64). 0: none.
+            min_match_probability: leave out hits below it, and hits that the ranker was not asked about.
+            cascade: the text-image encoder alone orders the candidates, and both encoders only its best `cascade`.
+                Faster by a factor of three to seven; what lies between gets the first encoder's probability.
+
+        Returns:
+            a result for each query, in order.
+
+        Raises:
+            ValueError: no query, one without any character, counts below 1, no captions to find, or
+                `min_match_probability` where no probability is known.
+        """
+        if self.index is None:
+            raise ValueError("this retriever has no index: R2D2Retriever.open(INDEX), or use match()")
+        if (texts is None) == (images is None):
+            raise ValueError("give texts or images as queries, and not both")
+        if find not in ("images", "texts"):
+            raise ValueError(f"find is {find!r}; use 'images' or 'texts'")
+        if top_k < 1 or candidates < 0 or (cascade is not None and cascade < 1):
+            raise ValueError(
+                f"top_k {top_k} and cascade {cascade} must be at least 1, candidates {candidates} at least 0"
+            )
+        ranks = self.ranker is not None and candidates > 0 and (texts is not None or find == "texts")
+        ranks = ranks and not (texts is not None and find == "texts")
+        if min_match_probability is not None and not ranks:
+            raise ValueError(
+                "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "
+                "text compared with pictures or a picture with texts"
+            )
+        wanted = max(top_k, candidates if ranks else 0)
+        if texts is not None:
+            texts = checked_texts(texts)
+            queries = encode_texts(self.model, self.processor, texts, keep_states=ranks and find == "images")
+            names, pictures = list(texts), [None] * len(texts)
+        else:
+            names, pictures = _opened(images)
+            queries = encode_images(self.model, self.processor, pictures, keep_states=ranks)
+        embeds = queries.embeds.float().cpu().numpy()
+        found = self._nearest(embeds, wanted, find)
+        probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
+        if ranks:
+            chosen = [rows[:candidates] for rows, _ in found]
+            if find == "images":
+                probability = self._rank_pictures(queries, chosen, cascade, found)
+            else:
+                probability = self._rank_captions(queries.hidden_states, chosen, cascade, found)
+        results = []
+        for number, name in enumerate(names):
+            hits = self._hits(*found[number], probability[number], find, top_k, min_match_probability, cascade)
+            results.append(SearchResult(name, hits, pictures[number]))
+        return results
+
+    def match(self, images: ImageQuery | Sequence[ImageQuery], texts: str | Sequence[str]) -> MatchResult:
+        """Match probability and cosine of every picture with every text; needs no index.
+
+        Raises:
+            ValueError: a model without a ranker, an empty text. ImageReadError: a picture that cannot be read.
+        """
+        if self.ranker is None:
+            self.model._require_ranker()
+        texts = checked_texts(texts)
+        _, pictures = _opened(images)
+        encoded_texts = encode_texts(self.model, self.processor, texts)
+        encoded_images = encode_images(self.model, self.processor, pictures)
+        prepared = self.ranker.prepare(encoded_images.hidden_states)
+        image_index = torch.arange(len(pictures)).repeat_interleave(len(texts)).to(self.model.device)
+        text_index = torch.arange(len(texts)).repeat(len(pictures)).to(self.model.device)
+        logits = self.ranker.logits(_ranked(encoded_texts), prepared, text_index, image_index)
+        raw = logits.match_probability.view(len(pictures), len(texts)).cpu()
+        calibrated = raw if self.calibration is None else self.calibration(raw)
+        return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
+
+    def heat_map(self, image: ImageQuery, text: str, word: str | None = None):
+        """Where in the picture the text-image encoder looks for each word; see `heatmap.heat_map`."""
+        from .heatmap import heat_map
+
+        return heat_map(self.model, self.processor, image, text, word)
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def _nearest(self, embeds: np.ndarray, count: int, find: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query rows and exact cosines, best first."""
+        if find == "texts":
+            texts, _, gallery = self.index.texts
+            if not texts:
+                raise ValueError(
+                    f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
+                    "folder with captions.txt"
+                )
+            cosine = embeds @ gallery.T
+            count = min(count, len(texts))
+            rows = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+            found = list(rows)
+            cosines = [line[places] for line, places in zip(cosine, rows, strict=True)]
+        else:
+            found = self.vectors.search(embeds, count)
+            cosines = [self.index.embeds(rows) @ query for rows, query in zip(found, embeds, strict=True)]
+        sorted_found = []
+        for rows, cosine in zip(found, cosines, strict=True):
+            order = np.lexsort((rows, -cosine))[:count]  # ties in the order of the index
+            sorted_found.append((rows[order], cosine[order]))
+        return sorted_found
+
+    def _rank_pictures(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
+        """Match probability of the candidates of text queries: by row, with the number of encoders asked."""
+        distinct = np.unique(np.concatenate(chosen))
+        pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
+        texts = _ranked(queries)
+        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
+
+        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
+            by_row: dict[int, list[int]] = {}
+            for query, row in wanted:
+                by_row.setdefault(row, []).append(query)
+            rows = np.array([row for row in distinct if int(row) in by_row], dtype=np.int64)
+            out = {}
+            for start in range(0, len(rows), self._block):
+                kept, images = self._images(rows[start : start + self._block])
+                index = [(q, place) for place, row in enumerate(kept) for q in by_row[row]]
+                if not index:
+                    continue
+                text_index, image_index = torch.tensor(index, device=self.model.device).t().contiguous()
+                logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
+                part = torch.stack(
+                    [each[:, :2] for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
+                ).float()
+                values = part.softmax(dim=-1)[..., 1].t().cpu()
+                out.update({(q, kept[place]): value for (q, place), value in zip(index, values, strict=True)})
+            return out
+
+        return self._cascaded(run, pairs, cascade, cosines)
+
+    def _rank_captions(self, states: Tensor, chosen: list, cascade: int | None, found: list) -> list[dict]:
+        """Match probability of the candidate captions of picture queries."""
+        captions, _, _ = self.index.texts
+        distinct = np.unique(np.concatenate(chosen)).tolist()
+        place_of = {row: place for place, row in enumerate(distinct)}
+        texts = _ranked(encode_texts(self.model, self.processor, [captions[row] for row in distinct]))
+        images = self.ranker.prepare(states)
+        pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
+        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
+
+        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
+            device = self.model.device
+            text_index = torch.tensor([place_of[row] for _, row in wanted], device=device)
+            image_index = torch.tensor([query for query, _ in wanted], device=device)
+            logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
+            part = [each for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
+            values = torch.stack(part).float().softmax(dim=-1)[..., 1].t().cpu()
+            return dict(zip(wanted, values, strict=True))
+
+        return self._cascaded(run, pairs, cascade, cosines)
+
+    def _cascaded(self, run, pairs: list[tuple[int, int]], cascade: int | None, cosines: list[dict]) -> list[dict]:
+        """All pairs by both encoders; or by the first one, and its best of each query by the second one too."""
+        ranked: list[dict[int, tuple[float, int]]] = [{} for _ in cosines]
+        if cascade is None:
+            for (query, row), values in run(pairs).items():
+                ranked[query][row] = (float(values.mean()), 2)
+            return ranked
+        first = run(pairs, image_text=False)
+        for (query, row), values in first.items():
+            ranked[query][row] = (float(values[0]), 1)
+        best = []
+        for query, by_row in enumerate(ranked):
+            order = sorted(by_row, key=lambda row, q=query, known=by_row: -(known[row][0] + cosines[q][row]))
+            best.extend((query, row) for row in order[:cascade])
+        for (query, row), values in (run(best, text_image=False) if best else {}).items():
+            ranked[query][row] = ((ranked[query][row][0] + float(values[0])) / 2, 2)
+        return ranked
+
+    @property
+    def _block(self) -> int:
+        """Pictures whose states are prepared at a time."""
+        cross = self.model.config.cross_encoder_config
+        layers = cross.num_hidden_layers * 2 if self.index.manifest.cache["keep"] == "keys_values" else 2
+        tokens = 256
+        return max(_BLOCK_BYTES // (4 * tokens * cross.hidden_size * layers), 8)
+
+    def _images(self, rows: np.ndarray) -> tuple[list[int], RankedImages | None]:
+        """Prepared states of pictures, from what is kept or by the image tower; without those that are gone."""
+        if self.index.manifest.cache["keep"] != "none":
+            tensors = unpack(self.index.cached(rows), self.model.dtype, self.model.device)
+            if "queries" in tensors:
+                if "keys" not in tensors:  # a ranker of one layer has none to keep
+                    return rows.tolist(), self.ranker.with_keys_values(RankedImages(**tensors))
+                return rows.tolist(), RankedImages(**tensors)
+            return rows.tolist(), self.ranker.prepare(tensors["states"])
+        pictures, kept = [], []
+        for row in rows.tolist():
+            try:
+                pictures.append(self.index.picture(row).open())
+                kept.append(row)
+            except ImageReadError as error:
+                logger.warning("not ranked, since its file cannot be read: %s", error)
+        if not pictures:
+            return [], None
+        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pictures).hidden_states)
+
+    def _hits(self, rows, cosine, probability, find, top_k, minimum, cascade) -> list[SearchHit]:
+        """The hits of one query: tiers of candidates by both encoders, by one, and the rest by cosine."""
+        lowest = NOT_A_CANDIDATE if cascade is None else ONLY_FIRST_ENCODER + NOT_A_CANDIDATE
+        scored = []
+        for row, similarity in zip(rows.tolist(), cosine.tolist(), strict=True):
+            raw, encoders = probability.get(row, (None, 0))
+            if raw is None:
+                score = similarity + (lowest if probability else 0.0)
+            else:
+                score = raw + similarity + (0.0 if encoders == 2 else ONLY_FIRST_ENCODER)
+            scored.append((score, row, similarity, raw))
+        scored.sort(key=lambda entry: -entry[0])  # stable: ties stay in the order of their cosine
+        hits: list[SearchHit] = []
+        for score, row, similarity, raw in scored:
+            shown = raw
+            if raw is not None and self.calibration is not None:
+                shown = float(self.calibration(torch.tensor(raw)))
+            if minimum is not None and (shown is None or shown < minimum):
+                continue
+            text = None
+            if find == "texts":
+                captions, owners, _ = self.index.texts
+                text, row = captions[row], owners[row][0]
+            picture = self.index.picture(row)
+            hits.append(
+                SearchHit(
+                    rank=len(hits) + 1,
+                    id=picture.id,
+                    path=picture.path,
+                    score=score,
+                    match_probability=shown,
+                    cosine=similarity,
+                    raw_match_probability=raw if self.calibration is not None else None,
+                    text=text,
+                    problem=picture.state(),
+                    picture=picture,
+                )
+            )
+            if len(hits) == top_k:
+                break
+        return hits
+
+
+def checked_texts(texts: str | Sequence[str]) -> list[str]:
+    """Queries as a list.
+
+    Raises:
+        ValueError: none, or one without any character to search for.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("there is no query")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise TypeError(f"query {number} is a {type(text).__name__}, not a string")
+        if not text.strip():
+            raise ValueError(f"query {number} is empty, or only spaces: there is nothing to search for")
+    return texts
+
+
+def load_model(
+    model: str | PathLike | R2D2Model, processor: R2D2Processor | None = None, device: str | torch.device | None = None
+) -> tuple[R2D2Model, R2D2Processor]:
+    """A model in evaluation mode with its processor, from a folder or Hub name, or as given.
+
+    Raises:
+        OSError: no such model. ValueError: a loaded model without its processor.
+    """
+    if isinstance(model, str | PathLike):
+        network = R2D2Model.from_pretrained(model)
+        processor = processor or R2D2Processor.from_pretrained(model)
+    elif processor is None:
+        raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
+    else:
+        network = model
+    return (network.to(device) if device is not None else network).eval(), processor
+
+
+def _vectors_of(index: PictureIndex, effort: int | None = None) -> VectorSearch:
+    """What the index says: its FAISS file, or exact search in its embeddings."""
+    kind = index.manifest.vectors["kind"]
+    if kind == "flat":
+        return FaissVectors(build_vectors(index.all_embeds(), index.manifest.dimension, len(index), kind), kind)
+    return FaissVectors.load(index.root / index.manifest.vectors["file"], kind, effort)
+
+
+def _opened(images: ImageQuery | Sequence[ImageQuery]) -> tuple[list[str], list[Image.Image]]:
+    images = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
+    if not images:
+        raise ValueError("there is no query")
+    names = [str(i) if isinstance(i, str | PathLike) else getattr(i, "filename", "") or "picture" for i in images]
+    return names, [open_image(image) for image in images]
+
+
+def _ranked(texts: EncodedTexts) -> RankedTexts:
+    return RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
+
+
+__all__ = ["MatchResult", "Picture", "R2D2Retriever", "load_model"]

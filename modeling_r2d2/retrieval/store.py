@@ -1,0 +1,303 @@
+"""Shards of an index on disk: written aside and renamed, read memory-mapped.
+
+A shard has `NAME.rows` (Arrow: id, path, content hash, captions … of each picture), `NAME.embeds` (safetensors: the
+L2-normalised embeddings of pictures and captions, float32), `NAME.cache` (safetensors: what is kept for the ranker)
+and `NAME.json`, which is written last: a shard without it was interrupted and does not count.
+"""
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .cache import checksum_of_row
+from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord, written_aside
+from .pictures import Picture
+
+_TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
+
+
+@dataclass
+class ShardContent:
+    """What goes into a shard: pictures with their content hashes, embeds (I, D), text_embeds (M, D) of their captions
+    in order, cache: packed tensors (I, …) with a checksum each, unreadable: see `ShardRecord`."""
+
+    pictures: list[Picture]
+    contents: list[str]
+    embeds: Tensor
+    text_embeds: Tensor
+    cache: dict[str, Tensor]
+    checksums: list[int]
+    unreadable: list[dict]
+
+
+def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
+    """Write a shard so that it is either whole, with its record, or does not count.
+
+    Raises:
+        OSError: the disk is full or may not be written to.
+    """
+    folder = root / SHARDS
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    with written_aside(folder / f"{name}.rows") as aside:
+        _write_rows(aside, content)
+        files["rows"] = FileRecord.of(aside)
+    with written_aside(folder / f"{name}.embeds") as aside:
+        save_file({"image": content.embeds.contiguous(), "text": content.text_embeds.contiguous()}, str(aside))
+        files["embeds"] = FileRecord.of(aside)
+    if content.cache:
+        with written_aside(folder / f"{name}.cache") as aside:
+            save_file(content.cache, str(aside))
+            files["cache"] = FileRecord.of(aside, hashed=False)  # a checksum for each picture lies with its row
+    record = ShardRecord(name, len(content.pictures), len(content.text_embeds), files, content.unreadable)
+    with written_aside(folder / f"{name}.json") as aside:
+        aside.write_text(json.dumps(asdict(record), ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
+
+
+def _write_rows(path: Path, content: ShardContent) -> None:
+    import pyarrow as pa
+
+    pictures = content.pictures
+    columns = {
+        "id": pa.array([picture.id for picture in pictures], pa.string()),
+        "path": pa.array([picture.path for picture in pictures], pa.string()),
+        "offset": pa.array([picture.offset for picture in pictures], pa.int64()),
+        "size": pa.array([picture.size for picture in pictures], pa.int64()),
+        "mtime_ns": pa.array([picture.mtime_ns for picture in pictures], pa.int64()),
+        "content": pa.array(content.contents, pa.string()),
+        "texts": pa.array([picture.texts for picture in pictures], pa.list_(pa.string())),
+        "location": pa.array([picture.location for picture in pictures], pa.string()),
+        "checksum": pa.array(content.checksums or [None] * len(pictures), pa.int64()),
+    }
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def finished_shards(root: Path, but: set[str]) -> list[ShardRecord]:
+    """Every whole shard in the folder but those named, in the order of their names."""
+    found = []
+    for path in sorted(path for path in (root / SHARDS).glob("[!.]*.json") if path.stem not in but):
+        try:
+            record = ShardRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            for kind, file in record.files.items():
+                file.check(record.path(root, kind))
+        except (ValueError, TypeError, KeyError, AttributeError):  # torn by the system: its pictures are encoded anew
+            continue
+        found.append(record)
+    return found
+
+
+def sweep(root: Path, keep: Iterable[str]) -> None:
+    """Remove the files of all shards but `keep`, and what interrupted writers left aside."""
+    names = set(keep)
+    for path in (root / SHARDS).iterdir() if (root / SHARDS).is_dir() else ():
+        if path.name.startswith(".") or path.stem not in names:
+            path.unlink(missing_ok=True)
+
+
+class Shard:
+    """One shard, memory-mapped."""
+
+    def __init__(self, root: Path, record: ShardRecord):
+        self.root, self.record = root, record
+
+    @cached_property
+    def rows(self):
+        """The Arrow table of its pictures."""
+        import pyarrow as pa
+
+        path = self.record.path(self.root, "rows")
+        try:
+            with pa.memory_map(str(path)) as source:
+                return pa.ipc.open_file(source).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IndexFileError(f"{path} cannot be read: {error}") from error
+
+    @cached_property
+    def embeds(self) -> dict[str, np.ndarray]:
+        """image (I, D), text (M, D) float32."""
+        return _mapped(self.record.path(self.root, "embeds"))
+
+    @cached_property
+    def cache(self) -> dict[str, np.ndarray]:
+        """What is kept for the ranker, packed; empty where nothing is."""
+        return _mapped(self.record.path(self.root, "cache")) if "cache" in self.record.files else {}
+
+    def cached_rows(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The packed cache of some pictures, read from the disk and checked: (len(rows), …) each.
+
+        Raises:
+            IndexFileError: a checksum differs.
+        """
+        arrays = {name: array[rows] for name, array in sorted(self.cache.items())}
+        expected = self.rows.column("checksum").take(rows).to_pylist()
+        for place, (row, checksum) in enumerate(zip(rows, expected, strict=True)):
+            if checksum_of_row([array[place] for array in arrays.values()]) != checksum:
+                path = self.record.path(self.root, "cache")
+                raise IndexFileError(f"{path} was changed after it was written (picture {row}); index anew")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def pictures(self) -> list[Picture]:
+        """Its pictures, in order."""
+        names = ("id", "path", "offset", "size", "mtime_ns", "texts", "location")
+        return [Picture(**{**row, "texts": tuple(row["texts"])}) for row in self.rows.select(names).to_pylist()]
+
+    def select(self, rows: Sequence[int], unreadable: list[dict]) -> ShardContent:
+        """The content of some of its pictures, to write anew."""
+        pictures = self.pictures()
+        ends = np.cumsum([0, *(len(picture.texts) for picture in pictures)])
+        texts = [place for row in rows for place in range(ends[row], ends[row + 1])]
+        cached = self.cached_rows(list(rows)) if self.cache and len(rows) else {}
+        return ShardContent(
+            [pictures[row] for row in rows],
+            self.rows.column("content").take(rows).to_pylist(),
+            torch.from_numpy(self.embeds["image"][list(rows)]),
+            torch.from_numpy(self.embeds["text"][texts].reshape(len(texts), self.embeds["text"].shape[1])),
+            cached,
+            self.rows.column("checksum").take(rows).to_pylist() if cached else [],
+            unreadable,
+        )
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file without reading them: views of the mapped file."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header.pop("__metadata__", None)
+        return {
+            name: np.frombuffer(
+                data,
+                _TYPES[entry["dtype"]],
+                count=int(np.prod(entry["shape"])),
+                offset=8 + length + entry["data_offsets"][0],
+            ).reshape(entry["shape"])
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise IndexFileError(f"{path} cannot be read: {error}") from error
+
+
+class PictureIndex:
+    """An index on disk as it was at one moment, read only.
+
+    Args:
+        root: its folder. verify: compare every file's checksum on opening (a second for each few gigabytes); without
+            it only sizes. What is kept for the ranker is checked picture by picture when it is read.
+
+    Raises:
+        IndexFileError: no index, a torn, edited or missing file, another format.
+    """
+
+    def __init__(self, root: str | Path, verify: bool = True):
+        self.root = Path(root)
+        for attempt in range(5):
+            self.manifest = Manifest.load(self.root)
+            try:
+                self._check(verify)
+                self.shards = [Shard(self.root, record) for record in self.manifest.shards]
+                for shard in self.shards:  # mapped now: a writer may replace the files later
+                    _ = shard.rows, shard.embeds, shard.cache
+                break
+            except IndexFileError:
+                # a writer has replaced the index since the manifest was read
+                if attempt == 4 or Manifest.load(self.root).generation == self.manifest.generation:
+                    raise
+        self.starts = np.cumsum([0, *(record.rows for record in self.manifest.shards)])
+
+    def _check(self, verify: bool) -> None:
+        for record in self.manifest.shards:
+            for kind, file in record.files.items():
+                file.check(record.path(self.root, kind), verify)
+        if self.manifest.vectors.get("file"):
+            FileRecord(**self.manifest.vectors["record"]).check(self.root / self.manifest.vectors["file"], verify)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def table(self):
+        """All pictures: an Arrow table over the mapped files."""
+        import pyarrow as pa
+
+        return pa.concat_tables([shard.rows for shard in self.shards]) if self.shards else None
+
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        """The row of every id."""
+        return {id: row for row, id in enumerate(self.table.column("id").to_pylist())} if len(self) else {}
+
+    def picture(self, row: int) -> Picture:
+        """One picture."""
+        values = {
+            name: column[0].as_py()
+            for name, column in zip(self.table.column_names, self.table.slice(row, 1).columns, strict=True)
+        }
+        values = {name: values[name] for name in ("id", "path", "offset", "size", "mtime_ns", "texts", "location")}
+        return Picture(**{**values, "texts": tuple(values["texts"])})
+
+    def embeds(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of some pictures: (len(rows), D) float32."""
+        out = np.empty((len(rows), self.manifest.dimension), np.float32)
+        for shard, places, inside in self._by_shard(rows):
+            out[places] = self.shards[shard].embeds["image"][inside]
+        return out
+
+    def all_embeds(self) -> Iterator[np.ndarray]:
+        """Embeddings of all pictures, shard by shard: (I, D) float32 each."""
+        return (shard.embeds["image"] for shard in self.shards)
+
+    @cached_property
+    def texts(self) -> tuple[list[str], list[list[int]], np.ndarray]:
+        """The distinct captions, the rows of each one's pictures, and their embeddings (M, D)."""
+        places: dict[str, int] = {}
+        rows: list[list[int]] = []
+        embeds = []
+        if len(self):
+            flat = np.concatenate([shard.embeds["text"] for shard in self.shards])
+            number = 0
+            for row, texts in enumerate(self.table.column("texts").to_pylist()):
+                for text in texts:
+                    place = places.setdefault(text, len(places))
+                    if place == len(rows):
+                        rows.append([])
+                        embeds.append(number)
+                    rows[place].append(row)
+                    number += 1
+            return list(places), rows, flat[embeds]
+        return [], [], np.empty((0, self.manifest.dimension), np.float32)
+
+    def cached(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """What is kept of some pictures, packed: (len(rows), …) each, in the order of `rows`."""
+        out: dict[str, Tensor] = {}
+        for shard, places, inside in self._by_shard(rows):
+            for name, tensor in self.shards[shard].cached_rows(inside.tolist()).items():
+                if name not in out:
+                    out[name] = tensor.new_empty((len(rows), *tensor.shape[1:]))
+                out[name][torch.from_numpy(places)] = tensor
+        return out
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard concerned: its number, places within `rows`, rows within the shard."""
+        rows = np.asarray(rows, dtype=np.int64)
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        for shard in np.unique(owners):
+            places = np.flatnonzero(owners == shard)
+            yield int(shard), places, rows[places] - self.starts[shard]
+
+
+def with_unreadable(record: ShardRecord, unreadable: list[dict]) -> ShardRecord:
+    """The same shard with another list of what could not be read."""
+    return replace(record, unreadable=unreadable)

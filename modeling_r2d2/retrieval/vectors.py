@@ -1,0 +1,120 @@
+"""Nearest embeddings by FAISS: exact for small collections, a graph or inverted lists for large ones."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Kind = Literal["flat", "hnsw", "ivf"]
+#: Up to how many pictures each kind is chosen; beyond the last, inverted lists.
+LARGEST_FLAT, LARGEST_GRAPH = 50_000, 5_000_000
+#: How much wider than the sample's range the 8-bit range of each dimension is, for vectors that come later.
+_MARGIN = 0.1
+
+
+class VectorSearch(Protocol):
+    """What the retriever needs of a vector index."""
+
+    def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
+        """For each of the queries (Q, D) rows in any order, its `count` nearest among them, or all there are."""
+
+
+def choose_kind(count: int) -> Kind:
+    """flat up to 50,000 pictures (exact), hnsw up to 5 million, ivf beyond (less memory)."""
+    return "flat" if count <= LARGEST_FLAT else "hnsw" if count <= LARGEST_GRAPH else "ivf"
+
+
+def require_faiss() -> Any:
+    """The library, or an error that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("searching an index needs FAISS: pip install 'modeling-r2d2[retrieval]'") from error
+    return faiss
+
+
+def build_vectors(
+    embeds: Iterable[np.ndarray],
+    dimension: int,
+    count: int,
+    kind: Kind,
+    neighbours: int = 32,
+    construction: int = 120,
+    lists: int | None = None,
+    sample: int = 100_000,
+) -> Any:
+    """A FAISS index over embeddings (I, D) that come piece by piece, in their order.
+
+    Vectors are unit length, so their order by L2 distance is their order by cosine. The graph keeps vectors as 8-bit
+    numbers, inverted lists too; the retriever computes the cosines of what is found from the exact embeddings.
+
+    Args:
+        neighbours, construction: M and efConstruction of HNSW. lists: of IVF, default 4 √count.
+        sample: vectors from which 8-bit ranges and the lists' centres are learned.
+    """
+    faiss = require_faiss()
+    if kind == "flat":
+        index = faiss.IndexFlatIP(dimension)
+    elif kind == "hnsw":
+        index = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_8bit, neighbours, faiss.METRIC_L2)
+        index.hnsw.efConstruction = construction
+        faiss.downcast_index(index.storage).sq.rangestat_arg = _MARGIN
+    elif kind == "ivf":
+        lists = lists or max(1, min(round(4 * count**0.5), count))
+        centres = faiss.IndexFlatL2(dimension)
+        index = faiss.IndexIVFScalarQuantizer(centres, dimension, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+        centres.this.disown()  # owned by the index from here on
+        index.own_fields = True
+        index.sq.rangestat_arg = _MARGIN
+    else:
+        raise ValueError(f"vector index {kind!r}: use 'flat', 'hnsw' or 'ivf'")
+    pieces = list(embeds)  # memory-mapped views: nothing is read yet
+    if not index.is_trained:
+        index.train(_sample(pieces, sample))
+    for piece in pieces:
+        index.add(np.ascontiguousarray(piece, dtype=np.float32))
+    return index
+
+
+def _sample(pieces: list[np.ndarray], size: int) -> np.ndarray:
+    """Evenly spaced vectors of all pieces."""
+    starts = np.cumsum([0, *map(len, pieces)])
+    rows = np.linspace(0, starts[-1] - 1, min(size, starts[-1])).round().astype(np.int64)
+    owners = np.searchsorted(starts, rows, side="right") - 1
+    return np.concatenate([pieces[n][rows[owners == n] - starts[n]] for n in np.unique(owners)]).astype(np.float32)
+
+
+class FaissVectors:
+    """Search in a FAISS index whose row i is picture i.
+
+    Args:
+        effort: HNSW's efSearch or the share of IVF's lists that are visited, in percent. Default: 2 k, at least 256;
+            3 %. More finds more of the true neighbours and takes longer.
+    """
+
+    def __init__(self, index: Any, kind: Kind, effort: int | None = None):
+        self.index, self.kind, self.effort = index, kind, effort
+
+    @classmethod
+    def load(cls, path: Path, kind: Kind, effort: int | None = None) -> "FaissVectors":
+        """From a file of `faiss.write_index`."""
+        return cls(require_faiss().read_index(str(path)), kind, effort)
+
+    def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
+        """Rows of the `count` nearest of each query (Q, D) float32, and, unless the kind is flat, a quarter more: 8-bit
+        vectors are too coarse to tell the last of them apart, and the exact cosines are computed anyway."""
+        count = min(count if self.kind == "flat" else count + count // 4 + 8, self.index.ntotal)
+        if count == 0:
+            return [np.empty(0, np.int64) for _ in queries]
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        _, rows = self.index.search(queries, count, params=self._parameters(count))
+        return [found[found >= 0] for found in rows]
+
+    def _parameters(self, count: int) -> Any:
+        faiss = require_faiss()
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(self.effort or 256, 2 * count))
+        if self.kind == "ivf":
+            return faiss.SearchParametersIVF(nprobe=max(1, round(self.index.nlist * (self.effort or 3) / 100)))
+        return None

@@ -1,0 +1,336 @@
+"""The training loop: accelerate around it, an average of the weights beside it, checkpoints that continue exactly.
+
+Everything random of a step (timesteps, noise, dropped captions, mirrored pictures) comes from a generator keyed
+by seed, step and process, and the order of the samples from the seed: a resumed run equals an uninterrupted one.
+"""
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from rich.console import Console
+from torch import Tensor
+
+from ..pipelines.text_to_image import R2D2TextToImagePipeline
+from .components import choose_trained, merge_lora
+from .data import CaptionFeatures, ConditionedUNet, batches
+from .objective import diffusion_loss, min_snr_weights, regression_target, signal_to_noise, stratified_timesteps
+from .settings import TextToImageSettings
+
+_STATE = "training_state.json"
+
+
+def train_text_to_image(
+    pipeline: R2D2TextToImagePipeline, pairs: Any, settings: TextToImageSettings, console: Console | None = None
+) -> dict[str, Any]:
+    """Train a pipeline's UNet (and, if asked, its text encoder) on pairs; write the pipeline to `settings.output`.
+
+    `output` then holds the pipeline with the averaged weights, adapters merged; `training.json` (settings, history
+    of the loss); `pytorch_lora_weights.safetensors` of a LoRA run; checkpoints and sheets as asked for.
+
+    Args:
+        pipeline: what to begin with; changed in place.
+        pairs: `load_pairs`' result, a stream of it, or `EmojiPairs`.
+
+    Returns:
+        what `training.json` holds.
+
+    Raises:
+        FileExistsError: `output` is in use, and neither `resume` nor `overwrite` was asked for.
+        ValueError: no checkpoint to resume from, or one of another run; a scheduler without noise to add.
+    """
+    return _Run(pipeline, pairs, settings, console or Console()).run()
+
+
+class _Run:
+    def __init__(self, pipeline, pairs, settings: TextToImageSettings, console: Console) -> None:
+        _refuse_existing(settings)
+        self.pipeline, self.pairs, self.settings, self.console = pipeline, pairs, settings, console
+        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        set_seed(settings.seed + self.accelerator.process_index)
+        self.scheduler = _training_scheduler(pipeline.scheduler)
+        choose_trained(pipeline, settings.train, settings.text_encoder, settings.lora_rank)
+        device = self.accelerator.device
+        pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        self.trains_text = settings.text_encoder != "frozen"
+        module = ConditionedUNet(pipeline.unet, pipeline.text_encoder if self.trains_text else None)
+        module.unet.train()
+        if settings.channels_last:
+            module.unet.to(memory_format=torch.channels_last)
+        pipeline.text_encoder.train(self.trains_text)
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
+        optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.accelerator.register_for_checkpointing(self.ema)
+        self.step, self.elapsed, self.history = 0, 0.0, []
+        if settings.resume:
+            self._load()
+        self.captions = None if self.trains_text else self._caption_features()
+
+    def _caption_features(self) -> CaptionFeatures:
+        def encode(texts: list[str]) -> Tensor:
+            with torch.no_grad():
+                return self.pipeline.encode_texts(texts, self.accelerator.device)
+
+        texts = self.pairs.all_texts() if hasattr(self.pairs, "all_texts") else None
+        return CaptionFeatures(encode, texts, self.settings.caption_cache_mb)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        settings, accelerator = self.settings, self.accelerator
+        feed = batches(
+            self.pairs,
+            settings.resolution,
+            settings.batch_size,
+            seed=settings.seed,
+            first=self.step * settings.gradient_accumulation,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=settings.workers,
+            cache_mb=settings.picture_cache_mb,
+        )
+        started, begun_at, losses = time.perf_counter() - self.elapsed, self.step, []
+        trained = sum(parameter.numel() for parameter in self.trained)
+        self.console.print(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
+        while self._progress() < 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = settings.learning_rate_at(self._progress(ahead=True))
+            losses.append(self._one_step(feed))
+            self.step += 1
+            self.elapsed = time.perf_counter() - started
+            if accelerator.num_processes > 1:  # one clock, or the processes would stop at different steps
+                self.elapsed = accelerator.reduce(torch.tensor(self.elapsed, dtype=torch.float64), "mean").item()
+            if settings.log_every and self.step % settings.log_every == 0:
+                self._log(losses)
+                losses = []
+            if settings.sample_every and self.step % settings.sample_every == 0:
+                self._draw_sheet()
+            if settings.save_every and self.step % settings.save_every == 0:
+                self._save()
+        if losses:
+            self._log(losses)
+        return self._finish(self.step - begun_at)
+
+    def _progress(self, ahead: bool = False) -> float:
+        """Share of the run that is over, by steps or by the clock; `ahead`: once the coming step is done."""
+        by_steps = (self.step + ahead) / self.settings.steps
+        limit = self.settings.max_minutes
+        return by_steps if limit is None else max(by_steps, self.elapsed / (60 * limit))
+
+    def _one_step(self, feed: Iterator[dict[str, Any]]) -> float:
+        settings, parts = self.settings, self.settings.gradient_accumulation
+        total = torch.zeros((), device=self.accelerator.device)
+        for part in range(parts):
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                loss = self._loss(next(feed), part)
+                self.accelerator.backward(loss / parts)
+            total += loss.detach() / parts
+        if settings.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.trained, settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.trained)
+        return total.item()
+
+    def _generator(self, part: int) -> torch.Generator:
+        """Of one micro-batch, on the CPU so that every machine draws the same."""
+        key = (self.settings.seed, self.step, part, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator().manual_seed(seed)
+
+    def _loss(self, batch: dict[str, Any], part: int) -> Tensor:
+        settings, device = self.settings, self.accelerator.device
+        generator = self._generator(part)
+        count = len(batch["pixels"])
+        chances = torch.rand(3, count, generator=generator)
+        pixels = batch["pixels"].to(torch.float32) / 127.5 - 1
+        if settings.flip:
+            mirrored = (chances[0] < settings.flip)[:, None, None, None]
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        clean = self._latents(pixels.to(device), generator)
+        texts = [
+            "" if drop < settings.caption_dropout else texts[int(choice * len(texts))]
+            for texts, drop, choice in zip(batch["texts"], chances[1].tolist(), chances[2].tolist(), strict=True)
+        ]
+        timesteps = stratified_timesteps(count, self.scheduler.config.num_train_timesteps, generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        if settings.channels_last:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        prediction = self.module(noisy, timesteps, **self._condition(texts))
+        target = regression_target(clean, noise, timesteps, self.scheduler)
+        weights = min_snr_weights(
+            signal_to_noise(self.scheduler.alphas_cumprod, timesteps),
+            settings.min_snr_gamma,
+            self.scheduler.config.prediction_type,
+        )
+        return diffusion_loss(prediction, target, weights)
+
+    def _condition(self, texts: list[str]) -> dict[str, Tensor]:
+        if self.captions is not None:
+            return {"states": self.captions(texts)}
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        return {name: tokens[name].to(self.accelerator.device) for name in ("input_ids", "attention_mask")}
+
+    @torch.no_grad()
+    def _latents(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """What is noised: the pixels themselves, or a sample of the VAE's latents."""
+        vae = self.pipeline.vae
+        if vae is None:
+            return pixels
+        moments = vae.encode(pixels.to(vae.dtype)).latent_dist
+        noise = torch.randn(moments.mean.shape, generator=generator).to(moments.mean)
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return ((moments.mean + moments.std * noise - shift) * vae.config.scaling_factor).float()
+
+    # -- beside the loop ------------------------------------------------------------------------
+
+    def _log(self, losses: list[float]) -> None:
+        mean = float(np.mean(losses))
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} at step {self.step}: lower the learning rate")
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.history.append({"step": self.step, "loss": mean, "learning_rate": rate, "seconds": self.elapsed})
+        if self.accelerator.is_main_process:
+            minutes = self.elapsed / 60
+            self.console.print(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {minutes:.1f} min", highlight=False)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[R2D2TextToImagePipeline]:
+        """The pipeline with the averaged weights, in evaluation mode; afterwards as before."""
+        self.ema.store(self.trained)
+        self.ema.copy_to(self.trained)
+        modules = [self.pipeline.unet, self.pipeline.text_encoder]
+        modes = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        try:
+            yield self.pipeline
+        finally:
+            self.ema.restore(self.trained)
+            for module, mode in zip(modules, modes, strict=True):
+                module.train(mode)
+
+    def _draw_sheet(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        from .evaluation import generate
+        from .sheet import sample_sheet
+
+        settings = self.settings
+        with self._averaged() as pipeline:
+            images = generate(
+                pipeline,
+                settings.sample_prompts,
+                seeds=range(settings.sample_seeds),
+                num_inference_steps=settings.sample_steps,
+                guidance_scale=settings.guidance_scale,
+            )
+        path = settings.output / "samples" / f"step-{self.step:06d}.png"
+        sample_sheet(settings.sample_prompts, images, path, title=f"step {self.step}")
+
+    def _save(self) -> None:
+        folder = self.settings.output / f"checkpoint-{self.step}"
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            state = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
+            state["settings"] = self.settings.to_dict()
+            (folder / _STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+            for old in _checkpoints(self.settings.output)[: -self.settings.keep]:
+                shutil.rmtree(old)
+
+    def _load(self) -> None:
+        found = _checkpoints(self.settings.output)
+        if not found:
+            raise ValueError(f"{self.settings.output} holds no whole checkpoint to resume from")
+        state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
+        self.settings.check_same_run(state["settings"])
+        self.accelerator.load_state(str(found[-1]))
+        self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
+
+    def _finish(self, steps: int) -> dict[str, Any]:
+        """The averaged weights become the pipeline's; write it."""
+        self.accelerator.wait_for_everyone()
+        settings, pipeline = self.settings, self.pipeline
+        self.ema.copy_to(self.trained)
+        pipeline.unet.eval()
+        pipeline.text_encoder.eval()
+        result = {
+            "settings": settings.to_dict(),
+            "steps": self.step,
+            "seconds": round(self.elapsed, 1),
+            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+            "threads": torch.get_num_threads(),
+            "history": self.history,
+        }
+        if self.accelerator.is_main_process:
+            settings.output.mkdir(parents=True, exist_ok=True)
+            if settings.train == "lora":
+                _save_adapters(pipeline, settings.output)
+            merge_lora(pipeline.unet)
+            merge_lora(pipeline.text_encoder)
+            pipeline.save_pretrained(settings.output)
+            (settings.output / "training.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        self.console.print(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
+        return result
+
+
+def _save_adapters(pipeline: R2D2TextToImagePipeline, folder: Path) -> None:
+    """The UNet's adapters alone, as `pipe.load_lora_weights(folder)` reads them."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    R2D2TextToImagePipeline.save_lora_weights(str(folder), unet_lora_layers=layers)
+
+
+def _training_scheduler(scheduler: Any) -> DDPMScheduler:
+    """The noise schedule to train on: the pipeline's own, as DDPM adds it."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no alphas_cumprod: training needs a DDPM-like scheduler (DDIM, "
+            "DPMSolverMultistep, …); the finished pipeline may use another"
+        )
+    trained = DDPMScheduler.from_config(scheduler.config)
+    if not torch.allclose(trained.alphas_cumprod.cpu(), scheduler.alphas_cumprod.cpu().to(torch.float32), atol=1e-6):
+        raise ValueError(f"DDPMScheduler reads another noise schedule from the settings of {type(scheduler).__name__}")
+    return trained
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """Whole checkpoints, oldest first: one that was being written when the run broke off has no state yet."""
+    found = [path for path in output.glob("checkpoint-*") if (path / _STATE).is_file()]
+    return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
+
+
+def _refuse_existing(settings: TextToImageSettings) -> None:
+    held = [p.name for pattern in ("model_index.json", "checkpoint-*") for p in settings.output.glob(pattern)]
+    if not held or settings.resume:
+        return
+    if not settings.overwrite:
+        raise FileExistsError(
+            f"{settings.output} already holds {', '.join(sorted(held)[:3])}: choose another folder, `--overwrite` to "
+            "replace it or `--resume` to go on from its last checkpoint"
+        )
+    for checkpoint in settings.output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

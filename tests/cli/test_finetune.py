@@ -1,0 +1,91 @@
+"""`r2d2 finetune` end to end on tiny files."""
+
+import json
+
+import pytest
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText
+from typer.testing import CliRunner
+
+from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
+from modeling_r2d2.cli import app
+from modeling_r2d2.cli.finetune import _rates
+from modeling_r2d2.processing.tokenization import build_character_tokenizer
+from tests.tiny import tiny_config
+
+runner = CliRunner()
+TEXTS = ["一只小狗", "一只小猫", "红色的汽车", "绿色的树", "蓝色的天空", "白色的云", "黑色的夜晚", "黄色的花"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    for name, labelled in (("train", False), ("val", False), ("labelled", True)):
+        lines = []
+        for number, text in enumerate(TEXTS):
+            Image.new("RGB", (32, 32), (30 * number, 255 - 30 * number, 99)).save(folder / f"{name}{number}.png")
+            pair = {"image": f"{name}{number}.png", "text": text} | ({"label": number % 2} if labelled else {})
+            lines.append(json.dumps(pair, ensure_ascii=False))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    R2D2ForPreTraining(tiny_config("resnet", max_text_length=16)).save_pretrained(folder / "base")
+    tokenizer = build_character_tokenizer(TEXTS)
+    R2D2Processor.build(tokenizer, image_size=32, max_length=16).save_pretrained(folder / "base")
+    return folder
+
+
+def arguments(data, output, task: str, *more: str) -> list[str]:
+    return [
+        *("finetune", task, "--model", str(data / "base"), "--data", str(data / "train.jsonl")),
+        *("--output", str(output), "--epochs", "2", "--batch-size", "4", "--workers", "0", *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "kind"),
+    [
+        ("retrieval", ("--preset", "small", "--dora", "--lora", "2"), AutoModel),
+        ("matching", ("--rate", "text_model=0.1", "--validation-share", "0.25"), AutoModel),
+        ("caption", ("--freeze-nothing",), AutoModelForImageTextToText),
+    ],
+)
+def test_tasks(data, tmp_path, task, more, kind):
+    if "--validation-share" not in more:
+        more = (*more, "--validation", str(data / "val.jsonl"), "--patience", "1")
+    result = runner.invoke(app, arguments(data, tmp_path / "run", task, *more), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "parameters train" in result.output
+    assert "8 pairs" in result.output or "6 pairs" in result.output
+    kind.from_pretrained(tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "finetuning.json").read_text(encoding="utf-8"))["settings"]
+    if task == "retrieval":
+        assert settings["lora"]["dora"]
+        assert (settings["lora"]["rank"], settings["lora"]["alpha"]) == (2, 4)
+        assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    if task == "matching":
+        assert settings["rates"] == {"text_model": 0.1}
+    if task == "caption":
+        assert settings["freeze"] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--validation", "train.jsonl"), "the validation data are the training data"),
+        (("--validation", "val.jsonl", "--test", "val.jsonl"), "are test data"),
+        (("--validation", "val.jsonl", "--validation-share", "0.1"), "not both"),
+        (("--lora", "0", "--dora"), "trains whole weights"),
+        (("--rate", "text_model"), "write a part and a factor"),
+        (("--preset", "huge"), "there are published, small"),
+        (("--freeze", "poetry"), "matches no parameter"),
+    ],
+)
+def test_refused(data, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(data)
+    command = arguments(data, tmp_path / "run", "retrieval", *more)
+    result = runner.invoke(app, command)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_rates():
+    assert _rates(["text_model=0.1", "a=b=2"]) == {"text_model": 0.1, "a=b": 2.0}

@@ -1,0 +1,149 @@
+"""`r2d2 index`, `search`, `match` and `calibrate`, end to end."""
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from modeling_r2d2.cli import app, main
+from tests.helpers import tiny_model, tiny_picture, tiny_processor
+
+runner = CliRunner()
+NAMES = ["一只猫", "马", "小船 a", "黄鸟"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, four pictures with captions, one that is broken, and their index."""
+    root = tmp_path_factory.mktemp("search")
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(root / "model")
+    tiny_processor().save_pretrained(root / "model")
+    (root / "pictures").mkdir()
+    lines = []
+    for seed, name in enumerate(NAMES):
+        tiny_picture(seed).save(root / "pictures" / f"{name}.png")
+        lines.append(json.dumps({"image": f"{name}.png", "text": name}, ensure_ascii=False))
+    (root / "pictures" / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (root / "pictures" / "broken.png").write_bytes(b"GIF89a")
+    result = run("index", root / "pictures", "--model", root / "model", "--output", root / "index", "--keep", "states")
+    assert "4 pictures (4 added)" in result.replace("\n", "")
+    assert "broken.png" in result
+    return root
+
+
+def run(*arguments):
+    result = runner.invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_formats_agree(place):
+    command = ("search", place / "index", "一只猫", "马", "--top-k", "2", "--candidates", "3")
+    found = json.loads(run(*command, "--format", "json"))
+    assert [entry["query"] for entry in found] == ["一只猫", "马"]
+    rows = list(csv.DictReader(io.StringIO(run(*command, "--format", "csv"))))
+    assert [row["id"] for row in rows] == [hit["id"] for entry in found for hit in entry["hits"]]
+    table = run(*command)
+    assert all(f"{hit['score']:.3f}" in table for entry in found for hit in entry["hits"])
+    run(*command, "--format", "sheet", "--output", place / "sheet.png")
+    assert Image.open(place / "sheet.png").format == "PNG"
+    assert (place / "sheet.html").is_file()
+    run(*command, "--format", "json", "--output", place / "found.json")
+    assert json.loads((place / "found.json").read_text("utf-8")) == found
+
+
+def test_by_picture_and_captions(place):
+    picture = place / "pictures" / "马.png"
+    found = json.loads(run("search", place / "index", "--image", picture, "--format", "json"))
+    assert found[0]["hits"][0]["id"] == "马.png"
+    found = json.loads(run("search", place / "index", "--image", picture, "--find", "texts", "--format", "json"))
+    assert {hit["text"] for hit in found[0]["hits"]} == set(NAMES)
+
+
+def test_add_remove_prune(place, tmp_path):
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for seed in (7, 8):
+        tiny_picture(seed).save(folder / f"{seed}.png")
+    index = ("--output", tmp_path / "index")
+    run("index", folder, *index, "--model", place / "model", "--vectors", "hnsw")
+    tiny_picture(9).save(folder / "9.png")
+    (folder / "7.png").unlink()
+    assert "3 pictures (1 added, 1 unchanged)" in run("index", folder, *index)  # removed only if that is asked for
+    assert "1 removed" in run("index", folder, *index, "--prune")
+    assert "1 pictures (1 removed)" in run("index", *index, "--remove", "9.png")
+
+
+def test_match_and_heat_map(place, tmp_path):
+    picture = place / "pictures" / "马.png"
+    command = ("match", picture, "一只猫", "马", "--model", place / "model")
+    rows = json.loads(run(*command, "--json"))
+    assert {row["text"] for row in rows} == {"一只猫", "马"}
+    assert rows[0]["match_probability"] >= rows[1]["match_probability"]
+    assert f"{rows[0]['match_probability']:.4f}" in run(*command)
+    run(*command, "--word", "猫", "--heat-map", tmp_path / "map.png")
+    assert Image.open(tmp_path / "map.png").size == Image.open(picture).size
+
+
+def test_calibrate(place, tmp_path):
+    """The fit is stored with the model, and search and match use it."""
+    folder, data = tmp_path / "model", tmp_path / "pairs"
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    data.mkdir()
+    texts = ["猫", "狗", "马", "鱼", "鸟", "车", "船", "山", "水", "火", "木", "天"]
+    lines = []
+    for seed, text in enumerate(texts):
+        tiny_picture(seed).save(data / f"{seed}.png")
+        lines.append(json.dumps({"image": f"{seed}.png", "text": text}, ensure_ascii=False))
+    (data / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    picture = place / "pictures" / "马.png"
+    before = json.loads(run("match", picture, "马", "--model", folder, "--json"))
+    command = ("calibrate", folder, "--data", data / "pairs.jsonl", "--prior", "0.01", "--method", "platt")
+    result = runner.invoke(app, [str(each) for each in (*command, "--recall", "0.5", "--plot", tmp_path / "r.png")])
+    if isinstance(result.exception, ValueError):  # random weights may rank these twelve the wrong way round
+        assert "order round" in str(result.exception)
+        pytest.fail("choose other pictures: this model's probability must say something for the test")
+    assert result.exit_code == 0, result.output
+    assert "60 pairs, 20.0% of them true, prior 1.0%" in result.output.replace("\n", " ")
+    assert "expected calibration error after" in result.output
+    assert (tmp_path / "r.png").is_file()
+    after = json.loads(run("match", picture, "马", "--model", folder, "--json"))
+    stored = json.loads((folder / "calibration.json").read_text())
+    p = torch.tensor(before[0]["match_probability"], dtype=torch.float64)
+    odds = torch.logit(torch.tensor(0.01).double()) - torch.logit(torch.tensor(0.2).double())
+    wanted = torch.sigmoid(stored["slope"] * torch.logit(p) + stored["intercept"] + odds)
+    assert after[0]["match_probability"] == pytest.approx(float(wanted), abs=1e-5)
+    assert "calibrated" in run("match", picture, "马", "--model", folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "{root}/nowhere", "一只猫"], "holds no index"),
+        (["search", "{root}/index", "  "], "only spaces"),
+        (["search", "{root}/index", "猫", "--format", "sheet"], "--output"),
+        (["search", "{root}/index", "猫", "--model", "{root}/other"], "another model"),
+        (["index", "{root}/pictures", "--output", "{root}/new"], "--model"),
+        (["index", "--output", "{root}/index"], "--remove"),
+        (["index", "--output", "{root}/index", "--remove", "没有"], "没有"),
+        (["match", "{root}/pictures/broken.png", "猫", "--model", "{root}/model"], "broken.png"),
+    ],
+)
+def test_errors_are_one_line(place, arguments, message, monkeypatch, capsys):
+    if not (place / "other").is_dir():
+        torch.manual_seed(9)
+        tiny_model().save_pretrained(place / "other")
+        tiny_processor().save_pretrained(place / "other")
+    monkeypatch.setattr(sys, "argv", ["r2d2", *(each.format(root=place) for each in arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Samples of every task, drawn negatives, validation splits, metrics."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_r2d2.finetuning.data import (
+    ClassPairs,
+    FinetuningCollator,
+    FinetuningDataset,
+    MatchingDataset,
+    UniformNegatives,
+    class_names,
+)
+from modeling_r2d2.finetuning.run import split_validation
+from modeling_r2d2.processing.datasets.records import stable_id
+
+from .conftest import Colours
+
+
+def batch_of(data, processor, task: str, rows=range(8), **options) -> dict:
+    return FinetuningCollator(processor, task, **options)(data.__getitems__(list(rows)))
+
+
+def test_retrieval_batches_tell_captions_apart(processor):
+    batch = batch_of(FinetuningDataset(Colours(), processor), processor, "retrieval", (0, 8, 1))
+    texts = [stable_id(Colours().texts(i)[0]) for i in (0, 8, 1)]
+    assert batch["text_ids"].tolist() == texts
+    assert texts[0] == texts[1] != texts[2]
+    assert len(set(batch["image_ids"].tolist())) == 3
+    plain = batch_of(FinetuningDataset(Colours(), processor), processor, "retrieval", multi_positive=False)
+    assert "text_ids" not in plain
+
+
+def test_one_of_several_captions_and_its_id(processor):
+    class Two(Colours):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "text": ["红色", "蓝色"]}
+
+    data = FinetuningDataset(Two(), processor, shuffle=True)
+    tokens = {text: processor.tokenizer(text)["input_ids"] for text in ("红色", "蓝色")}
+    seen = set()
+    for sample in data.__getitems__(list(range(24))):
+        (text,) = [t for t, ids in tokens.items() if ids == sample["input_ids"].tolist()]
+        assert sample["text_ids"] == stable_id(text)
+        seen.add(text)
+    assert len(seen) == 2
+
+
+def test_matching_draws_negatives_for_true_pairs(processor):
+    pairs = Colours()
+    data = MatchingDataset(pairs, processor, shuffle=True, passes=20)
+    order = np.concatenate([data.permutation(number) for number in range(20)])
+    samples = data.__getitems__(list(range(len(data))))
+    own = {i: stable_id(pairs.texts(i)[0]) for i in range(24)}
+    labels = np.array([sample["labels"] for sample in samples])
+    assert 0.4 < labels.mean() < 0.6
+    for sample, index in zip(samples, order, strict=True):
+        assert (sample["text_ids"] == own[index]) == bool(sample["labels"])
+    again = MatchingDataset(pairs, processor, shuffle=True, passes=20)[100]
+    assert again["text_ids"] == samples[100]["text_ids"]
+    batch = batch_of(data, processor, "matching")
+    assert batch.keys() == {"pixel_values", "input_ids", "attention_mask", "labels"}
+
+
+def test_matching_keeps_the_labels_that_are_given(processor):
+    class Labelled(Colours):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "label": index % 2}
+
+    batch = batch_of(MatchingDataset(Labelled(), processor), processor, "matching")
+    assert batch["labels"].tolist() == [0, 1] * 4
+
+
+def test_uniform_negatives_are_the_same_every_time():
+    pairs = Colours()
+    first, second = (UniformNegatives(pairs, pairs.image_ids()) for _ in range(2))
+    assert len(first) == 48
+    assert first.negatives == second.negatives
+    assert [first[i]["label"] for i in (0, 23, 24, 47)] == [1, 1, 0, 0]
+    for index in range(24):
+        assert first[index]["text"] == pairs.texts(index)[0] == first.texts(index)[0]
+        assert first[24 + index]["text"] != pairs.texts(index)[0]
+        assert first[24 + index]["image_id"] == str(index)
+    assert len(set(first.negatives)) > 4
+    drawn = [UniformNegatives(pairs, pairs.image_ids(), seed).negatives for seed in range(200)]
+    shares = np.array([[n == text for n in (d[0] for d in drawn)] for text in sorted({t for d in drawn for t in d})])
+    assert shares.mean(axis=1).max() < 0.3  # seven other colours: 1/7 each
+
+
+def test_no_negative_to_draw():
+    class One(Colours):
+        def texts(self, index):
+            return ["红色"]
+
+    with pytest.raises(ValueError, match="no negative text for pair 0 in 100 draws"):
+        UniformNegatives(One(), Colours().image_ids())
+
+
+def test_caption_labels_are_the_tokens(processor):
+    class Lengths(Colours):
+        def texts(self, index):
+            return ["红" * (1 + index)]
+
+    batch = batch_of(FinetuningDataset(Lengths(), processor), processor, "caption", range(3))
+    assert batch.keys() == {"pixel_values", "input_ids", "attention_mask", "labels"}
+    real = batch["attention_mask"].bool()
+    assert torch.equal(batch["labels"][real], batch["input_ids"][real])
+    assert (batch["labels"][~real] == -100).all()
+    assert (~real).sum() == 3
+
+
+def test_classes(processor):
+    pairs = Colours()
+    names = class_names(pairs)
+    assert names == sorted(names)
+    assert len(names) == 8
+    labelled = ClassPairs(pairs, names)
+    assert [labelled[i]["label"] for i in range(24)] == [names.index(pairs.texts(i)[0]) for i in range(24)]
+    assert pickle.loads(pickle.dumps(labelled)).labels == labelled.labels  # data loader workers
+    batch = batch_of(FinetuningDataset(labelled, processor), processor, "classification")
+    assert batch.keys() == {"pixel_values", "labels"}
+    with pytest.raises(ValueError, match=r"pair 1: '.*' is not one of the 1 classes"):
+        ClassPairs(pairs, [pairs.texts(0)[0]])
+
+
+def test_a_validation_split_shares_no_picture():
+    ids = np.array([0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
+    kept, held_out = split_validation(ids, 0.25, ids)
+    assert sorted([*kept, *held_out]) == list(range(10))
+    assert not set(ids[kept]) & set(ids[held_out])
+    assert len(set(ids[held_out])) == 2
+    with pytest.raises(ValueError, match="leaves 0 of 10 pairs"):
+        split_validation(ids, 1.0, ids)

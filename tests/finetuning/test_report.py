@@ -1,0 +1,102 @@
+"""What a run says before it starts."""
+
+import pytest
+
+from modeling_r2d2.finetuning import build_trainer, load_for
+from modeling_r2d2.finetuning.report import check_splits, false_negatives, make_report, summarise
+
+from .conftest import Colours, settings
+
+
+def report_of(base, run_settings, pairs=None, validation=0):
+    pairs = pairs or Colours(240)
+    model, processor = load_for(run_settings.task, base)
+    trainer = build_trainer(model, processor, pairs, run_settings)
+    return make_report(
+        trainer.model, processor, pairs, pairs.image_ids(), run_settings, trainer.steps_per_epoch, 1, validation
+    )
+
+
+def test_what_trains_on_how_much(base, tmp_path):
+    report = report_of(base, settings(tmp_path), validation=5)
+    model, _ = load_for("retrieval", base)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert report.frozen == {"vision_model": sizes["vision_model"]}
+    assert report.trainable == {n: s for n, s in sizes.items() if n != "vision_model"} | {"temperature": 1}
+    data = report.data
+    assert (data.pairs, data.images, data.distinct_texts, data.most_repeated) == (240, 240, 8, 30)
+    assert (report.batch, report.steps_per_epoch, report.epochs, report.validation_pairs) == (8, 30, 2, 5)
+    text = "\n".join(report.lines())
+    total = sum(sizes.values()) + 1
+    assert f"{sum(report.trainable.values()):,} of {total:,} parameters train" in text
+    assert "240 pairs of 240 pictures, 8 different texts" in text
+
+
+def test_a_sound_run_gets_no_warning(base, tmp_path):
+    sound = settings(tmp_path, batch_size=16, epochs=20, schedule="cosine", patience=2)
+    assert report_of(base, sound, validation=9).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"multi_positive": False}, "others of the same caption in a batch, and they count as negatives"),
+        ({"batch_size": 8}, "only 8 pairs are compared at a time"),
+        ({"batch_size": 8, "gradient_accumulation": 2}, "gradient_accumulation adds no negatives"),
+        ({"freeze": ("temperature",)}, "the temperature is frozen"),
+        ({"schedule": "retrieval"}, "within the 500 warm-up steps of the published schedule"),
+        ({"epochs": 1}, "15 steps are few"),
+        ({"patience": 2}, "no validation pairs: nothing can stop early"),
+    ],
+)
+def test_warnings_of_what_makes_small_runs_fail(base, tmp_path, changes, warning):
+    options = {"batch_size": 16, "epochs": 20, "schedule": "cosine", "warmup_steps": 0, **changes}
+    if changes == {"schedule": "retrieval"}:
+        options["warmup_steps"] = 500
+    found = report_of(base, settings(tmp_path, **options)).warnings
+    assert len(found) == 1
+    assert warning in found[0]
+
+
+def test_few_pictures_and_unknown_characters(base, processor, tmp_path):
+    class Repeated(Colours):
+        def image_ids(self):
+            return super().image_ids() % 5
+
+        def texts(self, index):
+            return ["红鳄鱼" if index == 3 else "红色的图片"]
+
+    summary = summarise(Repeated(), Repeated().image_ids(), processor.tokenizer)
+    # 23 texts of 7 tokens and one of 5, of which two are unknown
+    assert summary.unknown_share == pytest.approx(2 / (23 * 7 + 5))
+    assert summary.unknown_example == "红鳄鱼"
+    warnings = report_of(base, settings(tmp_path, schedule="cosine", warmup_steps=0), Repeated()).warnings
+    assert any("1.2 % of the text tokens are unknown to the tokenizer, as in '红鳄鱼'" in w for w in warnings)
+    assert any("there are only 5" in w for w in warnings)
+
+
+def test_false_negatives_are_counted_as_they_occur():
+    """Of 24 pairs of 8 captions all in one batch: each meets two others of its caption."""
+    pairs = Colours()
+    assert false_negatives(pairs, pairs.image_ids(), 24) == 2.0
+    assert false_negatives(pairs, pairs.image_ids() * 0, 24) == 0.0  # one picture: positives already
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        ("train.jsonl", (), "are the training data"),
+        ("./a/../train.jsonl", (), "are the training data"),
+        ("held.jsonl", ("x.jsonl", "held.jsonl"), "are test data"),
+        ("long_itr_test.json", (), "test split by its name"),
+        ("test/pairs.tsv", (), "test split by its name"),
+    ],
+)
+def test_the_test_split_is_never_the_validation_split(validation, test, message):
+    with pytest.raises(ValueError, match=message):
+        check_splits("train.jsonl", validation, test)
+
+
+def test_other_names_are_fine():
+    check_splits("train.jsonl", "contest.jsonl", ("test.jsonl",))
+    check_splits("train.jsonl", None, ("train.jsonl",))

@@ -1,0 +1,197 @@
+"""Calibration against scikit-learn and data whose true probabilities are known; what is measured, by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from modeling_r2d2.retrieval.calibration import (
+    Calibration,
+    fit_calibration,
+    ranker_digest,
+    reliability,
+    reliability_plot,
+    threshold_for,
+)
+from modeling_r2d2.retrieval.calibration_pairs import Gallery, draw_pairs
+from tests.helpers import tiny_picture
+
+
+def known(slope, intercept, pairs=20_000, seed=0):
+    """Scores, and labels drawn with the probability σ(slope · z + intercept)."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(scale=2.0, size=pairs)
+    labels = rng.random(pairs) < 1 / (1 + np.exp(-(slope * z + intercept)))
+    return 1 / (1 + np.exp(-z)), labels.astype(int), z
+
+
+@pytest.mark.parametrize(("slope", "intercept", "method"), [(0.4, 0.0, "temperature"), (0.5, -1.5, "platt")])
+def test_finds_what_made_the_labels(slope, intercept, method):
+    p, labels, _ = known(slope, intercept)
+    fitted = fit_calibration(p, labels)
+    if method == "platt":
+        assert fitted.method == "platt"
+        assert fitted.held_out["platt"] > fitted.held_out["temperature"] + 0.01
+    assert fitted.slope == pytest.approx(slope, abs=0.03)
+    assert fitted.intercept == pytest.approx(intercept, abs=0.06)
+    assert reliability(p, labels).error > 0.05
+    fresh, fresh_labels, _ = known(slope, intercept, seed=1)
+    assert reliability(fitted(torch.tensor(fresh)), fresh_labels).error < 0.015
+    assert fitted.held_out[fitted.method] > fitted.held_out["uncalibrated"]
+
+
+def test_platt_is_logistic_regression():
+    p, labels, z = known(0.7, 0.4, pairs=3000)
+    fitted = fit_calibration(p, labels, method="platt")
+    theirs = LogisticRegression(C=1e10, tol=1e-10).fit(z[:, None], labels)
+    assert fitted.slope == pytest.approx(theirs.coef_[0, 0], rel=5e-3)  # Platt's targets are a little softer
+    assert fitted.intercept == pytest.approx(theirs.intercept_[0], abs=5e-3)
+
+
+def test_classes_that_can_be_told_apart_stay_finite():
+    fitted = fit_calibration([0.9] * 10 + [0.1] * 10, [1] * 10 + [0] * 10)
+    assert 0 < float(fitted(torch.tensor(0.1))) < 0.2 < 0.8 < float(fitted(torch.tensor(0.9))) < 1
+
+
+def test_prior():
+    """Bayes: odds are multiplied by the ratio of the odds of the two shares."""
+    p, labels, _ = known(1.0, 0.0)
+    fitted = fit_calibration(p, labels, prior=0.01)
+    before = fitted.with_prior(None)(torch.tensor([0.2, 0.7])).double()
+    share = labels.mean()
+    odds = before / (1 - before) * (0.01 / 0.99) / (share / (1 - share))
+    torch.testing.assert_close(fitted(torch.tensor([0.2, 0.7])).double(), odds / (1 + odds), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="prior"):
+        fitted.with_prior(1.5)
+
+
+def test_extreme_probabilities_stay_ordered():
+    values = Calibration("platt", 0.5, 0.1, 0.5, 10, {})(torch.tensor([0.0, 1e-5, 0.5, 1 - 1e-5, 1.0]))
+    assert bool((values.diff() > 0).all())
+    assert values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("probability", "labels", "message"),
+    [
+        ([0.5] * 20, [1] * 20, "0 false"),
+        ([0.5] * 20, [1] * 17 + [0] * 3, "3 false"),
+        ([0.5] * 20, [1] * 10, "same length"),
+        ([1.5] * 20, [1, 0] * 10, "within"),
+        ([float("nan")] * 20, [1, 0] * 10, "within"),
+        ([0.5] * 20, [2, 0] * 10, "0 or 1"),
+        ([0.9, 0.1] * 10, [0, 1] * 10, "order round"),
+    ],
+)
+def test_pairs_that_do_not_serve(probability, labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit_calibration(probability, labels)
+
+
+def test_reliability_by_hand():
+    p, labels = [0.1, 0.2, 0.6, 0.8], [0, 1, 1, 1]
+    curve = reliability(p, labels, bins=2)
+    assert curve.probability == pytest.approx([0.15, 0.7])
+    assert curve.true_share == [0.5, 1.0]
+    assert curve.error == pytest.approx((0.35 + 0.3) / 2)
+    assert reliability([0.3], [1]).error == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="0 probabilities"):
+        reliability([], [])
+
+
+def test_thresholds_by_hand():
+    p, labels = [0.9, 0.8, 0.8, 0.5, 0.3], [1, 1, 0, 1, 0]
+    assert threshold_for(p, labels, precision=0.7).probability == 0.5
+    found = threshold_for(p, labels, precision=0.9)
+    assert (found.probability, found.precision, found.recall) == (0.9, 1.0, pytest.approx(1 / 3))
+    found = threshold_for(p, labels, recall=0.6)  # the two of 0.8 come together; 0.5 is the more precise way
+    assert (found.probability, found.precision, found.recall) == (0.5, 0.75, 1.0)
+    for wanted in ({}, {"precision": 0.5, "recall": 0.5}):
+        with pytest.raises(ValueError, match="precision or"):
+            threshold_for(p, labels, **wanted)
+    with pytest.raises(ValueError, match="best is 0.500"):
+        threshold_for([0.9, 0.8], [0, 1], precision=0.9)
+    with pytest.raises(ValueError, match="no true pair"):
+        threshold_for([0.9], [0], recall=0.5)
+
+
+def test_plot(tmp_path):
+    from PIL import Image
+
+    curve = reliability(*known(1.0, 0.0, pairs=500)[:2])
+    path = reliability_plot({"before": curve, "after": curve}, tmp_path / "deep" / "plot.png")
+    assert Image.open(path).width > 800
+
+
+def test_stored_with_the_model(model, model_folder, tmp_path, caplog):
+    folder = tmp_path / "copy"
+    model.save_pretrained(folder)
+    assert Calibration.of_model(folder, model) is None
+    fitted = Calibration("platt", 0.5, 0.1, 0.3, 40, {"platt": -0.5}, 0.2, ranker_digest(model))
+    assert fitted.save(folder) == folder / "calibration.json"
+    assert Calibration.of_model(folder, model) == fitted
+    with torch.no_grad():
+        model.text_image_match_head.bias += 1
+    try:
+        assert Calibration.of_model(folder, model) is None
+        assert "calibrate" in caplog.text
+    finally:
+        with torch.no_grad():
+            model.text_image_match_head.bias -= 1
+    (folder / "calibration.json").write_text('{"slope": 1')
+    with pytest.raises(ValueError, match="no calibration"):
+        Calibration.of_model(folder, model)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        fitted.save(tmp_path / "nowhere")
+
+
+def test_uniform_pairs():
+    ids = list("aabcde")
+    pairs = draw_pairs(ids, ids, per_positive=3)
+    labels = [int(ids[t] == ids[i]) for t, i in zip(pairs.text_index, pairs.image_index, strict=True)]
+    assert pairs.labels.tolist() == labels
+    assert (sum(labels), len(labels)) == (8, 8 * 4)
+    again = draw_pairs(ids, ids, per_positive=3)
+    assert again.image_index.equal(pairs.image_index)
+    assert not draw_pairs(ids, ids, per_positive=3, seed=1).image_index.equal(pairs.image_index)
+    with pytest.raises(ValueError, match="one kind only"):
+        draw_pairs(["a"], ["a"])
+
+
+def test_hard_pairs_follow_the_weights():
+    ids = list(range(40))
+    weights = torch.full((40, 40), 1e-3)
+    weights[:, 7] = 1.0
+    pairs = draw_pairs(ids, ids, "hard", per_positive=1, weights=weights)
+    wrong = pairs.image_index[pairs.labels == 0]
+    assert (wrong == 7).float().mean() > 0.8
+    with pytest.raises(ValueError, match="weights"):
+        draw_pairs(ids, ids, "hard")
+
+
+def test_gallery_gives_the_models_probabilities(model, processor):
+    texts, images = ["一只猫", "马", "小船"], [tiny_picture(seed) for seed in range(3)]
+    gallery = Gallery.encode(model, processor, images, texts)
+    pairs = draw_pairs(range(3), range(3), per_positive=2)
+    found = gallery.probabilities(pairs)
+    for place, (text, image) in enumerate(zip(pairs.text_index, pairs.image_index, strict=True)):
+        inputs = processor(images=[images[image]], text=[texts[text]], return_tensors="pt")
+        with torch.no_grad():
+            want = model.match(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        assert float(found[place]) == pytest.approx(float(want.match_probability), abs=1e-5)
+    weights = gallery.hard_weights(range(3), range(3))
+    z = gallery.cosine / model.temperature.item()
+    exact = np.exp(z.numpy() - z.numpy().max(axis=1, keepdims=True))
+    exact = exact / exact.sum(axis=1, keepdims=True) * (1 - np.eye(3))
+    np.testing.assert_allclose(weights.numpy(), exact, atol=1e-5)
+
+
+def test_json_holds_plain_numbers():
+    p, labels, _ = known(1.0, 0.2, pairs=400)
+    from dataclasses import asdict
+
+    text = json.dumps(asdict(fit_calibration(p, labels)))
+    assert math.isfinite(json.loads(text)["slope"])
