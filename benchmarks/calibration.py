@@ -36,11 +36,13 @@ def measure(
     first = next(iter(encoded.values()))
     rows, checks, curves = [], [], {}
     for kind, drawn in NEGATIVES.items():
-        lists = [pairs_of(part, each, kind, per_positive) for part, each in zip((fit, test), first, strict=True)]
+        lists = [pairs_of(fit, first[0], kind), pairs_of(test, first[1], kind, per_positive)]
         for name, galleries in encoded.items():
             fit_p, test_p = (g.probabilities(pairs) for g, pairs in zip(galleries, lists, strict=True))
             fitted = fit_calibration(fit_p, lists[0].labels, lists[0].groups)
-            before, after = reliability(test_p, lists[1].labels), reliability(fitted(test_p), lists[1].labels)
+            share = float(lists[1].labels.double().mean())  # told to the calibration as its prior
+            before = reliability(test_p, lists[1].labels)
+            after = reliability(fitted.with_prior(share)(test_p), lists[1].labels)
             rows.append(
                 {
                     "model": name,
@@ -50,7 +52,7 @@ def measure(
                     "intercept": fitted.intercept,
                     "fitted on": fitted.pairs,
                     "measured on": len(test_p),
-                    "true": float(lists[1].labels.float().mean()),
+                    "true": share,
                     "ECE before": before.error,
                     "ECE after": after.error,
                 }
@@ -68,7 +70,7 @@ def measure(
         {"model": "", "wrong pairs": "", "method": "", "slope": ".2f", "intercept": ".2f", "fitted on": ",d"}
         | {"measured on": ",d", "true": ".1%", "ECE before": ".3f", "ECE after": ".3f"},
         rows,
-        {"wrong_pairs_per_true_pair": per_positive},
+        {"wrong_pairs_per_true_pair_measured": per_positive},
         checks,
         quick=quick,
     )
@@ -98,7 +100,7 @@ def quick_model() -> tuple:
         gallery = Gallery.encode(model, processor, quick_gallery(0).images, quick_gallery(0).texts)
         try:
             for kind in NEGATIVES:
-                pairs = pairs_of(quick_gallery(0), gallery, kind, 3)
+                pairs = pairs_of(quick_gallery(0), gallery, kind)
                 fit_calibration(gallery.probabilities(pairs), pairs.labels, pairs.groups)
         except ValueError:
             continue

@@ -13,7 +13,9 @@ def calibrate(
         str, typer.Option(help="Pairs that training has not seen (as `r2d2 pretrain` takes them), or 'demo'.")
     ],
     negatives: Annotated[str, typer.Option(help="'uniform', or 'hard': drawn as FGR draws.")] = "uniform",
-    per_positive: Annotated[int, typer.Option(min=1, help="Wrong pictures for each true pair.")] = 4,
+    per_positive: Annotated[
+        int | None, typer.Option(min=1, help="Wrong pictures for each true pair; default: 32, of hard ones 4.")
+    ] = None,
     prior: Annotated[
         float | None, typer.Option(help="Share of true pairs where it will be used; default: of those fitted.")
     ] = None,

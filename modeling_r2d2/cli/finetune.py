@@ -109,7 +109,13 @@ def finetune(
     if validation_share:
         kept, set_aside = split_validation(pairs, validation_share, pairs.image_ids(), seed)
         pairs, held_out = pairs.select(kept), pairs.select(set_aside)
-    run(model, pairs, settings, held_out, say=lambda line: console.print(line, markup=False, highlight=False))
+    run(
+        model,
+        pairs,
+        settings,
+        held_out,
+        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"model and processor are in [bold]{output}[/bold]")

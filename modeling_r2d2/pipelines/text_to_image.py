@@ -103,6 +103,10 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._guidance_scale = 1.0
+        self._guidance_rescale = 0.0
+        self._cross_attention_kwargs = None
+        self._num_timesteps = 0
+        self._interrupt = False
 
     @property
     def vae_scale_factor(self) -> int:

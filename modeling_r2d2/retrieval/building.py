@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -10,21 +10,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from ..evaluation.retrieval import _evaluating, encode_texts
-from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.images import ImageReadError, open_image
+from ..modeling_r2d2 import R2D2Model
+from ..processing.datasets.images import ImageReadError
 from ..processing.datasets.report import Problem
 from ..processing.processing_r2d2 import R2D2Processor
-from .cache import CacheOptions, pack, row_checksums
+from .cache import CacheOptions
+from .encoding import Progress, ShardEncoder, problem_of
 from .locking import only_writer
 from .manifest import FileRecord, Manifest, ModelIdentity, ShardRecord, written_aside
 from .pictures import Picture, digest_of, list_pictures
-from .ranker import FastRanker
-from .store import PictureIndex, Shard, ShardContent, finished_shards, sweep, with_unreadable, write_shard
+from .store import PictureIndex, Shard, finished_shards, sweep, with_unreadable, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
 logger = logging.getLogger(__name__)
@@ -32,8 +27,6 @@ logger = logging.getLogger(__name__)
 REPORT = "unreadable.jsonl"
 #: Smaller vector indexes are built anew when pictures are added: that is quick.
 GROWS_FROM = 10_000
-_SHARD_BYTES, _MOST_IN_SHARD = 2**28, 1024
-Progress = Callable[[int, str], Any]
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class IndexBuilder:
         self.vectors, self.batch_size, self.accelerator = vectors, batch_size, accelerator
         self.shard_size = shard_size
         self.progress = progress or (lambda count, doing: None)
-        self.ranker = FastRanker(model) if self.cache.keep == "keys_values" else None
+        self.encoder = ShardEncoder(model, processor, self.cache, batch_size, self.progress)
 
     # -- changes --------------------------------------------------------------------------------
 
@@ -134,7 +127,7 @@ class IndexBuilder:
                     problems.append({"id": None, "location": item.location, "reason": item.reason})
                     continue
                 if item.id in seen:
-                    problems.append(_problem(item, "a picture of this id came before in the source"))
+                    problems.append(problem_of(item, "a picture of this id came before in the source"))
                     continue
                 seen.add(item.id)
                 if item.id in resumed and resumed[item.id].same(item):
@@ -201,98 +194,19 @@ class IndexBuilder:
     def _encode_all(self, pictures: Iterator[Picture], first: int, taken: set[int]) -> list[ShardRecord]:
         """Encode pictures shard by shard under the lowest free names; of all processes, the records of their shards."""
         made: list[ShardRecord] = []
-        size = self.shard_size or self._shard_size()
+        size = self.shard_size or self.encoder.shard_size()
         number, turn = first, 0
         with ThreadPoolExecutor(1, "r2d2-read") as reader:
             while part := list(islice(pictures, size)):
                 while number in taken:
                     number += 1
                 if turn % self._processes == self._number:
-                    made.append(write_shard(self.root, f"{number:08}", self._encode(part, reader)))
+                    made.append(write_shard(self.root, f"{number:08}", self.encoder.encode(part, reader)))
                 number, turn = number + 1, turn + 1
         self._wait()
         if self._processes == 1:
             return made
         return finished_shards(self.root, {f"{number:08}" for number in taken})
-
-    def _encode(self, pictures: list[Picture], reader: ThreadPoolExecutor) -> ShardContent:
-        """One shard. The next batch is read and squashed while the tower is at work on this one."""
-        good: list[Picture] = []
-        contents: list[str] = []
-        embeds: list[Tensor] = []
-        kept: list[dict[str, Tensor]] = []
-        unreadable: list[dict] = []
-        batches = self._batches(pictures, unreadable)
-        with _evaluating(self.model):
-            upcoming = reader.submit(next, batches, None)
-            while (batch := upcoming.result()) is not None:
-                upcoming = reader.submit(next, batches, None)
-                read, digests, pixel_values = batch
-                output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
-                embeds.append(normalize(output.pooler_output.float()).cpu())
-                if self.cache.keep != "none":
-                    kept.append(pack(self._kept(output.last_hidden_state), self.cache.precision))
-                good.extend(read)
-                contents.extend(digests)
-                self.progress(len(read), "encoding")
-        self.progress(len(unreadable), "unreadable")
-        size = self.model.config.projection_dim
-        texts = [text for picture in good for text in picture.texts]
-        text_embeds = torch.empty(0, size)
-        if texts:
-            distinct = list(dict.fromkeys(texts))
-            places = {text: place for place, text in enumerate(distinct)}
-            encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
-            text_embeds = encoded[[places[text] for text in texts]]
-        cache = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
-        return ShardContent(
-            good,
-            contents,
-            torch.cat(embeds) if embeds else torch.empty(0, size),
-            text_embeds,
-            cache,
-            row_checksums(cache) if cache else [],
-            unreadable,
-        )
-
-    def _batches(self, pictures: list[Picture], unreadable: list[dict]) -> Iterator[tuple]:
-        """Whole batches of readable pictures: pictures, content hashes, pixel values."""
-        readable: list[tuple[Picture, str, Image.Image]] = []
-        for picture in pictures:
-            try:
-                data = picture.read()
-                image = open_image(data, name=picture.location or picture.id)
-            except ImageReadError as error:
-                reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
-                unreadable.append(_problem(picture, reason))
-                continue
-            readable.append((picture, digest_of(data), image))
-            if len(readable) == self.batch_size:
-                yield self._batch(readable)
-                readable = []
-        if readable:
-            yield self._batch(readable)
-
-    def _batch(self, readable: list[tuple[Picture, str, Image.Image]]) -> tuple:
-        pictures, digests, images = zip(*readable, strict=True)
-        return pictures, digests, self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-
-    def _kept(self, states: Tensor) -> dict[str, Tensor]:
-        if self.ranker is None:
-            return {"states": states}
-        images = self.ranker.prepare(states, keys_values=True)
-        return {name: tensor for name, tensor in vars(images).items() if tensor.numel()}
-
-    def _shard_size(self) -> int:
-        """Pictures of a shard, so that it takes no more memory than it must; whole batches."""
-        if self.cache.keep == "none":
-            return max(_MOST_IN_SHARD // self.batch_size, 1) * self.batch_size
-        size = self.processor.image_processor.size
-        blank = torch.zeros(1, 3, size["height"], size["width"], device=self.model.device, dtype=self.model.dtype)
-        with _evaluating(self.model):
-            kept = pack(self._kept(self.model.get_image_features(blank).last_hidden_state), self.cache.precision)
-        each = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-        return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size
 
     # -- publishing -----------------------------------------------------------------------------
 
@@ -441,10 +355,6 @@ class _Known:
             return digest_of(picture.read()) == self.content
         except ImageReadError:
             return False
-
-
-def _problem(picture: Picture, reason: str) -> dict:
-    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, "size": picture.size}
 
 
 def _line(entry: dict) -> str:

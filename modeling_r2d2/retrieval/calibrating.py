@@ -47,7 +47,11 @@ def load_gallery(data: str | PathLike) -> LabelledGallery:
 
 
 def pairs_of(
-    gallery: LabelledGallery, encoded: Gallery, negatives: Negatives = "uniform", per_positive: int = 4, seed: int = 0
+    gallery: LabelledGallery,
+    encoded: Gallery,
+    negatives: Negatives = "uniform",
+    per_positive: int | None = None,
+    seed: int = 0,
 ) -> PairList:
     """The pairs to fit or measure on; hard ones are drawn by this model, and may serve others too."""
     ids = gallery.image_ids, gallery.text_ids
@@ -59,7 +63,7 @@ def calibrate_model(
     model: str | PathLike,
     gallery: LabelledGallery,
     negatives: Negatives = "uniform",
-    per_positive: int = 4,
+    per_positive: int | None = None,
     prior: float | None = None,
     method: str = "best",
     seed: int = 0,

@@ -14,6 +14,8 @@ from ..modeling_r2d2 import R2D2Model
 from .ranker import FastRanker, RankedTexts
 
 Negatives = Literal["uniform", "hard"]
+#: Wrong pairs for each true one.
+PER_POSITIVE = {"uniform": 32, "hard": 4}
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ def draw_pairs(
     image_ids: Sequence,
     text_ids: Sequence,
     negatives: Negatives = "uniform",
-    per_positive: int = 4,
+    per_positive: int | None = None,
     seed: int = 0,
     weights: Tensor | None = None,
 ) -> PairList:
-    """All true pairs of a gallery, and for each of them `per_positive` wrong pictures for its text.
+    """All true pairs of a gallery, and for each of them `per_positive` wrong pictures for its text; by default 32
+    uniform ones, which are cheap and show how improbable wrong pairs are, or 4 hard ones. `Calibration.prior` makes up
+    for the share of true pairs that this gives.
 
     Args:
         image_ids, text_ids: see `evaluation.positive_pairs`.
@@ -61,7 +65,7 @@ def draw_pairs(
         raise ValueError(f"negatives is {negatives!r}; use 'uniform' or 'hard'")
     chances = chances.clamp(min=1e-12).masked_fill(positives, 0)
     text_index, image_index = positives.nonzero(as_tuple=True)
-    count = min(per_positive, int((chances > 0).sum(dim=1).min()))
+    count = min(per_positive or PER_POSITIVE[negatives], int((chances > 0).sum(dim=1).min()))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(chances[text_index], count, generator=generator)
     return PairList(

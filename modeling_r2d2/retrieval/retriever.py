@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import NOT_A_CANDIDATE, EncodedTexts, encode_images, encode_texts
+from ..evaluation.retrieval import NOT_A_CANDIDATE, encode_images, encode_texts
 from ..modeling_r2d2 import R2D2Model
-from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
 from .building import Built, IndexBuilder, open_for_reading
-from .cache import CacheOptions, unpack
+from .cache import CacheOptions
 from .calibration import Calibration
+from .candidates import CandidateRanking, ranked
 from .manifest import Manifest, ModelIdentity
 from .pictures import Picture
-from .ranker import FastRanker, RankedImages, RankedTexts
+from .ranker import FastRanker
 from .results import SearchHit, SearchResult
 from .store import PictureIndex
 from .vectors import FaissVectors, VectorSearch, build_vectors
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 ImageQuery = str | PathLike | Image.Image
 #: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
 ONLY_FIRST_ENCODER = -4.0
-#: Memory for the prepared states of the pictures that are ranked at a time.
-_BLOCK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class R2D2Retriever:
     ):
         self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
         self.ranker = FastRanker(model, chunk) if model.can_rank else None
+        self.stage = CandidateRanking(model, processor, self.ranker, index) if index is not None else None
         self.vectors = vectors
         if index is not None and vectors is None:
             self.vectors = _vectors_of(index)
@@ -202,9 +202,9 @@ class R2D2Retriever:
         if ranks:
             chosen = [rows[:candidates] for rows, _ in found]
             if find == "images":
-                probability = self._rank_pictures(queries, chosen, cascade, found)
+                probability = self.stage.pictures(queries, chosen, cascade, found)
             else:
-                probability = self._rank_captions(queries.hidden_states, chosen, cascade, found)
+                probability = self.stage.captions(queries.hidden_states, chosen, cascade, found)
         results = []
         for number, name in enumerate(names):
             hits = self._hits(*found[number], probability[number], find, top_k, min_match_probability, cascade)
@@ -226,7 +226,7 @@ class R2D2Retriever:
         prepared = self.ranker.prepare(encoded_images.hidden_states)
         image_index = torch.arange(len(pictures)).repeat_interleave(len(texts)).to(self.model.device)
         text_index = torch.arange(len(texts)).repeat(len(pictures)).to(self.model.device)
-        logits = self.ranker.logits(_ranked(encoded_texts), prepared, text_index, image_index)
+        logits = self.ranker.logits(ranked(encoded_texts), prepared, text_index, image_index)
         raw = logits.match_probability.view(len(pictures), len(texts)).cpu()
         calibrated = raw if self.calibration is None else self.calibration(raw)
         return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
@@ -261,102 +261,6 @@ class R2D2Retriever:
             order = np.lexsort((rows, -cosine))[:count]  # ties in the order of the index
             sorted_found.append((rows[order], cosine[order]))
         return sorted_found
-
-    def _rank_pictures(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
-        """Match probability of the candidates of text queries: by row, with the number of encoders asked."""
-        distinct = np.unique(np.concatenate(chosen))
-        pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
-        texts = _ranked(queries)
-        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
-
-        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
-            by_row: dict[int, list[int]] = {}
-            for query, row in wanted:
-                by_row.setdefault(row, []).append(query)
-            rows = np.array([row for row in distinct if int(row) in by_row], dtype=np.int64)
-            out = {}
-            for start in range(0, len(rows), self._block):
-                kept, images = self._images(rows[start : start + self._block])
-                index = [(q, place) for place, row in enumerate(kept) for q in by_row[row]]
-                if not index:
-                    continue
-                text_index, image_index = torch.tensor(index, device=self.model.device).t().contiguous()
-                logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
-                part = torch.stack(
-                    [each[:, :2] for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
-                ).float()
-                values = part.softmax(dim=-1)[..., 1].t().cpu()
-                out.update({(q, kept[place]): value for (q, place), value in zip(index, values, strict=True)})
-            return out
-
-        return self._cascaded(run, pairs, cascade, cosines)
-
-    def _rank_captions(self, states: Tensor, chosen: list, cascade: int | None, found: list) -> list[dict]:
-        """Match probability of the candidate captions of picture queries."""
-        captions, _, _ = self.index.texts
-        distinct = np.unique(np.concatenate(chosen)).tolist()
-        place_of = {row: place for place, row in enumerate(distinct)}
-        texts = _ranked(encode_texts(self.model, self.processor, [captions[row] for row in distinct]))
-        images = self.ranker.prepare(states)
-        pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
-        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
-
-        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
-            device = self.model.device
-            text_index = torch.tensor([place_of[row] for _, row in wanted], device=device)
-            image_index = torch.tensor([query for query, _ in wanted], device=device)
-            logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
-            part = [each for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
-            values = torch.stack(part).float().softmax(dim=-1)[..., 1].t().cpu()
-            return dict(zip(wanted, values, strict=True))
-
-        return self._cascaded(run, pairs, cascade, cosines)
-
-    def _cascaded(self, run, pairs: list[tuple[int, int]], cascade: int | None, cosines: list[dict]) -> list[dict]:
-        """All pairs by both encoders; or by the first one, and its best of each query by the second one too."""
-        ranked: list[dict[int, tuple[float, int]]] = [{} for _ in cosines]
-        if cascade is None:
-            for (query, row), values in run(pairs).items():
-                ranked[query][row] = (float(values.mean()), 2)
-            return ranked
-        first = run(pairs, image_text=False)
-        for (query, row), values in first.items():
-            ranked[query][row] = (float(values[0]), 1)
-        best = []
-        for query, by_row in enumerate(ranked):
-            order = sorted(by_row, key=lambda row, q=query, known=by_row: -(known[row][0] + cosines[q][row]))
-            best.extend((query, row) for row in order[:cascade])
-        for (query, row), values in (run(best, text_image=False) if best else {}).items():
-            ranked[query][row] = ((ranked[query][row][0] + float(values[0])) / 2, 2)
-        return ranked
-
-    @property
-    def _block(self) -> int:
-        """Pictures whose states are prepared at a time."""
-        cross = self.model.config.cross_encoder_config
-        layers = cross.num_hidden_layers * 2 if self.index.manifest.cache["keep"] == "keys_values" else 2
-        tokens = 256
-        return max(_BLOCK_BYTES // (4 * tokens * cross.hidden_size * layers), 8)
-
-    def _images(self, rows: np.ndarray) -> tuple[list[int], RankedImages | None]:
-        """Prepared states of pictures, from what is kept or by the image tower; without those that are gone."""
-        if self.index.manifest.cache["keep"] != "none":
-            tensors = unpack(self.index.cached(rows), self.model.dtype, self.model.device)
-            if "queries" in tensors:
-                if "keys" not in tensors:  # a ranker of one layer has none to keep
-                    return rows.tolist(), self.ranker.with_keys_values(RankedImages(**tensors))
-                return rows.tolist(), RankedImages(**tensors)
-            return rows.tolist(), self.ranker.prepare(tensors["states"])
-        pictures, kept = [], []
-        for row in rows.tolist():
-            try:
-                pictures.append(self.index.picture(row).open())
-                kept.append(row)
-            except ImageReadError as error:
-                logger.warning("not ranked, since its file cannot be read: %s", error)
-        if not pictures:
-            return [], None
-        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pictures).hidden_states)
 
     def _hits(self, rows, cosine, probability, find, top_k, minimum, cascade) -> list[SearchHit]:
         """The hits of one query: tiers of candidates by both encoders, by one, and the rest by cosine."""
@@ -450,10 +354,6 @@ def _opened(images: ImageQuery | Sequence[ImageQuery]) -> tuple[list[str], list[
         raise ValueError("there is no query")
     names = [str(i) if isinstance(i, str | PathLike) else getattr(i, "filename", "") or "picture" for i in images]
     return names, [open_image(image) for image in images]
-
-
-def _ranked(texts: EncodedTexts) -> RankedTexts:
-    return RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
 
 
 __all__ = ["MatchResult", "Picture", "R2D2Retriever", "load_model"]

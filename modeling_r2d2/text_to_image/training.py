@@ -56,9 +56,10 @@ def train_text_to_image(
 
 class _Run:
     def __init__(self, pipeline, pairs, settings: TextToImageSettings, console: Console) -> None:
-        _refuse_existing(settings)
         self.pipeline, self.pairs, self.settings, self.console = pipeline, pairs, settings, console
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        with self.accelerator.main_process_first():
+            _refuse_existing(settings)
         set_seed(settings.seed + self.accelerator.process_index)
         self.scheduler = _training_scheduler(pipeline.scheduler)
         choose_trained(pipeline, settings.train, settings.text_encoder, settings.lora_rank)
@@ -72,11 +73,11 @@ class _Run:
             module.unet.to(memory_format=torch.channels_last)
         pipeline.text_encoder.train(self.trains_text)
         self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
         optimizer = torch.optim.AdamW(
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
         self.accelerator.register_for_checkpointing(self.ema)
         self.step, self.elapsed, self.history = 0, 0.0, []
         if settings.resume:
@@ -108,7 +109,7 @@ class _Run:
         )
         started, begun_at, losses = time.perf_counter() - self.elapsed, self.step, []
         trained = sum(parameter.numel() for parameter in self.trained)
-        self.console.print(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
+        self._say(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
         while self._progress() < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.learning_rate_at(self._progress(ahead=True))
@@ -211,9 +212,11 @@ class _Run:
             raise FloatingPointError(f"the loss is {mean} at step {self.step}: lower the learning rate")
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append({"step": self.step, "loss": mean, "learning_rate": rate, "seconds": self.elapsed})
+        self._say(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {self.elapsed / 60:.1f} min")
+
+    def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
-            minutes = self.elapsed / 60
-            self.console.print(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {minutes:.1f} min", highlight=False)
+            self.console.print(line, highlight=False)
 
     @contextmanager
     def _averaged(self) -> Iterator[R2D2TextToImagePipeline]:
@@ -291,7 +294,7 @@ class _Run:
             merge_lora(pipeline.text_encoder)
             pipeline.save_pretrained(settings.output)
             (settings.output / "training.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        self.console.print(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
+        self._say(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
         return result
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -29,3 +30,8 @@ class R2D2TrainingArguments(TrainingArguments):
     warmup_steps: float = 0.05
     report_to: str | list[str] = "none"
     grad_cache_chunk: int = field(default=0, metadata={"help": "Pairs that pass the towers at once; 0: the batch."})
+
+    def __post_init__(self):
+        # Else several processes without a GPU would each train, and save, as if they were alone.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()

@@ -107,6 +107,7 @@ def test_calibrate(place, tmp_path):
     picture = place / "pictures" / "马.png"
     before = json.loads(run("match", picture, "马", "--model", folder, "--json"))
     command = ("calibrate", folder, "--data", data / "pairs.jsonl", "--prior", "0.01", "--method", "platt")
+    command += ("--per-positive", "4")
     result = runner.invoke(app, [str(each) for each in (*command, "--recall", "0.5", "--plot", tmp_path / "r.png")])
     if isinstance(result.exception, ValueError):  # random weights may rank these twelve the wrong way round
         assert "order round" in str(result.exception)

@@ -1,0 +1,116 @@
+"""From picture files to the content of a shard: read, hash, squash, encode, pack."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.retrieval import _evaluating, encode_texts
+from ..modeling_r2d2 import R2D2Model, normalize
+from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.processing_r2d2 import R2D2Processor
+from .cache import CacheOptions, pack, row_checksums
+from .pictures import Picture, digest_of
+from .ranker import FastRanker
+from .store import ShardContent
+
+_SHARD_BYTES, _MOST_IN_SHARD = 2**28, 1024
+Progress = Callable[[int, str], Any]
+
+
+class ShardEncoder:
+    """Encodes the pictures of one shard; `batch_size` of them at a time, `progress` told of each batch."""
+
+    def __init__(
+        self, model: R2D2Model, processor: R2D2Processor, cache: CacheOptions, batch_size: int, progress: Progress
+    ):
+        self.model, self.processor, self.cache = model, processor, cache
+        self.batch_size, self.progress = batch_size, progress
+        self.ranker = FastRanker(model) if cache.keep == "keys_values" else None
+
+    def encode(self, pictures: list[Picture], reader: ThreadPoolExecutor) -> ShardContent:
+        """One shard. The next batch is read and squashed while the tower is at work on this one."""
+        good: list[Picture] = []
+        contents: list[str] = []
+        embeds: list[Tensor] = []
+        kept: list[dict[str, Tensor]] = []
+        unreadable: list[dict] = []
+        batches = self._batches(pictures, unreadable)
+        with _evaluating(self.model):
+            upcoming = reader.submit(next, batches, None)
+            while (batch := upcoming.result()) is not None:
+                upcoming = reader.submit(next, batches, None)
+                read, digests, pixel_values = batch
+                output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
+                embeds.append(normalize(output.pooler_output.float()).cpu())
+                if self.cache.keep != "none":
+                    kept.append(pack(self._kept(output.last_hidden_state), self.cache.precision))
+                good.extend(read)
+                contents.extend(digests)
+                self.progress(len(read), "encoding")
+        self.progress(len(unreadable), "unreadable")
+        size = self.model.config.projection_dim
+        texts = [text for picture in good for text in picture.texts]
+        text_embeds = torch.empty(0, size)
+        if texts:
+            distinct = list(dict.fromkeys(texts))
+            places = {text: place for place, text in enumerate(distinct)}
+            encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
+            text_embeds = encoded[[places[text] for text in texts]]
+        cache = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
+        return ShardContent(
+            good,
+            contents,
+            torch.cat(embeds) if embeds else torch.empty(0, size),
+            text_embeds,
+            cache,
+            row_checksums(cache) if cache else [],
+            unreadable,
+        )
+
+    def _batches(self, pictures: list[Picture], unreadable: list[dict]) -> Iterator[tuple]:
+        """Whole batches of readable pictures: pictures, content hashes, pixel values."""
+        readable: list[tuple[Picture, str, Image.Image]] = []
+        for picture in pictures:
+            try:
+                data = picture.read()
+                image = open_image(data, name=picture.location or picture.id)
+            except ImageReadError as error:
+                reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
+                unreadable.append(problem_of(picture, reason))
+                continue
+            readable.append((picture, digest_of(data), image))
+            if len(readable) == self.batch_size:
+                yield self._batch(readable)
+                readable = []
+        if readable:
+            yield self._batch(readable)
+
+    def _batch(self, readable: list[tuple[Picture, str, Image.Image]]) -> tuple:
+        pictures, digests, images = zip(*readable, strict=True)
+        return pictures, digests, self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def _kept(self, states: Tensor) -> dict[str, Tensor]:
+        if self.ranker is None:
+            return {"states": states}
+        images = self.ranker.prepare(states, keys_values=True)
+        return {name: tensor for name, tensor in vars(images).items() if tensor.numel()}
+
+    def shard_size(self) -> int:
+        """Pictures of a shard, so that it takes no more memory than it must; whole batches."""
+        if self.cache.keep == "none":
+            return max(_MOST_IN_SHARD // self.batch_size, 1) * self.batch_size
+        size = self.processor.image_processor.size
+        blank = torch.zeros(1, 3, size["height"], size["width"], device=self.model.device, dtype=self.model.dtype)
+        with _evaluating(self.model):
+            kept = pack(self._kept(self.model.get_image_features(blank).last_hidden_state), self.cache.precision)
+        each = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size
+
+
+def problem_of(picture: Picture, reason: str) -> dict:
+    """An entry of the report of unreadable pictures."""
+    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, "size": picture.size}

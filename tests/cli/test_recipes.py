@@ -1,0 +1,98 @@
+"""`r2d2 pretrain --recipe`, the recipes, and the example of the stock Trainer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForPreTraining
+from typer.testing import CliRunner
+
+from modeling_r2d2.cli import app
+from modeling_r2d2.training.recipes import RECIPES, Recipe, find_recipe
+from tests.cli.test_cli import arguments, data  # noqa: F401 (a fixture)
+
+runner = CliRunner()
+ROOT = Path(__file__).parents[2]
+
+
+def test_recipes_of_the_command_line():
+    assert {name: str(recipe) for name, recipe in RECIPES.items()} == {
+        "r2d2": "TgD + FGR + MLM + FgD",
+        "prd2": "TgD + FgD",
+        "clip": "GCPR",
+    }
+    with pytest.raises(ValueError, match="unknown recipe 'albef'; there are r2d2, prd2, clip"):
+        find_recipe("albef")
+    with pytest.raises(ValueError, match="needs masking"):
+        Recipe(masking=False)
+
+
+def test_queue_of_a_small_data_set():
+    recipe = find_recipe("r2d2")
+    assert recipe.adapted(1000).target_guided.queue_size == 500
+    assert recipe.adapted(10**6).target_guided.queue_size == 65536
+    assert recipe.adapted(None).target_guided.queue_size == 65536
+    assert recipe.adapted(1000, queue_size=800).target_guided.queue_size == 800
+    assert not recipe.adapted(1000, distil=False).distils
+    assert recipe.adapted(1000, masking=False).feature_guided is None
+
+
+@pytest.mark.parametrize(
+    ("options", "objectives", "ranks"),
+    [
+        ((), "TgD + FGR + MLM + FgD", True),
+        (("--no-distil",), "GCPR + FGR + MLM", True),
+        (("--recipe", "prd2"), "TgD + FgD", False),
+        (("--recipe", "clip"), "GCPR", False),
+    ],
+)
+def test_pretrain_by_recipe(data, options, objectives, ranks):  # noqa: F811
+    result = runner.invoke(app, arguments(data, *options), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert objectives in " ".join(result.output.split())
+    assert AutoModelForPreTraining.from_pretrained(data / "run").can_rank == ranks
+    state = data / "run" / "checkpoint-2" / "distillation.safetensors"
+    assert state.is_file() == ("TgD" in objectives)
+
+
+def test_a_recipe_that_ranks_needs_a_ranker(data):  # noqa: F811
+    assert runner.invoke(app, arguments(data, "--recipe", "prd2")).exit_code == 0
+    other = ["pretrain", "--data", str(data / "pairs.jsonl"), "--model", str(data / "run"), "--recipe", "r2d2"]
+    result = runner.invoke(app, [*other, "--output", str(data / "other")])
+    assert "the recipe has ranking but the model has no ranker" in str(result.exception)
+
+
+def test_distilled_run_resumes(data):  # noqa: F811
+    assert runner.invoke(app, arguments(data)).exit_code == 0
+    resumed = runner.invoke(app, [*arguments(data, "--resume"), "--steps", "6"], catch_exceptions=False)
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_example_of_the_stock_trainer(data, tmp_path):  # noqa: F811
+    script = ROOT / "examples" / "distil_with_trainer.py"
+    code = [
+        line
+        for line in script.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith(('"""', "import", "from"))
+    ]
+    assert len(code) <= 25
+    command = [sys.executable, str(script), str(data / "pairs.jsonl"), str(tmp_path / "out"), "10"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "'loss_tgd'" in done.stdout
+    assert "'loss_fgd'" in done.stdout
+    assert AutoModelForPreTraining.from_pretrained(tmp_path / "out").can_rank
+
+
+def test_two_workers_by_torchrun(data):  # noqa: F811
+    """The command as the launch examples start it, on two CPU processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "modeling_r2d2.cli", *arguments(data, "--batch-size", "2", "--no-augment")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, [line for line in done.stderr.splitlines() if "rank0" in line][-15:]
+    assert (data / "run" / "checkpoint-4" / "complete.json").is_file()
+    assert (data / "run" / "checkpoint-4" / "rng_state_1.pth").is_file()
+    assert AutoModelForPreTraining.from_pretrained(data / "run").can_rank
