@@ -21,7 +21,7 @@ from modeling_r2d2.training.recipes import Recipe
 GCPR = Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None, momentum=MOMENTUM)
 RECIPES = {
     "GCPR": GCPR,
-    "TgD, α 0.4": replace(GCPR, target_guided=TARGETS),
+    "TgD, α 0.4": replace(GCPR, target_guided=replace(TARGETS, alpha=0.4)),
     "TgD, α 0.8": replace(GCPR, target_guided=replace(TARGETS, alpha=0.8)),
 }
 NOISE = (0.0, 0.2, 0.4)

@@ -162,7 +162,7 @@ class R2D2Retriever:
             candidates: how many of the best by cosine the ranker orders (the authors: 128 or 64). 0: none.
             min_match_probability: leave out hits below it, and hits that the ranker was not asked about.
             cascade: the text-image encoder alone orders the candidates, and both encoders only its best `cascade`.
-                Faster by a factor of three to seven; what lies between gets the first encoder's probability.
+                Several times faster; what lies between gets the first encoder's probability.
 
         Returns:
             a result for each query, in order.
