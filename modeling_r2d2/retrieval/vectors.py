@@ -114,7 +114,7 @@ class FaissVectors:
     def _parameters(self, count: int) -> Any:
         faiss = require_faiss()
         if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(self.effort or 256, 2 * count))
+            return faiss.SearchParametersHNSW(efSearch=max(self.effort or max(256, 2 * count), count))
         if self.kind == "ivf":
             return faiss.SearchParametersIVF(nprobe=max(1, round(self.index.nlist * (self.effort or 3) / 100)))
         return None

@@ -1,6 +1,7 @@
 """R2D2Trainer: the stock Trainer that also logs the parts of the loss and where the time goes, and whose checkpoints
 are complete or absent."""
 
+import logging
 import os
 import shutil
 import time
@@ -19,6 +20,8 @@ from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, save_state
 from .grad_cache import average_gradients, cached_backward
 from .progress import LossProgressCallback
+
+logger = logging.getLogger(__name__)
 
 #: Scalars of R2D2ForPreTrainingOutput that are logged beside the total loss.
 LOGGED_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "loss_fgd", "ranking_accuracy", "temperature")
@@ -61,6 +64,7 @@ class R2D2Trainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._check_vocabulary()
+        self._warn_of_batch_statistics()
         self._parts = {True: _Means(), False: _Means()}  # by model.training
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
         self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
@@ -76,6 +80,14 @@ class R2D2Trainer(Trainer):
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary {text_config.vocab_size}: "
                 "they do not belong together (model.resize_token_embeddings adapts the model)"
+            )
+
+    def _warn_of_batch_statistics(self):
+        norms = [n for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and self.args.world_size > 1 and self.args.should_log:
+            logger.warning(
+                f"{norms[0]} and {len(norms) - 1} more layers normalise by the batch of one process: several "
+                "processes do not equal one with the whole batch (torch.nn.SyncBatchNorm, or a frozen tower, would)"
             )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
