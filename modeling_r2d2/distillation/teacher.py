@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..modeling_r2d2 import normalize
 
@@ -39,7 +40,8 @@ class MomentumTeacher(nn.Module):
     It starts as a copy of the student, stays in evaluation mode (no dropout, running statistics of batch norms
     copied from the student), needs no gradient, and is no submodule of the student: it enters neither optimizer
     nor DistributedDataParallel nor the model's checkpoint. Weights of less than 32 bits are averaged in float32,
-    where (1 − m) of them is not rounded away.
+    where (1 − m) of them is not rounded away. A student that FSDP2 shards is followed too: make its teacher before it
+    is sharded; the teacher stays whole in every process.
 
     Args:
         student: an `R2D2ForPreTraining`, or another model with its tower methods.
@@ -68,7 +70,7 @@ class MomentumTeacher(nn.Module):
         pairs = [(ours, weights[name]) for name, ours in self.model.named_parameters() if weights[name].requires_grad]
         if pairs:
             ours, theirs = map(list, zip(*pairs, strict=True))
-            theirs = [s.to(t.dtype) for t, s in zip(ours, theirs, strict=True)]
+            theirs = [_whole(s).to(t.dtype) for t, s in zip(ours, theirs, strict=True)]
             torch._foreach_lerp_(ours, theirs, 1 - momentum)
         buffers = dict(student.named_buffers())
         pairs = [(ours, buffers[name]) for name, ours in self.model.named_buffers()]
@@ -108,3 +110,7 @@ class MomentumTeacher(nn.Module):
             return TeacherFeatures(*parts[0])
         columns = zip(*parts, strict=True)
         return TeacherFeatures(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

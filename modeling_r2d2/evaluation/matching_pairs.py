@@ -25,7 +25,7 @@ from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.records import read_label
 from ..processing.processing_r2d2 import R2D2Processor
 from .gallery import Gallery, text_positives
-from .retrieval import _evaluating, encode_images, encode_texts
+from .retrieval import encode_images, encode_texts, evaluating
 
 Negatives = Literal["uniform", "fgr"]
 _VERSION = 1
@@ -122,7 +122,7 @@ def make_matching_pairs(
             raise ValueError("negatives as in FGR are drawn by a model: give model and processor")
         images = encode_images(model, processor, gallery.images, batch_size, keep_states=False)
         texts = encode_texts(model, processor, gallery.texts, 8 * batch_size, keep_states=False)
-        with _evaluating(model):
+        with evaluating(model):
             logits = (texts.embeds @ images.embeds.t() / model.bounded_temperature().float()).cpu()
     else:
         logits = torch.zeros(positives.shape)
@@ -174,7 +174,7 @@ def pair_probabilities(
         own_texts, text_of_pair = np.unique(np.array([texts[row] for row in rows], dtype=object), return_inverse=True)
         encoded_images = encode_images(model, processor, [images[place] for place in own_images.tolist()])
         encoded_texts = encode_texts(model, processor, own_texts.tolist())
-        with _evaluating(model):
+        with evaluating(model):
             output = model.rank(
                 encoded_texts.hidden_states,
                 encoded_images.hidden_states,

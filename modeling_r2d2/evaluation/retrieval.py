@@ -93,7 +93,7 @@ def encode_images(
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
     embeds, states = [], []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = [open_image(images[i]) for i in range(start, min(start + batch_size, len(images)))]
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
@@ -133,7 +133,7 @@ def encode_texts(
     lengths = attention_mask.sum(dim=1)
     device = torch.device(device or model.device)
     embeds = states = None
-    with _evaluating(model):
+    with evaluating(model):
         for rows in lengths.argsort(stable=True).split(batch_size):
             longest = int(lengths[rows].max())
             output = model.get_text_features(
@@ -191,7 +191,7 @@ def match_probabilities(
     position, image_index = pairs[by_length].nonzero(as_tuple=True)
     text_index = by_length[position]
     probability = torch.full(pairs.shape, torch.nan, device=pairs.device)
-    with _evaluating(model):
+    with evaluating(model):
         for text_rows, image_rows in zip(text_index.split(batch_size), image_index.split(batch_size), strict=True):
             own_texts, text_of_pair = text_rows.to(lengths.device).unique(return_inverse=True)
             own_images, image_of_pair = image_rows.to(images.hidden_states.device).unique(return_inverse=True)
@@ -335,7 +335,7 @@ def _combine(cosine: Tensor, probability: Tensor, pairs: Tensor, direction: Dire
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradient; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

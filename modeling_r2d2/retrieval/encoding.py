@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import _evaluating, encode_texts
+from ..evaluation.retrieval import encode_texts, evaluating
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import ImageReadError, open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -39,7 +39,7 @@ class ShardEncoder:
         kept: list[dict[str, Tensor]] = []
         unreadable: list[dict] = []
         batches = self._batches(pictures, unreadable)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             upcoming = reader.submit(next, batches, None)
             while (batch := upcoming.result()) is not None:
                 upcoming = reader.submit(next, batches, None)
@@ -105,7 +105,7 @@ class ShardEncoder:
             return max(_MOST_IN_SHARD // self.batch_size, 1) * self.batch_size
         size = self.processor.image_processor.size
         blank = torch.zeros(1, 3, size["height"], size["width"], device=self.model.device, dtype=self.model.dtype)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             kept = pack(self._kept(self.model.get_image_features(blank).last_hidden_state), self.cache.precision)
         each = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
         return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size

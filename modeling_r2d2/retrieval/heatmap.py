@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import _evaluating
+from ..evaluation.retrieval import evaluating
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -68,7 +68,7 @@ def heat_map(
         raise ValueError(f"{word or text!r} lies beyond the {len(offsets)} tokens that the model reads of the text")
     pixel_values = encoded["pixel_values"].to(model.device, model.dtype)
     ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
-    with _evaluating(model):
+    with evaluating(model):
         states = model.get_image_features(pixel_values).last_hidden_state
         texts = model.get_text_features(ids, mask).last_hidden_state
         weights = _cross_attention(model, texts, states, layers)[tokens].mean(dim=0)

@@ -1,0 +1,253 @@
+"""R2D2 as a SentenceTransformer and as a CrossEncoder: the model's own embeddings and match probabilities."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_r2d2 import R2D2ForPreTraining, R2D2Model
+from tests.helpers import tiny_model, tiny_picture, tiny_processor
+
+pytest.importorskip("sentence_transformers")
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from modeling_r2d2.interoperation.sentence_transformers import (
+    R2D2Encoder,
+    R2D2Ranker,
+    cross_encoder,
+    match_log_odds,
+    sentence_transformer,
+)
+
+TEXTS = ["一只猫", "两条红色的鱼在水", "船"]
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def save(folder, model):
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("model"), tiny_model())
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return sentence_transformer(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ranker(folder):
+    return cross_encoder(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [tiny_picture(seed, width=30 + seed, height=50 - seed) for seed in range(5)]
+
+
+@pytest.fixture(scope="module")
+def expected(folder, pictures):
+    """By the model alone, one input at a time: text and picture embeddings, match probability of every pair."""
+    model, processor = R2D2Model.from_pretrained(folder).eval(), tiny_processor()
+    probabilities, texts, images = np.zeros((3, 5)), [], []
+    with torch.no_grad():
+        for i, text in enumerate(TEXTS):
+            for j, picture in enumerate(pictures):
+                inputs = processor(images=[picture], text=[text], return_tensors="pt")
+                output = model(**inputs)
+                if j == 0:
+                    texts.append(output.text_embeds[0].numpy())
+                if i == 0:
+                    images.append(output.image_embeds[0].numpy())
+                matched = model.match(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+                probabilities[i, j] = matched.match_probability.item()
+    assert np.ptp(probabilities) > 0.05
+    return np.stack(texts), np.stack(images), probabilities
+
+
+def test_embeddings_are_the_models(encoder, pictures, expected):
+    texts, images = encoder.encode(TEXTS), encoder.encode(pictures, batch_size=2)
+    np.testing.assert_allclose(texts, expected[0], atol=1e-5)
+    np.testing.assert_allclose(images, expected[1], atol=1e-5)
+    np.testing.assert_allclose(encoder.similarity(texts, images).numpy(), expected[0] @ expected[1].T, atol=1e-5)
+    assert encoder.get_embedding_dimension() == texts.shape[1] == 16
+    assert encoder.similarity_fn_name == "cosine"
+    assert encoder.supports("image")
+    assert not encoder.supports("audio")
+    np.testing.assert_allclose(encoder.encode(pictures[3]), expected[1][3], atol=1e-5)  # one picture, not a list
+
+
+def test_pictures_of_every_form(encoder, pictures, expected, tmp_path):
+    path = tmp_path / "一只 猫.png"
+    pictures[1].save(path)
+    forms = [pictures[1], path, str(path), np.asarray(pictures[1]), {"image": pictures[1]}]
+    for form in forms:
+        np.testing.assert_allclose(encoder.encode([form])[0], expected[1][1], atol=1e-5)
+
+
+def test_prompts_go_before_texts_alone(folder, pictures, expected):
+    encoder = sentence_transformer(folder, prompts={"query": "一张图片"}, device="cpu")
+    prompted = encoder.encode(["猫"], prompt_name="query")
+    np.testing.assert_allclose(prompted, encoder.encode(["一张图片猫"]), atol=1e-6)
+    assert np.abs(prompted - encoder.encode(["猫"])).max() > 1e-3
+    np.testing.assert_allclose(encoder.encode(pictures, prompt_name="query"), expected[1], atol=1e-5)
+
+
+def test_long_texts_are_truncated(folder):
+    encoder = sentence_transformer(folder, device="cpu")
+    assert encoder.max_seq_length == 16
+    encoder.max_seq_length = 6
+    np.testing.assert_allclose(encoder.encode(["一只猫在"]), encoder.encode(["一只猫在水火"]), atol=1e-6)
+    with pytest.raises(ValueError, match="40 positions"):
+        encoder.max_seq_length = 41
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["cat-that-is-not-there.png"], "no such picture file"),
+        (["https://example.org/cat.png"], "not downloaded"),
+        ([np.zeros((4, 4, 3), dtype=np.float32)], "uint8"),
+        ([3.5], "not float"),
+    ],
+)
+def test_bad_inputs(encoder, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(inputs)
+
+
+def test_mixed_inputs_are_refused(encoder, pictures):
+    with pytest.raises(ValueError, match="one call per modality"):
+        encoder.encode(["一只猫", pictures[0]])
+    with pytest.raises(ValueError, match="in one call"):
+        encoder[0].preprocess(["一只猫", pictures[0]])
+
+
+def test_a_text_that_ends_like_a_file(encoder):
+    np.testing.assert_allclose(
+        encoder.encode([{"text": "猫.png"}])[0], encoder.encode(["猫.png "])[0], atol=1e-6
+    )  # the tokenizer drops the space
+
+
+def test_ranker_gives_match_probabilities(ranker, pictures, expected):
+    pairs = [(text, picture) for text in TEXTS for picture in pictures]
+    for batch_size in (4, 32):
+        found = ranker.predict(pairs, batch_size=batch_size)
+        np.testing.assert_allclose(found.reshape(3, 5), expected[2], atol=1e-5)
+    swapped = ranker.predict([(picture, text) for text, picture in pairs])
+    np.testing.assert_allclose(swapped.reshape(3, 5), expected[2], atol=1e-5)
+    assert ranker.predict(pairs[0]) == pytest.approx(expected[2][0, 0], abs=1e-5)
+
+
+def test_rank(ranker, pictures, expected, tmp_path):
+    documents = [*pictures[:4], str(tmp_path / "last.png")]
+    pictures[4].save(documents[4])
+    ranking = ranker.rank(TEXTS[1], documents)
+    assert [hit["corpus_id"] for hit in ranking] == np.argsort(-expected[2][1]).tolist()
+    assert [hit["score"] for hit in ranking] == pytest.approx(np.sort(expected[2][1])[::-1].tolist(), abs=1e-5)
+    captions = ranker.rank(pictures[2], TEXTS, return_documents=True, top_k=2)  # and captions for a picture
+    best = np.argsort(-expected[2][:, 2])[:2]
+    assert [hit["text"] for hit in captions] == [TEXTS[place] for place in best]
+
+
+def test_what_repeats_is_encoded_once(ranker, pictures):
+    features = ranker[0].preprocess([(TEXTS[0], pictures[0]), (TEXTS[0], pictures[1]), (TEXTS[2], pictures[0])])
+    assert len(features["input_ids"]) == 2
+    assert len(features["pixel_values"]) == 2
+    assert features["text_index"].tolist() == [0, 0, 1]
+    assert features["image_index"].tolist() == [0, 1, 0]
+
+
+def test_log_odds_against_numpy():
+    logits = np.random.default_rng(0).normal(scale=3, size=(2, 50, 2))
+    p = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., 1].mean(0)
+    found = match_log_odds(*torch.tensor(logits, dtype=torch.float32))
+    np.testing.assert_allclose(found.numpy(), np.log(p) - np.log1p(-p), rtol=1e-4, atol=1e-5)
+    extreme = torch.tensor([[-200.0, 200.0], [200.0, -200.0]])
+    assert match_log_odds(extreme, extreme).tolist() == [400.0, -400.0]
+
+
+def test_bad_pairs(ranker, pictures):
+    for pair in (("一只猫", "狗"), (pictures[0], pictures[1]), ("一只猫", "gone.png")):
+        with pytest.raises(ValueError, match="pair 0 is not|no such picture"):
+            ranker.predict([pair])
+
+
+def test_no_ranker(tmp_path, pictures):
+    folder = save(tmp_path, tiny_model(ranker=False))
+    assert sentence_transformer(folder, device="cpu").encode(pictures[:1]).shape == (1, 16)
+    with pytest.raises(ValueError, match="pre-ranking only"):
+        cross_encoder(folder)
+
+
+def test_pre_training_checkpoints_load(tmp_path):
+    from tests.tiny import tiny_config
+
+    folder = save(tmp_path, R2D2ForPreTraining(tiny_config(max_text_length=16)))
+    assert sentence_transformer(folder, device="cpu").encode(TEXTS).shape == (3, 16)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "ranker"])
+def test_save_and_load(kind, encoder, ranker, folder, pictures, expected, tmp_path, capfd):
+    model = {"encoder": encoder, "ranker": ranker}[kind]
+    model.save(str(tmp_path), create_model_card=False)
+    assert not list(tmp_path.rglob("*.bin"))
+    if kind == "encoder":
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            SentenceTransformer(str(tmp_path), device="cpu")
+        again = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
+        assert type(again[0]) is R2D2Encoder
+        np.testing.assert_allclose(again.encode(pictures), expected[1], atol=1e-5)
+    else:
+        again = CrossEncoder(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
+        assert type(again[0]) is R2D2Ranker
+        found = again.predict([(TEXTS[0], picture) for picture in pictures])
+        np.testing.assert_allclose(found, expected[2][0], atol=1e-5)
+    plain, info = R2D2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with pytest.raises(ValueError, match="pickle"):
+        model[0].save(str(tmp_path), safe_serialization=False)
+
+
+def test_a_loss_of_the_library_trains_it(folder, pictures):
+    """Text and picture columns through MultipleNegativesRankingLoss: finite, and it falls on one batch."""
+    model = sentence_transformer(folder, device="cpu").train()
+    loss = MultipleNegativesRankingLoss(model)
+    features = [model.preprocess(TEXTS), model.preprocess(pictures[:3])]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    values = []
+    for _ in range(8):
+        value = loss([dict(part) for part in features], None)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(value.item())
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_other_backends_are_refused(folder):
+    with pytest.raises(ValueError, match="by torch alone"):
+        R2D2Encoder.load(folder, backend="onnx")
+
+
+def test_guide(folder, tmp_path, monkeypatch, pictures):
+    """The guide's code as printed, with a tiny model in place of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/demo").symlink_to(folder)
+    for name, picture in zip(("cat.png", "dog.png"), pictures, strict=False):
+        picture.save(name)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "sentence_transformers.md").read_text(encoding="utf-8"), re.S)
+    assert len(blocks) >= 3
+    scope = {}
+    for block in blocks:
+        exec(compile(block, "sentence_transformers.md", "exec"), scope)
