@@ -44,6 +44,7 @@ from .processing.processing_wukong import WukongProcessor
 __version__ = "0.1.0"
 
 _LAZY = {
+    "DualQueueContrastiveCallback": ".distillation.dual_queue",
     "FeatureGuidedDistillationCallback": ".distillation.callbacks",
     "TargetGuidedDistillationCallback": ".distillation.callbacks",
     "TwoWayDistillationCallback": ".distillation.callbacks",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         TargetGuidedDistillationCallback,
         TwoWayDistillationCallback,
     )
+    from .distillation.dual_queue import DualQueueContrastiveCallback
     from .pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
     from .pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
     from .retrieval.retriever import R2D2Retriever
@@ -111,6 +113,7 @@ R2D2Model.from_vision_text_pretrained = classmethod(_from_vision_text_pretrained
 importlib.import_module(".pipelines", __name__)  # registers their task names
 
 __all__ = [
+    "DualQueueContrastiveCallback",
     "FeatureGuidedDistillationCallback",
     "R2D2Config",
     "R2D2CrossEncoderConfig",

@@ -6,6 +6,7 @@ from .callbacks import (
     TwoWayDistillationCallback,
 )
 from .centre import FeatureCentre
+from .dual_queue import DualQueueContrastiveCallback, DualQueueSettings, DualQueueState
 from .queue import FeatureQueue
 from .schedules import Schedule
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
@@ -14,6 +15,9 @@ from .teacher import MomentumTeacher
 
 __all__ = [
     "DistillationState",
+    "DualQueueContrastiveCallback",
+    "DualQueueSettings",
+    "DualQueueState",
     "FeatureCentre",
     "FeatureGuidedDistillationCallback",
     "FeatureGuidedSettings",
