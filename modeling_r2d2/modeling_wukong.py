@@ -315,10 +315,15 @@ class WukongModel(WukongPreTrainedModel):
         if not self.is_token_wise:
             logits = scaled_similarity(image_embeds, text_embeds, temperature)
             return logits, logits.t()
-        per_image, per_text = token_wise_similarity(
-            image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask)
-        )
+        per_image, per_text = self.similarities(image_embeds, text_embeds, text_mask)
         return per_image / temperature, per_text / temperature
+
+    def similarities(self, image_embeds: Tensor, text_embeds: Tensor, text_mask: Tensor) -> TokenWiseSimilarity:
+        """As `compare`, without the temperature: s(I → T) as (I, T) and s(T → I) as (T, I), float32."""
+        if not self.is_token_wise:
+            cosine = scaled_similarity(image_embeds, text_embeds, torch.ones((), device=image_embeds.device))
+            return TokenWiseSimilarity(cosine, cosine.t())
+        return token_wise_similarity(image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask))
 
     def _similarity_settings(self, text_mask: Tensor) -> dict:
         settings = {"chunk_size": self.config.similarity_chunk_size}

@@ -4,20 +4,22 @@ Two-stage scores as in the authors' evaluation (arXiv 2205.03860 and its publish
 candidates, get match probability + cosine; everything else stays below them in the order of its cosine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import EvalPrediction
 
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
-from .recall import ImageId, TextId, positive_pairs, recall_both_ways
+from .recall import ImageId, TextId, positive_pairs, recall_both_ways, retrieval_metrics
 
 Direction = Literal["text_to_image", "image_to_text"]
 
@@ -27,7 +29,8 @@ NOT_A_CANDIDATE = -4.0
 
 @dataclass
 class EncodedImages:
-    """I encoded pictures: embeds (I, D) float32, L2-normalised; hidden_states (I, N, E), None where not kept."""
+    """I encoded pictures: embeds (I, D) float32, L2-normalised, or (I, N, D) of a model that compares token by token;
+    hidden_states (I, N, E), None where not kept."""
 
     embeds: Tensor
     hidden_states: Tensor | None = None
@@ -35,8 +38,8 @@ class EncodedImages:
 
 @dataclass
 class EncodedTexts:
-    """T encoded texts: embeds (T, D) float32, L2-normalised; hidden_states (T, L, D), None where not kept, zero
-    behind a text's end; attention_mask (T, L), L the longest text."""
+    """T encoded texts: embeds (T, D) float32, L2-normalised, or token by token (T, L, D), zero behind a text's end;
+    hidden_states (T, L, D), None where not kept, zero there too; attention_mask (T, L), L the longest text."""
 
     embeds: Tensor
     attention_mask: Tensor
@@ -49,7 +52,8 @@ class RetrievalResult:
 
     images, texts: sizes of the galleries. candidates: k of the second stage, None where there was none.
     pre_ranking, two_stage: recalls in percent, keys as in `recall_both_ways`. cosine (T, I),
-    text_to_image_scores (T, I), image_to_text_scores (I, T): the scores, the latter two of both stages together.
+    text_to_image_scores (T, I), image_to_text_scores (I, T): the scores, the latter two of both stages together. Of a
+    token-wise model `cosine` is s(T → I), and image_to_text_scores s(I → T), which is not its transpose.
     """
 
     images: int
@@ -141,14 +145,37 @@ def encode_texts(
             )
             batch = normalize(output.pooler_output.float()).to(device)
             if embeds is None:
-                embeds = batch.new_empty(len(texts), batch.shape[1])
+                shape = (len(texts), batch.shape[1]) if batch.dim() == 2 else (*input_ids.shape, batch.shape[2])
+                embeds = batch.new_zeros(shape)
                 if keep_states:
                     hidden = output.last_hidden_state
                     states = torch.zeros(*input_ids.shape, hidden.shape[2], dtype=hidden.dtype, device=device)
-            embeds[rows.to(device)] = batch
+            if batch.dim() == 2:
+                embeds[rows.to(device)] = batch
+            else:
+                embeds[rows.to(device), :longest] = batch
             if keep_states:
                 states[rows.to(device), :longest] = output.last_hidden_state.to(device)
     return EncodedTexts(embeds, attention_mask.to(device), states)
+
+
+def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedImages) -> tuple[Tensor, Tensor]:
+    """Similarities of all encoded texts and pictures, as the model compares them: cosines, or token by token.
+
+    Returns:
+        (T, I) of the texts over the pictures and (I, T) of the pictures over the texts, float32, on the CPU; the one is
+        the transpose of the other unless the model is token-wise.
+    """
+    if not _is_token_wise(model):
+        cosine = (texts.embeds @ images.embeds.t().to(texts.embeds)).cpu()
+        return cosine, cosine.t()
+    with torch.no_grad():
+        found = model.similarities(images.embeds, texts.embeds.to(images.embeds), texts.attention_mask.bool())
+    return found.per_text.cpu(), found.per_image.cpu()
+
+
+def _is_token_wise(model: nn.Module) -> bool:
+    return getattr(model, "is_token_wise", False)
 
 
 def candidate_pairs(cosine: Tensor, candidates: int, direction: Direction) -> Tensor:
@@ -258,15 +285,17 @@ def evaluate_retrieval(
     """
     _refuse_ranking(model, candidates)
     positives = _positives(images, texts, image_ids, text_ids)
-    cosine, scores = score_gallery(model, processor, images, texts, candidates, batch_size)
+    cosine, image_to_text, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
     result = {
         "images": len(images),
         "texts": len(texts),
         "candidates": candidates,
-        "pre_ranking": recall_both_ways(cosine, cosine.t(), positives, ks),
+        "pre_ranking": recall_both_ways(cosine, image_to_text, positives, ks),
         "two_stage": None,
         "cosine": cosine,
     }
+    if _is_token_wise(model):
+        result["image_to_text_scores"] = image_to_text
     if scores is not None:
         result["two_stage"] = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
         result.update({f"{way}_scores": matrix for way, matrix in scores.items()})
@@ -291,20 +320,73 @@ def score_gallery(
         or None without candidates.
 
     Raises:
+        ValueError: an empty gallery, candidates asked of a model without a ranker, a token-wise model.
+    """
+    if _is_token_wise(model):
+        raise ValueError(
+            "this model compares token by token, so its scores of texts over pictures are not those of pictures over "
+            "texts: call score_both_ways, or evaluate_retrieval"
+        )
+    cosine, _, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
+    return cosine, scores
+
+
+def score_both_ways(
+    model: R2D2Model,
+    processor: R2D2Processor,
+    images: Sequence[Image.Image | str | PathLike],
+    texts: Sequence[str],
+    candidates: int | None = None,
+    batch_size: int = 32,
+) -> tuple[Tensor, Tensor, dict[Direction, Tensor] | None]:
+    """As `score_gallery`, for models that compare token by token too.
+
+    Returns:
+        the scores of `pre_ranking_scores`, (T, I) and (I, T); and those of both stages, or None without candidates.
+
+    Raises:
         ValueError: an empty gallery, candidates asked of a model without a ranker.
     """
     _refuse_ranking(model, candidates)
     keep_states = candidates is not None
     encoded_images = encode_images(model, processor, images, batch_size, keep_states)
     encoded_texts = encode_texts(model, processor, texts, 8 * batch_size, keep_states)
-    cosine = (encoded_texts.embeds @ encoded_images.embeds.t()).cpu()
+    cosine, image_to_text = pre_ranking_scores(model, encoded_texts, encoded_images)
     if candidates is None:
-        return cosine, None
+        return cosine, image_to_text, None
     wanted = {way: candidate_pairs(cosine, candidates, way) for way in ("text_to_image", "image_to_text")}
     # a pair scores the same in both directions: rank it once
     union = wanted["text_to_image"] | wanted["image_to_text"]
     probability = match_probabilities(model, encoded_texts, encoded_images, union, 8 * batch_size)
-    return cosine, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
+    return cosine, image_to_text, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
+
+
+def retrieval_metrics_of(model: nn.Module, ks: Sequence[int] = (1, 5, 10)) -> Callable[[EvalPrediction], dict]:
+    """`compute_metrics` of a Trainer for a model of this package: `retrieval_metrics`, or the same recalls by
+    token-wise similarity.
+
+    Of a token-wise model the Trainer keeps every token's embedding, N·D numbers a picture: evaluate on thousands of
+    pairs while training, not on millions.
+    """
+    if not _is_token_wise(model):
+        # Wukong's output has the mask of the texts behind the embeddings
+        return lambda found: retrieval_metrics(EvalPrediction(found.predictions[:2], found.label_ids), ks)
+
+    def metrics(found: EvalPrediction) -> dict[str, float]:
+        image_ids = np.asarray(found.label_ids[0] if isinstance(found.label_ids, (tuple, list)) else found.label_ids)
+        texts, images = (torch.as_tensor(np.asarray(e), dtype=torch.float32) for e in found.predictions[:2])
+        _, first = np.unique(image_ids, return_index=True)
+        first.sort()
+        # real tokens have length 1; padding is zero, or what the Trainer fills up with, whose length is not 1
+        mask = (texts.norm(dim=2) - 1).abs() < 0.1
+        texts = texts * mask[:, :, None]
+        device = model.device
+        with torch.no_grad():
+            scores = model.similarities(images[torch.from_numpy(first)].to(device), texts.to(device), mask.to(device))
+        positives = torch.from_numpy(image_ids[:, None] == image_ids[None, first])
+        return recall_both_ways(scores.per_text.cpu(), scores.per_image.cpu(), positives, ks)
+
+    return metrics
 
 
 def _refuse_ranking(model: R2D2Model, candidates: int | None) -> None:

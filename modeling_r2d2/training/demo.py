@@ -217,8 +217,8 @@ def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):
         model_name="R2D2 demo",
         figures={name.capitalize(): _measures(result) for name, result in results["vendors"].items()},
         training={
-            "objectives": "GCPR + FGR + MLM; ranking on unmasked texts, MLM in a pass of its own (the names are too "
-            "short to rank by what a mask leaves); no distillation",
+            "objectives": f"{settings.recipe}; ranking on unmasked texts, MLM in a pass of its own (the names are too "
+            "short to rank by what a mask leaves)",
             "texts": f"plain names, cut to {MAX_TEXT_LENGTH - 2} characters; pictures: {IMAGE_SIZE} × {IMAGE_SIZE}",
             "steps": settings.steps,
             "batch size": settings.batch_size,

@@ -67,7 +67,9 @@ def test_gradient_of_the_queries(name):
 def test_other_pairs_of_the_batch_are_no_negatives():
     """A pair's loss is the same alone and in a batch."""
     arrays = inputs(4, 6)
-    alone = [dual_queue_loss(*torched([a[i : i + 1] for a in arrays[:4]] + arrays[4:]), torch.tensor(TAU)) for i in range(4)]
+    alone = [
+        dual_queue_loss(*torched([a[i : i + 1] for a in arrays[:4]] + arrays[4:]), torch.tensor(TAU)) for i in range(4)
+    ]
     together = dual_queue_loss(*torched(arrays), torch.tensor(TAU))
     assert together.item() == pytest.approx(sum(map(float, alone)) / 4, rel=1e-5)
 

@@ -1,0 +1,241 @@
+"""What a model folder says of itself: configuration, size of the weights, training, where the weights come from."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedConfig
+
+Origin = Literal["pre-trained", "fine-tuned", "converted"]
+#: Class that a folder was saved by -> what it is for on the Hub, and what the card calls its task.
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "R2D2Model": ("zero-shot-image-classification", "retrieval"),
+    "R2D2ForPreTraining": ("zero-shot-image-classification", "retrieval"),
+    "R2D2ForImageTextRetrieval": ("zero-shot-image-classification", "retrieval"),
+    "R2D2ForImageTextMatching": ("zero-shot-image-classification", "matching"),
+    "R2D2ForImageClassification": ("image-classification", "classification"),
+    "R2D2ForConditionalGeneration": ("image-text-to-text", "captioning"),
+    "WukongModel": ("zero-shot-image-classification", "retrieval"),
+}
+#: What is shown of the training arguments, in this order.
+ARGUMENTS = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "bf16",
+    "fp16",
+    "seed",
+)
+_FINETUNING = {
+    "epochs": "epochs",
+    "batch_size": "per_device_train_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "learning_rate": "learning_rate",
+    "schedule": "lr_scheduler_type",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "seed": "seed",
+}
+
+
+@dataclass
+class ModelFacts:
+    """A model folder. What is None or absent is unknown.
+
+    architecture: class that saved it. kind: R2D2, PRD2 or Wukong. pipeline_tag, task: see `ARCHITECTURES`.
+    parameters, weight_bytes, dtypes: of the safetensors files. origin: how the weights came about. training: name ->
+    value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`, `task`, `data`, `trained_share`.
+    conversion: `file`, `sha256`, `source` of a converted checkpoint. notes: what could not be read.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    architecture: str
+    kind: str
+    pipeline_tag: str
+    task: str
+    parameters: int
+    weight_bytes: int
+    dtypes: tuple[str, ...]
+    origin: Origin | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    conversion: dict[str, str | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def can_rank(self) -> bool:
+        """Whether the weights hold a ranker that gives match probabilities."""
+        ranks = getattr(self.config, "cross_encoder_config", None) is not None
+        return ranks and self.task in ("retrieval", "matching")
+
+
+def read_facts(folder: str | PathLike) -> ModelFacts:
+    """Look at a model folder, without loading weights or running code.
+
+    Raises:
+        FileNotFoundError: no config.json, or no safetensors. ValueError: a model that is not of this package.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is a diffusers pipeline: cards are made for R2D2, PRD2 and Wukong folders")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+    config = AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or ["R2D2Model"])[0]
+    if config.model_type not in ("r2d2", "wukong") or architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{folder} holds a {architecture} ({config.model_type}); cards are made for {known}")
+    if config.model_type == "wukong":
+        kind = "Wukong"
+    else:
+        kind = "PRD2" if config.cross_encoder_config is None else "R2D2"
+    parameters, size, dtypes = _weights(folder)
+    facts = ModelFacts(folder, config, architecture, kind, *ARCHITECTURES[architecture], parameters, size, dtypes)
+    facts.conversion = _conversion(folder / "README.md")
+    if facts.conversion:
+        facts.origin = "converted"
+    _read_training(facts)
+    return facts
+
+
+def _weights(folder: Path) -> tuple[int, int, tuple[str, ...]]:
+    """Parameters, bytes and dtypes, from the headers of the files alone."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no safetensors file: save the model by save_pretrained")
+    count, dtypes = 0, set()
+    for path in files:
+        with safe_open(path, framework="np") as held:
+            for name in held.keys():  # noqa: SIM118 (not a mapping)
+                part = held.get_slice(name)
+                count += math.prod(part.get_shape())
+                dtypes.add(part.get_dtype())
+    return count, sum(path.stat().st_size for path in files), tuple(sorted(dtypes))
+
+
+def _conversion(card: Path) -> dict[str, str | None]:
+    """The origin table of the card that a conversion wrote."""
+    if not card.is_file():
+        return {}
+    text = card.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (file|SHA-256|obtained from|文件|来源) \| `?(.*?)`? \|$", text, re.MULTILINE))
+    if "SHA-256" not in rows:
+        return {}
+    source = rows.get("obtained from") or rows.get("来源")
+    unknown = source is None or source in ("unknown", "未知") or source.startswith("not stated")
+    return {
+        "file": rows.get("file") or rows.get("文件"),
+        "sha256": rows["SHA-256"],
+        "source": None if unknown else source,
+    }
+
+
+def _read_training(facts: ModelFacts) -> None:
+    folder, training = facts.folder, facts.training
+    if (folder / "training_args.bin").is_file():
+        facts.origin = "pre-trained"
+        arguments = read_training_arguments(folder / "training_args.bin")
+        training |= {name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None}
+    state = _trainer_state(folder)
+    if state:
+        facts.origin = "pre-trained"
+        training["steps_made"] = state.get("global_step")
+        training.setdefault("max_steps", state.get("max_steps"))
+        training.setdefault("per_device_train_batch_size", state.get("train_batch_size"))
+        logged = [entry for entry in state.get("log_history", []) if "loss" in entry]
+        if logged:
+            training["final_loss"] = round(float(logged[-1]["loss"]), 4)
+            training["losses"] = ", ".join(sorted(name for name in logged[-1] if name.startswith("loss_")))
+    if (folder / "finetuning.json").is_file():
+        held = json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))
+        facts.origin = "fine-tuned"
+        settings, report = held["settings"], held["report"]
+        training |= {known: settings[name] for name, known in _FINETUNING.items() if settings.get(name) is not None}
+        training["task"] = report["task"]
+        training["trained_share"] = f"{report['method']}: {sum(report['trainable'].values()):,}"
+        data = report["data"]
+        training["data"] = f"{data['pairs']:,} pairs, {data['images']:,} pictures, {data['texts']:,} texts"
+        training["max_steps"] = report["epochs"] * report["steps_per_epoch"]
+    elif (folder / "results.json").is_file():
+        held = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        settings = held.get("settings", {}) if isinstance(held, dict) else {}
+        names = {"steps": "max_steps", "batch_size": "per_device_train_batch_size"}
+        for name in ("steps", "batch_size", "learning_rate", "weight_decay", "seed"):
+            if name in settings:
+                training.setdefault(names.get(name, name), settings[name])
+        if isinstance(held, dict) and "training_seconds" in held:
+            training["seconds"] = held["training_seconds"]
+            facts.origin = "pre-trained"
+    for name in [name for name, value in training.items() if value in (None, "", -1)]:
+        del training[name]
+
+
+def _trainer_state(folder: Path) -> dict[str, Any]:
+    """The trainer's state: of the folder, else of its last checkpoint."""
+    found = [folder / "trainer_state.json"]
+    numbered = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
+    found += sorted(numbered, key=lambda path: -int(path.parent.name[11:]))
+    path = next((path for path in found if path.is_file()), None)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+class _Inert:
+    """Stands in for every class of a pickle: keeps what it was made of, and runs nothing."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        self.values = values
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {})
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        return type(name, (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+def read_training_arguments(path: str | PathLike) -> dict[str, Any]:
+    """The plain values of a `training_args.bin`, which is a pickle: no class of it is imported and no code is run.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                held = _InertUnpickler(file).load()
+    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path} holds no training arguments: {error or type(error).__name__}") from error
+    if not isinstance(held, _Inert):
+        raise ValueError(f"{path} holds no training arguments but a {type(held).__name__}")
+    return {name: _plain(value) for name, value in vars(held).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Inert):
+        return value.values[0] if len(getattr(value, "values", ())) == 1 else None
+    return value if isinstance(value, (str, int, float, bool, type(None), list, tuple, Mapping)) else None
+
+
+__all__ = ["ModelFacts", "read_facts", "read_training_arguments"]
