@@ -55,7 +55,6 @@ def cells(seeds: list[int], steps: int) -> list[Cell]:
         {"recipe": with_features(teacher_temperature=0.1, image_drop=0.25)},
         {"recipe": with_targets(reliability="logits")},
         {"recipe": replace(with_features(teacher_temperature=0.1), momentum=0.9)},
-        {"recipe": with_features(teacher_temperature=0.1, feature="tower")},
         {"recipe": RANKED},
         {"recipe": with_features(teacher_temperature=0.04)},
         {"recipe": with_features(teacher_temperature=0.04), "fgd_weight": 0.1},
