@@ -26,6 +26,7 @@ BENCHMARKS = (
     "data_loading",
     "demo_seeds",
     "calibration",
+    "export",
     "finetuning",
     "tuning",
     "ablation",
@@ -33,7 +34,7 @@ BENCHMARKS = (
     "text_to_image",
 )
 #: Tables by another name than the script's.
-TABLE_NAMES = {"ablation": ("ablation_steps", "ablation_time")}
+TABLE_NAMES = {"ablation": ("ablation_steps", "ablation_time"), "tuning": ("tuning", "tuning_demo")}
 
 
 def write_index(folder: Path) -> None:

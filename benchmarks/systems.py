@@ -61,7 +61,7 @@ CHOICES = [
     ("CLIP", RECIPES["clip"], REDUCED_TOKENS),
     *(
         ("BriVL", replace(BRIVL, momentum=momentum, dual_queue=DualQueueSettings(size)), REDUCED_TOKENS)
-        for size, momentum in ((450, 0.9), (450, 0.98), (450, 0.99), (150, 0.9), (150, 0.98), (600, 0.9))
+        for size, momentum in ((450, 0.5), (450, 0.9), (450, 0.98), (450, 0.99), (450, 0.995), (150, 0.9), (150, 0.995))
     ),
     *(("Wukong", RECIPES["wukong"], tokens) for tokens in (2, 4, 6)),
 ]
@@ -82,7 +82,7 @@ class SystemCell(Cell):
 
 
 def system_model(system: str, recipe: Recipe, vocabulary: int, reduced_tokens: int = REDUCED_TOKENS) -> nn.Module:
-    """The demo's ResNet, with the demo's BERT (CLIP, BriVL, PRD2, R2D2) or a causal tower of its size (FILIP, Wukong)."""
+    """The demo's ResNet, with the demo's BERT or, for FILIP and Wukong, a causal text tower of its size."""
     config = demo_config(vocabulary, recipe.ranker, rank_masked_texts=recipe.ranker and recipe.masking)
     config.text_config.max_position_embeddings = config.max_text_length = LENGTH
     if system not in ("FILIP", "Wukong"):
@@ -188,11 +188,8 @@ def run_systems(cells: list[SystemCell], folder: Path) -> list[dict[str, Any]]:
     for number, cell in enumerate(cells, 1):
         results.append(run_system(cell, folder))
         figures = " ".join(f"{vendor} {mean_recall(results[-1], vendor):.1f}" for vendor in cell.held_out)
-        seconds = results[-1]["training_seconds"]
-        console.print(
-            f"{number}/{len(cells)} {choice_of(cell)}, seed {cell.seed}, {cell.steps} steps: {figures} ({seconds:.0f} s)",
-            highlight=False,
-        )
+        run = f"{number}/{len(cells)} {choice_of(cell)}, seed {cell.seed}, {cell.steps} steps"
+        console.print(f"{run}: {figures} ({results[-1]['training_seconds']:.0f} s)", highlight=False)
     return results
 
 
@@ -362,8 +359,9 @@ def draw(tables: dict[str, Table], path: Path) -> None:
             axis.set_title(f"{vendor}, equal {study}", fontsize=10, loc="left")
             axis.set_ylabel("%")
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(bars), loc="lower center")
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

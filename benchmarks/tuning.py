@@ -16,6 +16,7 @@ from cells import Cell, label, mean_recall, recall, run_cells, study_folder
 from common import Table, arguments, finish
 
 from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
+from modeling_r2d2.training.demo import DemoSettings
 from modeling_r2d2.training.recipes import Recipe
 
 TARGETS = TargetGuidedSettings(queue_size=450, alpha=0.4, alpha_ramp_steps=150)
@@ -65,14 +66,27 @@ def cells(seeds: list[int], steps: int) -> list[Cell]:
     return [Cell(seed=seed, steps=steps, held_out=HELD_OUT, **choice) for seed in seeds for choice in choices]
 
 
-def table_of(all_cells: list[Cell], results: list[dict], quick: bool = False) -> Table:
+def demo_cells(seeds: list[int], steps: int) -> list[Cell]:
+    """The demo's length: its recipe, and the best distillation of the short runs in the same time, which takes 1.68
+    times as long a step (docs/benchmarks/ablation_time.md)."""
+    distilled = replace(
+        RANKED, feature_guided=replace(FEATURES, teacher_temperature=0.1, image_drop=0.25), momentum=0.98
+    )
+    return [
+        Cell(recipe, seed, length, HELD_OUT)
+        for seed in seeds
+        for recipe, length in ((RANKED, steps), (distilled, round(steps / 1.68)))
+    ]
+
+
+def table_of(all_cells: list[Cell], results: list[dict], quick: bool = False, name: str = "tuning") -> Table:
     """Mean over the seeds of every choice."""
     grouped: dict[str, list[dict]] = {}
     for cell, result in zip(all_cells, results, strict=True):
         grouped.setdefault(label(cell), []).append(result)
     rows = []
-    for name, group in grouped.items():
-        row = {"objectives": name, "seeds": len(group)}
+    for objectives, group in grouped.items():
+        row = {"objectives": objectives, "steps": group[0]["cell"]["steps"], "seeds": len(group)}
         for stage, heading in (("pre_ranking", "pre-ranking"), ("two_stage", "two-stage")):
             if recall(group[0], "samsung", stage, "text_to_image") is None:
                 continue
@@ -81,13 +95,14 @@ def table_of(all_cells: list[Cell], results: list[dict], quick: bool = False) ->
         rows.append(row | {"by seed": ", ".join(f"{mean_recall(r, 'samsung'):.1f}" for r in group)})
     figures = {f"{h}: {m}": ".1f" for h in ("pre-ranking", "two-stage") for m in ("mean recall", "t→i R@1")}
     return Table(
-        "tuning",
-        "Choosing the settings of distillation, Samsung held out",
+        name,
+        "Choosing the settings of distillation, Samsung held out"
+        + (": the demo's length" if name == "tuning_demo" else ""),
         "Recall in percent on Samsung's 300 demo pictures, trained on Apple, Facebook, Google and JoyPixels. Mean "
         "recall: of R@1, R@5, R@10 both ways, by pre-ranking where a column does not say otherwise.",
-        {"objectives": "", "seeds": "d", **figures, "by seed": ""},
+        {"objectives": "", "steps": "d", "seeds": "d", **figures, "by seed": ""},
         rows,
-        {"steps": all_cells[0].steps, "batch_size": 150},
+        {"batch_size": 150},
         quick=quick,
     )
 
@@ -97,14 +112,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--study", choices=["settings", "demo"], nargs="+", default=["settings", "demo"])
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from i; no table (default: all)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     folder: Path = study_folder("tuning", options.quick)
-    todo = cells(options.seeds[:1] if options.quick else options.seeds, 2 if options.quick else options.steps)
+    seeds, status = options.seeds[:1] if options.quick else options.seeds, 0
     part, parts = map(int, options.part.split("/"))
-    results = run_cells(todo[part::parts], folder)
-    return finish(table_of(todo, results, options.quick), options.tables) if parts == 1 else 0
+    for study in options.study:
+        plan, steps = (cells, options.steps) if study == "settings" else (demo_cells, DemoSettings.steps)
+        todo = plan(seeds, 2 if options.quick else steps)
+        results = run_cells(todo[part::parts], folder)
+        if parts == 1:
+            name = "tuning" if study == "settings" else "tuning_demo"
+            status |= finish(table_of(todo, results, options.quick, name), options.tables)
+    return status
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def demo_card(
     parameters: int | None = None,
     limits: Sequence[str] = (),
     images: Sequence[tuple[str, str]] = (),
+    repo: str | None = None,
 ) -> ModelCard:
     """The card of what the demo has trained, with the figures it has measured.
 
@@ -90,6 +91,7 @@ def demo_card(
         chance: R@1 of guessing, in percent. parameters: their number.
         limits: what to say beyond `DEMO_LIMITS`.
         images: (title, file name) of pictures to show, beside the card.
+        repo: folder or Hub name that the card's code loads; default `model_name`.
 
     Raises:
         ValueError: no figures; a card of the demo states what was measured.
@@ -125,6 +127,7 @@ def demo_card(
         "demo_model.md.jinja",
         data,
         model_name=model_name,
+        repo=repo or model_name,
         datasets=list(figures),
         measures=measures,
         figures=figures,

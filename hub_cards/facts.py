@@ -42,6 +42,8 @@ ARGUMENTS = (
     "fp16",
     "seed",
 )
+#: Saved with the weights and no parameters: statistics of batch norms.
+_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 _FINETUNING = {
     "epochs": "epochs",
     "batch_size": "per_device_train_batch_size",
@@ -125,6 +127,8 @@ def _weights(folder: Path) -> tuple[int, int, tuple[str, ...]]:
         with safe_open(path, framework="np") as held:
             for name in held.keys():  # noqa: SIM118 (not a mapping)
                 part = held.get_slice(name)
+                if name.endswith(_BUFFERS):
+                    continue
                 count += math.prod(part.get_shape())
                 dtypes.add(part.get_dtype())
     return count, sum(path.stat().st_size for path in files), tuple(sorted(dtypes))
@@ -225,7 +229,7 @@ def read_training_arguments(path: str | PathLike) -> dict[str, Any]:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 held = _InertUnpickler(file).load()
-    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, AttributeError, EOFError) as error:
+    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, AttributeError, EOFError, TypeError) as error:
         raise ValueError(f"{path} holds no training arguments: {error or type(error).__name__}") from error
     if not isinstance(held, _Inert):
         raise ValueError(f"{path} holds no training arguments but a {type(held).__name__}")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: https://huggingface.co/docs/hub/repositories-licenses
-HUB_LICENCES = frozenset(
-    """
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+_IDENTIFIERS = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
     afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
     cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
     cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
     cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
     lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib
-    pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown other
-    """.split()
-)
+    pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma apple-ascl apple-amlr
+    eupl-1.2 intel-research unknown other
+    """
+#: https://huggingface.co/docs/hub/repositories-licenses
+HUB_LICENCES = frozenset(_IDENTIFIERS.split())
 
 #: What the publishers of data sets that this project reads have stated. Sets that are not here: unknown.
 STATED_TERMS = {
@@ -50,7 +52,16 @@ class DataSource:
     @property
     def hub_id(self) -> str | None:
         """The name where it is one of the Hub (`owner/name`)."""
-        return self.name if re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) else None
+        return self.name if "/" in self.name and is_hub_name(self.name) else None
+
+
+def is_hub_name(name: object) -> bool:
+    """`owner/name` or a bare name, in the letters that the Hub allows."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def licence_fields(licence: str | None) -> dict[str, str]:
@@ -64,4 +75,4 @@ def licence_fields(licence: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-") or "own-terms"}
 
 
-__all__ = ["HUB_LICENCES", "STATED_TERMS", "DataSource", "licence_fields"]
+__all__ = ["HUB_LICENCES", "STATED_TERMS", "DataSource", "is_hub_name", "licence_fields"]

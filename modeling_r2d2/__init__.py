@@ -48,6 +48,7 @@ _LAZY = {
     "FeatureGuidedDistillationCallback": ".distillation.callbacks",
     "TargetGuidedDistillationCallback": ".distillation.callbacks",
     "TwoWayDistillationCallback": ".distillation.callbacks",
+    "R2D2OnnxModel": ".export.onnx_model",
     "R2D2Retriever": ".retrieval.retriever",
     "R2D2Trainer": ".training.trainer",
     "R2D2TrainingArguments": ".training.arguments",
@@ -56,6 +57,7 @@ _LAZY = {
     "R2D2ZeroShotImageClassificationPipeline": ".pipelines.zero_shot_image_classification",
     "convert_official_checkpoint": ".conversion.official",
     "convert_wukong_checkpoint": ".conversion.wukong",
+    "export_onnx": ".export.folder",
 }
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
         TwoWayDistillationCallback,
     )
     from .distillation.dual_queue import DualQueueContrastiveCallback
+    from .export.folder import export_onnx
+    from .export.onnx_model import R2D2OnnxModel
     from .pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
     from .pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
     from .retrieval.retriever import R2D2Retriever
@@ -127,6 +131,7 @@ __all__ = [
     "R2D2ImageTextMatchingPipeline",
     "R2D2MatchOutput",
     "R2D2Model",
+    "R2D2OnnxModel",
     "R2D2Output",
     "R2D2PreTrainedModel",
     "R2D2Processor",
@@ -149,4 +154,5 @@ __all__ = [
     "WukongTextConfig",
     "convert_official_checkpoint",
     "convert_wukong_checkpoint",
+    "export_onnx",
 ]

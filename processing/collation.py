@@ -20,6 +20,7 @@ from .batch_augmentation import BatchAugmentation
 from .datasets.images import ImageReadError, open_image
 from .datasets.records import stable_id, stable_ids
 from .masking import IGNORE_INDEX, TextMasking
+from .processing_wukong import WukongProcessor
 from .sampling import batched_permutation
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,14 @@ class SampleEncoder:
     """Turns one pair into arrays.
 
     Args:
-        processor: an `R2D2Processor` that squashes pictures to one size.
+        processor: an `R2D2Processor`, which squashes pictures to one size, or a `WukongProcessor`, which crops them.
         augmentation: called as `augmentation(picture, generator)`, or a `BatchAugmentation`, whose random numbers
             are drawn here and which `augment` applies to many samples; None: none.
         masking: None: no masked tokens.
         first_text: take the first text of a pair instead of a random one.
 
     Raises:
-        ValueError: the image processor crops, or has no fixed height and width.
+        ValueError: the image processor has no fixed height and width, or crops and is not Wukong's.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class SampleEncoder:
         first_text: bool = False,
     ) -> None:
         self.tokenizer = processor.tokenizer
-        self.size = squash_size(processor.image_processor)
+        self.size, self.shortest = picture_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
         self.single = None if self.batched is not None else augmentation
@@ -95,8 +96,17 @@ class SampleEncoder:
         return pair if self.single is not None else {**pair, "image": self._squash(pair["image"])}
 
     def _squash(self, image: Any) -> np.ndarray:
+        """The picture at the size of the model's, as the image processor brings it there."""
         image = _rgb(image)
-        return np.asarray(image if image.size == self.size else image.resize(self.size, self.resample))
+        if image.size == self.size:
+            return np.asarray(image)
+        if self.shortest is None:
+            return np.asarray(image.resize(self.size, self.resample))
+        shorter = min(image.size)
+        size = tuple(self.shortest if side == shorter else int(self.shortest * side / shorter) for side in image.size)
+        left, top = ((side - kept) // 2 for side, kept in zip(size, self.size, strict=True))
+        image = image.resize(size, self.resample)
+        return np.asarray(image.crop((left, top, left + self.size[0], top + self.size[1])))
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Token ids (L,) int64 and, for whole-word masking, the word of each token."""
@@ -124,20 +134,25 @@ def _rgb(image: Any) -> Image.Image:
     return image if isinstance(image, Image.Image) and image.mode == "RGB" else open_image(image)
 
 
-def squash_size(image_processor: Any) -> tuple[int, int]:
-    """(width, height) that an image processor squashes to.
+def picture_size(processor: Any) -> tuple[tuple[int, int], int | None]:
+    """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
+    before it crops the centre (Wukong's); None: it squashes.
 
     Raises:
-        ValueError: it crops, or keeps the aspect ratio.
+        ValueError: it does neither.
     """
-    size = image_processor.size
-    width, height = size.get("width"), size.get("height")
-    if not width or not height or getattr(image_processor, "do_center_crop", False):
-        raise ValueError(
-            f"the image processor does not squash to one size (size {dict(size)}, do_center_crop "
-            f"{getattr(image_processor, 'do_center_crop', False)}); R2D2Processor.build makes one that does"
-        )
-    return width, height
+    image_processor = processor.image_processor
+    size, crop = image_processor.size, getattr(image_processor, "crop_size", None) or {}
+    crops = getattr(image_processor, "do_center_crop", False)
+    if not crops and size.get("width") and size.get("height"):
+        return (size["width"], size["height"]), None
+    shortest = size.get("shortest_edge") if crops and isinstance(processor, WukongProcessor) else None
+    if shortest and 0 < crop.get("width", 0) <= shortest >= crop.get("height", 0) > 0:
+        return (crop["width"], crop["height"]), shortest
+    raise ValueError(
+        f"the image processor does not squash to one size (size {dict(size)}, do_center_crop {crops}, crop_size "
+        f"{dict(crop)}): R2D2Processor.build makes one that does, WukongProcessor.build one that crops as Wukong does"
+    )
 
 
 class PretrainingDataset(Dataset):

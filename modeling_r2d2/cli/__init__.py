@@ -8,14 +8,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from .calibrate import calibrate
+from .card import card
 from .convert import convert
 from .data import data_app
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .finetune import finetune
 from .index import index
 from .match import match
 from .pretrain import pretrain
+from .push import push
 from .search import search
 
 app = typer.Typer(
@@ -34,6 +37,9 @@ app.command()(search)
 app.command()(match)
 app.command()(calibrate)
 app.command()(evaluate)
+app.command()(export)
+app.command()(card)
+app.command()(push)
 app.add_typer(data_app)
 
 

@@ -7,13 +7,18 @@ import typer
 from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS
+from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 
 
 def pretrain(
     data: Annotated[str, typer.Option(help="JSONL, CSV/TSV, image folder, Parquet, saved data set or tar shards.")],
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and the model.")],
-    model: Annotated[Path | None, typer.Option(help="Start from this R2D2 model or checkpoint folder.")] = None,
-    preset: Annotated[str | None, typer.Option(help=f"Or from random weights: {', '.join(PRESETS)}.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Start from this R2D2 or Wukong model or checkpoint folder.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Or from random weights: {', '.join([*PRESETS, *WUKONG_PRESETS])}.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Or from random weights of this config.json.")] = None,
     clip: Annotated[str | None, typer.Option(help="Or warm: image tower from this CLIP folder or Hub name …")] = None,
     roberta: Annotated[str | None, typer.Option(help="… and text tower from this BERT/RoBERTa folder or name.")] = None,
@@ -24,15 +29,19 @@ def pretrain(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Objectives: r2d2, prd2 (no ranker), clip (no distillation). Default: r2d2, or prd2 on a PRD2."
+            help="Objectives: r2d2, prd2 (no ranker), clip (no distillation), brivl (a queue of momentum features, no "
+            "ranker); on a Wukong clip, filip, wukong or brivl. Default: what the model is made for."
         ),
     ] = None,
     distil: Annotated[bool, typer.Option(help="The recipe's two-way distillation.")] = True,
     queue_size: Annotated[
-        int | None, typer.Option(help="Earlier pairs in the feature queue. Default: 65,536, at most half of the data.")
+        int | None,
+        typer.Option(
+            help="Earlier pairs in the feature queue. Default: 65,536 (brivl 9,600), at most half of the data."
+        ),
     ] = None,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher in the targets.")] = 0.4,
-    momentum: Annotated[float, typer.Option(help="Of the momentum teacher.")] = 0.995,
+    momentum: Annotated[float | None, typer.Option(help="Of the momentum teacher. Default: 0.995, brivl 0.99.")] = None,
     grad_cache_chunk: Annotated[
         int, typer.Option(help="Pairs in memory at once while the whole batch is compared; 0: all.")
     ] = 0,
@@ -60,14 +69,15 @@ def pretrain(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
 ):
-    """Pre-train R2D2 (or PRD2) on image-text pairs."""
+    """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed
 
     from ..processing.augmentation import R2D2Augmentation
+    from ..processing.collation import picture_size
     from ..processing.datasets import load_pairs
     from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
     from ..training.pretraining import pretrain as run
-    from ..training.recipes import find_recipe
+    from ..training.recipes import find_recipe, recipe_for
     from ..training.start import StartingPoint, starting_point
 
     console = Console()
@@ -83,7 +93,7 @@ def pretrain(
     set_seed(seed)
     start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
-    objectives = find_recipe(recipe or ("r2d2" if network.can_rank else "prd2"))
+    objectives = find_recipe(recipe or recipe_for(network))
     objectives = objectives.adapted(
         len(pairs) if hasattr(pairs, "__len__") else None,
         distil=distil,
@@ -93,7 +103,7 @@ def pretrain(
         alpha_ramp_steps=None if hasattr(pairs, "__len__") else steps,
         momentum=momentum,
     )
-    size = processor.image_processor.size["height"]
+    (_, size), _ = picture_size(processor)
     settings = PretrainingSettings(
         output=output,
         steps=steps,

@@ -1,11 +1,12 @@
 """The three parts of a model as ONNX graphs of dynamic batch and length, traced by `torch.export`.
 
-| graph | inputs | outputs |
-|---|---|---|
-| image_tower | pixel_values (I, 3, H, W) | last_hidden_state (I, N, E), pooler_output, image_embeds (I, D) |
-| text_tower | input_ids, attention_mask (T, L) int64 | last_hidden_state (T, L, W), pooler_output, text_embeds (T, D) |
-| ranker | text_hidden_states (T, L, W), image_hidden_states (I, N, E), attention_mask (T, L), | match_probability (P,), |
-|        | text_index, image_index (P,) int64 | text_match_logits, image_match_logits (P, 2) |
+image_tower  pixel_values (I, 3, H, W)
+    -> last_hidden_state (I, N, E), pooler_output (I, D), image_embeds (I, D)
+text_tower   input_ids, attention_mask (T, L) int64
+    -> last_hidden_state (T, L, W), pooler_output (T, D), text_embeds (T, D)
+ranker       text_hidden_states (T, L, W), image_hidden_states (I, N, E), attention_mask (T, L), text_index,
+             image_index (P,) int64
+    -> match_probability (P,), text_match_logits (P, 2), image_match_logits (P, 2)
 
 `pooler_output` is the embedding before the L2 norm, `image_embeds` and `text_embeds` after it. Everything is float32
 at the borders, whatever the precision within. H, W and with them N are fixed when the graph is made.
@@ -132,6 +133,7 @@ def write_graph(graph: Graph, example: dict[str, Tensor], path: Path, opset: int
                 f"torch cannot export the {graph.name} to ONNX ({type(error).__name__}); its explanation is above"
             ) from error
         _name_axes(program, graph)
+        _drop_traces(program)
         program.save(path)
 
 
@@ -148,6 +150,20 @@ def _name_axes(program, graph: Graph) -> None:
             for axis, size in enumerate(value.shape or ()):
                 if str(size) in symbols and not isinstance(size, int):
                     value.shape[axis] = symbols[str(size)]
+
+
+def _drop_traces(program) -> None:
+    """Leave out the stack trace that the exporter notes at every node: half of a small file, and paths of this
+    machine."""
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*program.model.graph.inputs, *program.model.graph.initializers.values()):
+        value.metadata_props.clear()
+    program.model.metadata_props.clear()
+    program.model.graph.metadata_props.clear()
 
 
 @contextlib.contextmanager

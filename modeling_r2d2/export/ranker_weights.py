@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from ..configuration_r2d2 import R2D2Config
 from ..cross_encoder_r2d2 import R2D2CrossEncoder
 
-#: Parameter -> (tensor of the graph, whether it lies there transposed).
+#: Parameter -> (tensor of the graph, whether it lies there transposed). `ZEROS` stands for a bias of zeros, which the
+#: exporter leaves out.
 Places = dict[str, tuple[str, bool]]
+ZEROS = ""
 _MODULES = (
     "image_joint_projection",
     "text_image_encoder",
@@ -62,11 +64,26 @@ def locate(model: nn.Module, path: Path) -> Places:
                     places[name] = (found, transposed)
                     break
             else:
+                if array.ndim == 1 and not array.any():
+                    places[name] = (ZEROS, False)
+                    continue
                 raise RuntimeError(
                     f"{path.name} does not hold {name} as it is: this release of torch ({torch.__version__}) exports "
                     "the ranker in another form; use torch 2.13"
                 )
     return places
+
+
+def turned_by_quantiser(places: Places, path: Path) -> Places:
+    """The places after int8: onnxruntime's quantiser makes Gemm of a float32 graph to MatMul, and turns its weights."""
+    import onnx
+
+    turned = {
+        node.input[1]
+        for node in onnx.load(path).graph.node
+        if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+    }
+    return {parameter: (name, transposed != (name in turned)) for parameter, (name, transposed) in places.items()}
 
 
 def read(config: R2D2Config, places: Places, path: Path) -> nn.ModuleDict:
@@ -81,14 +98,18 @@ def read(config: R2D2Config, places: Places, path: Path) -> nn.ModuleDict:
         initializer.name: onnx.numpy_helper.to_array(initializer, base_dir=str(path.parent))
         for initializer in onnx.load(path).graph.initializer
     }
+    modules = skeleton(config)
+    shapes = {name: tensor.shape for name, tensor in modules.state_dict().items()}
     state: dict[str, Tensor] = {}
     for parameter, (name, transposed) in places.items():
+        if name == ZEROS:
+            state[parameter] = torch.zeros(shapes[parameter])
+            continue
         if name not in tensors and f"{name}_quantized" not in tensors:
             raise KeyError(f"{path} has no tensor {name!r}, which holds {parameter}: export the model anew")
         array = tensors[name] if name in tensors else _dequantised(tensors, name)
         array = array.T if transposed else array
         state[parameter] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    modules = skeleton(config)
     modules.load_state_dict(state, assign=True)
     return modules.requires_grad_(False)
 
@@ -99,4 +120,4 @@ def _dequantised(tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
     return (tensors[f"{name}_quantized"].astype(np.float32) - zero.astype(np.float32)) * scale
 
 
-__all__ = ["Places", "locate", "read", "skeleton"]
+__all__ = ["Places", "locate", "read", "skeleton", "turned_by_quantiser"]

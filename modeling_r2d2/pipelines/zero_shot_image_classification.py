@@ -13,9 +13,9 @@ from .inputs import read_picture, tokenize
 
 
 class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
-    """transformers' `zero-shot-image-classification` for R2D2: the same call, with a Chinese prompt, labels cut to
-    the model's length (the stock pipeline never cuts, and fails), pictures of any mode, every label encoded once
-    a call whatever the number of pictures, and, on request, the ranker.
+    """transformers' `zero-shot-image-classification` for R2D2 and Wukong: the same call, with a Chinese prompt, labels
+    cut to the model's length (the stock pipeline never cuts, and fails), pictures of any mode, every label encoded
+    once a call whatever the number of pictures, and, on request, the ranker.
 
     ```python
     classify = pipeline("r2d2-zero-shot-image-classification", model=folder)
@@ -34,7 +34,8 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
                 the constructor instead.
             hypothesis_template: with `{}` for the label; default 一张{}的图片. "{}" takes the labels as they are.
             use_ranker: score by the ranker: the match probability of each label on its own, so that they need not
-                sum to 1 and none may be high. Default False: softmax over the labels of cosine / temperature.
+                sum to 1 and none may be high. Default False: softmax over the labels of similarity / temperature, by
+                cosine or, on a token-wise Wukong, token by token.
             timeout: seconds to wait for a URL. batch_size: pictures at a time.
 
         Returns:
@@ -42,7 +43,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
 
         Raises:
             ValueError: no labels, a template without `{}`, a picture that cannot be read, `use_ranker` on a model
-                without a ranker (PRD2).
+                without a ranker (PRD2, Wukong).
         """
         if "images" in kwargs:
             image = kwargs.pop("images")
@@ -58,18 +59,18 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         use_ranker = parameters.get("use_ranker", False)
         if use_ranker and not self.model.can_rank:
             raise ValueError(
-                "use_ranker needs a ranker, and this model is pre-ranking only (PRD2: no cross_encoder_config)"
+                "use_ranker needs a ranker, and this model is pre-ranking only (PRD2: no cross_encoder_config; Wukong)"
             )
         texts = self._encode_labels(labels, parameters.get("hypothesis_template", "一张{}的图片"))
         parent = super(ZeroShotImageClassificationPipeline, self)
         return parent.__call__(image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
 
     def check_model_type(self, supported_models):
-        """Any R2D2 model will do, also one of remote code, which is on no list of supported models."""
-        if self.model.config.model_type != "r2d2":
+        """Any R2D2 or Wukong model will do, also one of remote code, which is on no list of supported models."""
+        if self.model.config.model_type not in ("r2d2", "wukong"):
             raise ValueError(
                 f"{type(self).__name__} needs an R2D2 model, not {type(self.model).__name__} "
-                f"of type {self.model.config.model_type!r}"
+                f"of type {self.model.config.model_type!r} (a Wukong model will do, too)"
             )
 
     @staticmethod
@@ -85,12 +86,18 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         forward = {name: kwargs[name] for name in ("texts", "use_ranker") if name in kwargs}
         return preprocess, forward, {"labels": kwargs["labels"]} if "labels" in kwargs else {}
 
-    def _encode_labels(self, labels: list[str], template: str) -> dict[str, torch.Tensor]:
+    @property
+    def _is_wukong(self) -> bool:
+        return self.model.config.model_type == "wukong"
+
+    def _encode_labels(self, labels: list[str], template: str) -> dict[str, Any]:
         if "{}" not in template:
             raise ValueError(f"hypothesis_template must contain {{}} where the label goes, got {template!r}")
         tokens = tokenize(self.tokenizer, self.model.config, [template.format(label) for label in labels])
         mask = tokens["attention_mask"].to(self.device)
         with self.device_placement(), torch.no_grad():
+            if self._is_wukong:
+                return {"classes": self.model.encode_classes(tokens["input_ids"].to(self.device), mask)}
             features = self.model.get_text_features(tokens["input_ids"].to(self.device), mask)
         return {"embeds": features.pooler_output, "states": features.last_hidden_state, "mask": mask}
 
@@ -99,6 +106,8 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, texts, use_ranker=False):
+        if self._is_wukong:
+            return {"scores": self.model.class_probabilities(model_inputs["pixel_values"], texts["classes"])}
         features = self.model.get_image_features(model_inputs["pixel_values"])
         if not use_ranker:
             image_embeds, text_embeds = (

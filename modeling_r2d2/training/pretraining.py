@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..evaluation import retrieval_metrics
+from ..evaluation.retrieval import retrieval_metrics_of
+from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, StreamingPretrainingDataset
@@ -17,7 +18,7 @@ from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
 from .arguments import R2D2TrainingArguments
-from .recipes import Recipe
+from .recipes import RECIPES, Recipe, recipe_for
 from .trainer import R2D2Trainer
 
 
@@ -29,7 +30,8 @@ class PretrainingSettings:
         output: folder of checkpoints and of the final model.
         steps, batch_size (per worker), gradient_accumulation: length and size of the run.
         learning_rate, warmup (share of the steps), weight_decay, max_grad_norm: AdamW with cosine decay.
-        recipe: the objectives; None: those of R2D2 (of PRD2 on a model without ranker) without distillation.
+        recipe: the objectives; None: those of R2D2 (of PRD2 on a model without ranker) without distillation, and of a
+            Wukong its own.
         augmentation: of the training pictures; None: none.
         mask_ratio: share of the text tokens to mask; 0: no MLM. whole_words: mask whole Chinese words (jieba).
         channels_last: memory layout of the pictures, see `R2D2PretrainingCollator`.
@@ -80,7 +82,7 @@ def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = 
 
 
 def build_trainer(
-    model: R2D2ForPreTraining,
+    model: R2D2ForPreTraining | WukongModel,
     processor: R2D2Processor,
     pairs: Any,
     settings: PretrainingSettings,
@@ -98,14 +100,13 @@ def build_trainer(
         eval_pairs: the same, or a dictionary of them by name, for `eval_every`.
 
     Raises:
-        ValueError: a recipe that ranks on a model without ranker, or the other way round.
+        ValueError: a recipe that does not fit the model, see `Recipe.check`.
     """
-    recipe = settings.recipe or Recipe(ranker=model.can_rank, target_guided=None, feature_guided=None)
-    if recipe.ranker != model.can_rank:
-        raise ValueError(
-            f"the recipe {'has' if recipe.ranker else 'has no'} ranking but the model "
-            f"{'has no' if recipe.ranker else 'has a'} ranker (cross_encoder_config)"
-        )
+    recipe = settings.recipe
+    if recipe is None:
+        own = Recipe(ranker=model.can_rank, target_guided=None, feature_guided=None)
+        recipe = RECIPES[recipe_for(model)] if isinstance(model, WukongModel) else own
+    recipe.check(model)
     arguments = R2D2TrainingArguments(
         **{
             "output_dir": str(settings.output),
@@ -158,7 +159,7 @@ def build_trainer(
         eval_dataset=eval_data,
         data_collator=R2D2PretrainingCollator(processor, settings.channels_last),
         processing_class=processor,
-        compute_metrics=retrieval_metrics,
+        compute_metrics=retrieval_metrics_of(model),
         callbacks=[*recipe.callbacks(), *(callbacks or [])],
     )
 
@@ -169,7 +170,7 @@ def _evaluation_data(pairs: Any, processor: R2D2Processor) -> PretrainingDataset
 
 
 def pretrain(
-    model: R2D2ForPreTraining,
+    model: R2D2ForPreTraining | WukongModel,
     processor: R2D2Processor,
     pairs: Any,
     settings: PretrainingSettings,

@@ -1,9 +1,27 @@
-"""Recipes: which objectives a pre-training run has, as small overrides of one default, the full R2D2."""
+"""Recipes: which objectives a pre-training run has, as small overrides of one default, the full R2D2; and the systems
+beside R2D2, each trained by the same trainer."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from ..distillation import FeatureGuidedSettings, Schedule, TargetGuidedSettings
+from torch import nn
+
+from ..configuration_wukong import WukongConfig
+from ..distillation import (
+    DualQueueContrastiveCallback,
+    DualQueueSettings,
+    FeatureGuidedSettings,
+    Schedule,
+    TargetGuidedSettings,
+)
 from ..distillation.callbacks import DistillationCallback
+
+#: How a model compares pictures and texts, in the words of error messages.
+_COMPARES = {
+    "global": "one vector per picture and text",
+    "token-wise": "token by token",
+    "reduced": "token by token, with reduced image tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,8 @@ class Recipe:
     feature_guided: FeatureGuidedSettings | None = field(default_factory=FeatureGuidedSettings)
     momentum: float | Schedule = 0.995
 
+    compares: ClassVar[str] = "global"
+
     def __post_init__(self):
         if self.feature_guided is not None and not self.masking:
             raise ValueError("feature-guided distillation compares masked texts: a recipe with it needs masking")
@@ -30,6 +50,31 @@ class Recipe:
     def distils(self) -> bool:
         """Whether there is a teacher."""
         return self.target_guided is not None or self.feature_guided is not None
+
+    def check(self, model: nn.Module):
+        """That these objectives can train a model.
+
+        Raises:
+            ValueError: a recipe that ranks on a model without ranker, or the other way round; one that compares
+                otherwise than the model; distillation of a Wukong.
+        """
+        if self.ranker != model.can_rank:
+            raise ValueError(
+                f"the recipe {'has' if self.ranker else 'has no'} ranking but the model "
+                f"{'has no' if self.ranker else 'has a'} ranker (cross_encoder_config)"
+            )
+        compares = _compares(model)
+        if compares != self.compares:
+            raise ValueError(
+                f"the recipe compares {_COMPARES[self.compares]}, the model {_COMPARES[compares]}: start from a preset "
+                "of the recipe's kind (wukong-vit-b-32-filip for filip, wukong-vit-b-32-wukong for wukong) or train "
+                f"with the recipe {recipe_for(model)}"
+            )
+        if isinstance(model.config, WukongConfig) and (self.target_guided or self.feature_guided):
+            raise ValueError(
+                "two-way distillation trains R2D2ForPreTraining, not Wukong's towers: train them with the recipe "
+                f"{recipe_for(model)}, or brivl where the similarity is global"
+            )
 
     def callbacks(self) -> list[DistillationCallback]:
         """What the Trainer needs beside the model: one callback, or none."""
@@ -69,11 +114,98 @@ class Recipe:
         return " + ".join(parts)
 
 
+@dataclass(frozen=True)
+class PlainRecipe(Recipe):
+    """The contrastive loss over the batch and nothing else: CLIP with Chinese text, on R2D2's towers or Wukong's."""
+
+    ranker: bool = False
+    masking: bool = False
+    target_guided: TargetGuidedSettings | None = None
+    feature_guided: FeatureGuidedSettings | None = None
+
+
+@dataclass(frozen=True)
+class FilipRecipe(PlainRecipe):
+    """The token-wise contrastive loss over the batch (FILIP), on a `WukongModel` without token reduction."""
+
+    compares: ClassVar[str] = "token-wise"
+
+    def __str__(self) -> str:
+        return "token-wise contrastive loss"
+
+
+@dataclass(frozen=True)
+class WukongRecipe(PlainRecipe):
+    """The same on reduced image tokens (arXiv 2202.06767). Its locked-image tuning is a setting of the model
+    (`lock_image_tower`), for towers that are trained already."""
+
+    compares: ClassVar[str] = "reduced"
+
+    def __str__(self) -> str:
+        return "token-wise contrastive loss on reduced tokens"
+
+
+@dataclass(frozen=True)
+class BriVLRecipe(PlainRecipe):
+    """The contrastive loss against two queues of momentum features (arXiv 2103.06561), on two towers with one vector
+    per picture and text.
+
+    Args:
+        dual_queue: settings of that loss. momentum: of the teacher that fills the queues.
+    """
+
+    momentum: float | Schedule = 0.99
+    dual_queue: DualQueueSettings = field(default_factory=DualQueueSettings)
+
+    @property
+    def distils(self) -> bool:
+        """True: there is a teacher, though it fills the queues alone."""
+        return True
+
+    def callbacks(self) -> list[DistillationCallback]:
+        """The callback that is the whole loss."""
+        return [DualQueueContrastiveCallback(self.dual_queue, momentum=self.momentum)]
+
+    def adapted(
+        self,
+        pairs: int | None,
+        distil: bool = True,
+        masking: bool = True,
+        queue_size: int | None = None,
+        alpha: float = 0.4,
+        alpha_ramp_steps: int | None = None,
+        momentum: float | None = None,
+    ) -> "BriVLRecipe":
+        """As `Recipe.adapted`; masking and alpha are none of this recipe's.
+
+        Raises:
+            ValueError: without teacher.
+        """
+        if not distil:
+            raise ValueError(
+                "the recipe brivl is the teacher's queue and nothing else: leave distillation on, or train with the "
+                "recipe clip"
+            )
+        largest = self.dual_queue.queue_size
+        size = queue_size if queue_size is not None else min(largest, pairs // 2 if pairs else largest)
+        return replace(
+            self,
+            dual_queue=replace(self.dual_queue, queue_size=size),
+            momentum=self.momentum if momentum is None else momentum,
+        )
+
+    def __str__(self) -> str:
+        return "dual-queue contrastive loss"
+
+
 #: What `r2d2 pretrain --recipe` takes.
 RECIPES: dict[str, Recipe] = {
     "r2d2": Recipe(),
     "prd2": Recipe(ranker=False),
-    "clip": Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None),
+    "clip": PlainRecipe(),
+    "filip": FilipRecipe(),
+    "wukong": WukongRecipe(),
+    "brivl": BriVLRecipe(),
 }
 
 
@@ -86,3 +218,16 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def recipe_for(model: nn.Module) -> str:
+    """The name of the recipe that a model is made for."""
+    if isinstance(model.config, WukongConfig):
+        return {"global": "clip", "token-wise": "filip", "reduced": "wukong"}[_compares(model)]
+    return "r2d2" if model.can_rank else "prd2"
+
+
+def _compares(model: nn.Module) -> str:
+    if not getattr(model, "is_token_wise", False):
+        return "global"
+    return "token-wise" if model.config.token_reduction is None else "reduced"

@@ -1,14 +1,18 @@
-"""Where a pre-training run starts from: an R2D2 model, two warm towers, or random weights."""
+"""Where a pre-training run starts from: an R2D2 or Wukong model, two warm towers, or random weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig
 
-from ..configuration_r2d2 import R2D2Config
+from ..configuration_r2d2 import PRESETS, R2D2Config
+from ..configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..configuration_wukong import WukongConfig
+from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.processing_r2d2 import R2D2Processor
+from ..processing.processing_wukong import WukongProcessor
 from ..processing.tokenization import build_character_tokenizer
 
 
@@ -26,27 +30,30 @@ class StartingPoint:
 
 def starting_point(
     start: StartingPoint, pairs: Any, ranker: bool | None = None
-) -> tuple[R2D2ForPreTraining, R2D2Processor]:
-    """Model and processor to begin with.
+) -> tuple[R2D2ForPreTraining | WukongModel, R2D2Processor]:
+    """Model and processor to begin with; presets, configurations and models of Wukong give a `WukongModel`.
 
     Without any tokenizer the vocabulary is made of the characters of `pairs`, which fits random weights only.
     `ranker` False leaves the ranker out of a preset, a configuration or warm towers; None: as they say.
 
     Raises:
-        ValueError: none or several starting points, or a tokenizer that does not fit the model.
+        ValueError: none or several starting points, an unknown preset, or a tokenizer that does not fit the model.
     """
     ways = [start.model, start.preset, start.config, start.clip or start.roberta]
     if sum(way is not None for way in ways) != 1 or (start.clip is None) != (start.roberta is None):
         raise ValueError("name one starting point: --model, --preset, --config, or --clip together with --roberta")
     if start.model is not None:
+        if _is_wukong(start.model):
+            return WukongModel.from_pretrained(start.model), WukongProcessor.from_pretrained(start.model)
         processor = R2D2Processor.from_pretrained(start.model)
         return R2D2ForPreTraining.from_pretrained(start.model), processor
     if start.clip is not None:
         without = {} if ranker in (None, True) else {"cross_encoder_config": None}
         model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **without)
         return model, _processor(read_tokenizer(start.tokenizer or start.roberta), model.config)
-    config = R2D2Config.from_preset(start.preset) if start.preset else R2D2Config.from_pretrained(start.config)
-    if ranker is False:
+    config = _configuration(start)
+    is_wukong = isinstance(config, WukongConfig)
+    if ranker is False and not is_wukong:
         config.cross_encoder_config = None
     if start.tokenizer is not None:
         tokenizer = read_tokenizer(start.tokenizer)
@@ -55,7 +62,27 @@ def starting_point(
     else:
         tokenizer = build_character_tokenizer(pairs.all_texts())
         config.text_config.vocab_size = len(tokenizer)
-    return R2D2ForPreTraining(config), _processor(tokenizer, config)
+        if is_wukong:
+            config.text_config.pad_token_id = tokenizer.pad_token_id
+            config.text_config.bos_token_id = tokenizer.cls_token_id
+            config.text_config.eos_token_id = tokenizer.sep_token_id
+    return (WukongModel if is_wukong else R2D2ForPreTraining)(config), _processor(tokenizer, config)
+
+
+def _configuration(start: StartingPoint) -> R2D2Config | WukongConfig:
+    """Of a preset or a configuration's file."""
+    if start.preset is None:
+        kind = WukongConfig if _is_wukong(start.config) else R2D2Config
+        return kind.from_pretrained(start.config)
+    for kind, presets in ((R2D2Config, PRESETS), (WukongConfig, WUKONG_PRESETS)):
+        if start.preset in presets:
+            return kind.from_preset(start.preset)
+    raise ValueError(f"unknown preset {start.preset!r}; there are {', '.join([*PRESETS, *WUKONG_PRESETS])}")
+
+
+def _is_wukong(source: Path) -> bool:
+    """Whether a folder, or a config.json, is of a Wukong."""
+    return PreTrainedConfig.get_config_dict(source)[0].get("model_type") == WukongConfig.model_type
 
 
 def read_tokenizer(source: str | Path):
@@ -68,6 +95,7 @@ def read_tokenizer(source: str | Path):
     return AutoTokenizer.from_pretrained(str(source))
 
 
-def _processor(tokenizer, config: R2D2Config) -> R2D2Processor:
+def _processor(tokenizer, config: R2D2Config | WukongConfig) -> R2D2Processor:
+    kind = WukongProcessor if isinstance(config, WukongConfig) else R2D2Processor
     size = getattr(config.vision_config, "image_size", None) or 224
-    return R2D2Processor.build(tokenizer, image_size=size, max_length=config.max_text_length)
+    return kind.build(tokenizer, image_size=size, max_length=config.max_text_length)

@@ -48,7 +48,8 @@ class _Means:
 
 
 class R2D2Trainer(Trainer):
-    """Trainer for `R2D2ForPreTraining` (any other R2D2 model trains in it too, as all do in the stock Trainer).
+    """Trainer for `R2D2ForPreTraining` and `WukongModel` (any other R2D2 model trains in it too, as all do in the stock
+    Trainer).
 
     Beyond the stock Trainer it logs every part of the loss (train and eval) and of distillation, `images_per_second`
     and `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
@@ -108,7 +109,14 @@ class R2D2Trainer(Trainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         student, scaler = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False), self.accelerator.scaler
-        scale = (1.0 if scaler is None else scaler.get_scale()) / self.current_gradient_accumulation_steps
+        if not hasattr(student, "encode_pairs"):
+            raise ValueError(
+                f"grad_cache_chunk is for R2D2ForPreTraining, not {type(student).__name__}: set it to 0 and use "
+                "gradient_accumulation_steps"
+            )
+        # by `scale`, not `get_scale`, which would leave the scaler uninitialised
+        scale = 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self.args.device)))
+        scale /= self.current_gradient_accumulation_steps
         with self.accelerator.no_sync(model), self.accelerator.autocast():
             run = distillation_of(student)
             teacher = None if run is None else run.targets(inputs, chunk)

@@ -22,6 +22,9 @@ def test_recipes_of_the_command_line():
         "r2d2": "TgD + FGR + MLM + FgD",
         "prd2": "TgD + FgD",
         "clip": "GCPR",
+        "filip": "token-wise contrastive loss",
+        "wukong": "token-wise contrastive loss on reduced tokens",
+        "brivl": "dual-queue contrastive loss",
     }
     with pytest.raises(ValueError, match="unknown recipe 'albef'; there are r2d2, prd2, clip"):
         find_recipe("albef")

@@ -1,4 +1,4 @@
-"""Two gloo processes with the dual queue equal one process with the doubled batch: losses, gradients, queue, teacher."""
+"""Two gloo processes with the dual queue equal one with the doubled batch: losses, gradients, queue, teacher."""
 
 import pytest
 import torch

@@ -1,0 +1,251 @@
+"""Upload a model folder: what goes, what stays behind and why, and what must not be published."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from os import PathLike
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .checking import check_card, code_blocks
+
+#: By-products of a run, which stay behind: pattern on the path -> why.
+LEFT_OUT = {
+    ".*": "hidden",
+    "*/.*": "hidden",
+    "checkpoint-*/*": "training checkpoint",
+    "training_args.bin": "pickle of the training arguments, which the card states",
+    "__pycache__/*": "Python's cache",
+    "*/__pycache__/*": "Python's cache",
+    "*events.out.tfevents*": "training log",
+}
+_STATE = ("optimizer.pt", "scheduler.pt", "optimizer.bin", "rng_state.pth", "scaler.pt")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".pyc")
+_KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "*credentials*", "*secret*", "netrc", "token")
+#: What tokens and keys look like. Found ones are named by file and line and never printed.
+_SECRETS = {
+    "Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
+    "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})\b",
+    "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "Google key": r"\bAIza[0-9A-Za-z_-]{35}\b",
+    "API key": r"\bsk-[A-Za-z0-9_-]{32,}\b",
+    "Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}\b",
+    "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "password in an address": r"[a-z]://[^\s/:@]+:[^\s/:@]+@",
+}
+_SECRET = re.compile("|".join(f"(?P<k{place}>{pattern})" for place, pattern in enumerate(_SECRETS.values())))
+_SCANNED_BYTES = 64 * 2**20
+
+
+class PushRefusedError(ValueError):
+    """A folder that must not be published as it is; `problems` lists why, by file."""
+
+    def __init__(self, folder: Path, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(f"{folder} is not pushed:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+@dataclass
+class PushPlan:
+    """What a push would do.
+
+    files: path in the repository -> bytes. left_out: path -> why it stays behind. problems: what forbids the push.
+    warnings: what does not.
+    """
+
+    folder: Path
+    files: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Bytes to upload."""
+        return sum(self.files.values())
+
+
+def plan_push(folder: str | PathLike, repo_id: str | None = None, exclude: Sequence[str] = ()) -> PushPlan:
+    """Look at every file of a model folder; nothing is sent.
+
+    Args:
+        repo_id: to compare the card's code with. exclude: further patterns on paths that stay behind.
+
+    Raises:
+        NotADirectoryError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    plan = PushPlan(folder)
+    patterns = {**LEFT_OUT, **dict.fromkeys(exclude, "--exclude")}
+    if state := [name for name in _STATE if (folder / name).exists()]:
+        plan.problems.append(
+            f"this is a training checkpoint ({', '.join(state)}): push the folder that the run has written at its end"
+        )
+    for path, name in _walk(folder):
+        reason = next((why for pattern, why in patterns.items() if fnmatch(name, pattern)), None)
+        if reason is not None and name != ".gitattributes":
+            plan.left_out[name] = reason
+        elif problem := _forbidden(path, folder):
+            plan.problems.append(f"{name}: {problem}")
+        else:
+            plan.files[name] = path.stat().st_size
+            _scan(path, name, plan)
+    plan.problems += _lacking(plan)
+    if repo_id is not None:
+        plan.warnings += _other_names(folder, repo_id)
+    return plan
+
+
+def push_folder(
+    folder: str | PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    exclude: Sequence[str] = (),
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> CommitInfo:
+    """Make the repository if it is not there, and upload the planned files in one commit.
+
+    Files of the repository that the folder does not hold stay there. The token is huggingface_hub's
+    (`hf auth login`, `HF_TOKEN`) unless one is given; `endpoint` likewise (`HF_ENDPOINT`).
+
+    Raises:
+        PushRefusedError: see `plan_push`; nothing was sent. ValueError: not a repository name (owner/name).
+        OSError: the Hub cannot be reached, or refuses.
+    """
+    check_repo_id(repo_id)
+    plan = plan_push(folder, repo_id, exclude)
+    if plan.problems:
+        raise PushRefusedError(plan.folder, plan.problems)
+    api = HfApi(endpoint=endpoint, token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    operations = [CommitOperationAdd(name, str(plan.folder / name)) for name in plan.files]
+    return api.create_commit(
+        repo_id,
+        operations,
+        commit_message=message or f"Upload {plan.folder.resolve().name}",
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises:
+    ValueError: not `owner/name` in the letters that the Hub allows.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no repository name: {error}") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} names no owner: write owner/name")
+
+
+def _walk(folder: Path) -> list[tuple[Path, str]]:
+    """Every file with its path in the repository; linked folders are not entered but listed."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        for name in [*names, *links]:
+            path = Path(root) / name
+            found.append((path, path.relative_to(folder).as_posix()))
+    return sorted(found, key=lambda item: item[1])
+
+
+def _forbidden(path: Path, folder: Path) -> str | None:
+    """Why a file must not be published; None: it may."""
+    if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
+        return "a link to outside the folder, or to a folder: copy what it stands for, or delete it"
+    if any(fnmatch(path.name.lower(), pattern) for pattern in _KEY_FILES):
+        return "looks like a file of keys: delete it, or --exclude it"
+    if path.suffix.lower() in _PICKLES or _is_pickle(path):
+        return "a pickle, which runs code when it is loaded: save weights as safetensors, or --exclude it"
+    return None
+
+
+def _is_pickle(path: Path) -> bool:
+    """By content: a pickle of protocol 2 or later, or torch's zip of one."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
+        return True
+    if start == b"PK\x03\x04" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    return False
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; none of a binary one (zero bytes) or of one beyond 64 MB."""
+    if path.suffix == ".safetensors" or path.stat().st_size > _SCANNED_BYTES:
+        return []  # the latter are warned of
+    content = path.read_bytes()
+    return [] if b"\0" in content[:8192] else content.decode("utf-8", errors="replace").splitlines()
+
+
+def _scan(path: Path, name: str, plan: PushPlan) -> None:
+    """Secrets forbid a push; paths below the user's home are warned of."""
+    home = f"{Path.home()}/"
+    if path.suffix != ".safetensors" and path.stat().st_size > _SCANNED_BYTES:
+        plan.warnings.append(f"{name}: not searched for secrets, it is larger than {_SCANNED_BYTES >> 20} MB")
+    for number, line in enumerate(_lines(path), start=1):
+        if match := _SECRET.search(line):
+            kind = list(_SECRETS)[int(match.lastgroup[1:])]
+            plan.problems.append(f"{name}:{number}: looks like a {kind}: remove it, and revoke it if it is real")
+        if len(home) > 2 and home in line:
+            plan.warnings.append(f"{name}:{number}: names a path of this machine")
+
+
+def _lacking(plan: PushPlan) -> list[str]:
+    """What a published model needs and is not among the files: configuration, weights, code, card."""
+    problems = []
+    if not any(name.endswith(".safetensors") for name in plan.files):
+        problems.append("there are no weights (*.safetensors)")
+    if "config.json" not in plan.files:
+        problems.append("there is no config.json")
+    else:
+        config = json.loads((plan.folder / "config.json").read_text(encoding="utf-8"))
+        references = [each for each in (config.get("auto_map") or {}).values() if each]
+        modules = {f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references}
+        if not modules:
+            problems.append("config.json names no code (auto_map): without this package, nobody could load the model")
+        for module in sorted(modules):
+            if module not in plan.files:
+                problems.append(f"{module} is not there, which config.json names: save the model again")
+                continue
+            needed = {f"{name}.py" for name in get_relative_imports(plan.folder / module)}
+            problems += [f"{name} is not there, which {module} imports" for name in sorted(needed - set(plan.files))]
+    if "README.md" not in plan.files:
+        problems.append("there is no card (README.md): make one by `r2d2 card`")
+    else:
+        content = (plan.folder / "README.md").read_text(encoding="utf-8")
+        problems += [f"README.md: {problem}" for problem in check_card(content, "model", plan.folder)]
+    return problems
+
+
+def _other_names(folder: Path, repo_id: str) -> list[str]:
+    """The card's code should load what is published."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return []
+    code = "\n".join(block for _, block in code_blocks(path.read_text(encoding="utf-8")))
+    named = set(re.findall(r'(?:from_pretrained\(|model=)"([^"]+)"', code)) - {repo_id}
+    return [f"README.md: its code loads {name!r}, not {repo_id!r}: `r2d2 card --repo {repo_id}`" for name in named]
+
+
+__all__ = ["PushPlan", "PushRefusedError", "check_repo_id", "plan_push", "push_folder"]

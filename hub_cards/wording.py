@@ -1,0 +1,79 @@
+"""Names of training arguments and measures in the two languages of the cards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+UNKNOWN = {"en": "unknown", "zh": "未知"}
+#: Always shown of a training run, known or not.
+TRAINING_SHOWN = ("max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "seed")
+TRAINING = {
+    "task": ("task", "任务"),
+    "data": ("data, counted", "数据量"),
+    "losses": ("losses", "损失"),
+    "trained_share": ("parameters trained", "训练的参数"),
+    "epochs": ("epochs", "轮数"),
+    "max_steps": ("steps", "步数"),
+    "steps_made": ("steps made", "已训练步数"),
+    "per_device_train_batch_size": ("batch size per worker", "每进程批大小"),
+    "gradient_accumulation_steps": ("gradient accumulation", "梯度累积"),
+    "learning_rate": ("learning rate", "学习率"),
+    "lr_scheduler_type": ("schedule", "学习率调度"),
+    "warmup_steps": ("warm-up (steps, or a share below 1)", "预热（步数，小于 1 时为比例）"),
+    "weight_decay": ("weight decay", "权重衰减"),
+    "max_grad_norm": ("gradient norm at most", "梯度范数上限"),
+    "optim": ("optimiser", "优化器"),
+    "bf16": ("bf16", "bf16"),
+    "fp16": ("fp16", "fp16"),
+    "seed": ("seed", "随机种子"),
+    "final_loss": ("last logged loss", "最后记录的损失"),
+    "seconds": ("seconds of training", "训练秒数"),
+}
+_ZH_MEASURES = (
+    ("pre-ranking + ranking", "预排序 + 排序"),
+    ("pre-ranking", "预排序"),
+    ("text→image", "文→图"),
+    ("image→text", "图→文"),
+    ("mean recall", "平均召回率"),
+    ("accuracy at the best threshold", "最佳阈值下的准确率"),
+    ("best threshold", "最佳阈值"),
+    ("mean per class", "各类平均"),
+    ("exactly right", "完全一致"),
+)
+TASKS = {
+    "retrieval": ("Image-text retrieval", "图文检索"),
+    "matching": ("Image-text matching", "图文匹配"),
+    "classification": ("Zero-shot image classification", "零样本图像分类"),
+    "captioning": ("Image captioning", "图像描述"),
+}
+_ZH_COUNTS = {
+    "pictures": "图片",
+    "texts": "文本",
+    "classes": "类别",
+    "prompts": "提示模板",
+    "references": "参考描述",
+    "matching pairs": "匹配对",
+    "others": "不匹配对",
+}
+
+
+def pick(pair: tuple[str, str], language: Language) -> str:
+    """The English or the Chinese one."""
+    return pair[LANGUAGES.index(language)]
+
+
+def measure(title: str, language: Language) -> str:
+    """A measure's title (`evaluation.results.metric_title`) in a language."""
+    if language == "zh":
+        for english, chinese in _ZH_MEASURES:
+            title = title.replace(english, chinese)
+    return title
+
+
+def counts(values: dict[str, int], language: Language) -> str:
+    """Sizes of what was judged, as a reader sees them."""
+    if language == "zh":
+        return "，".join(f"{_ZH_COUNTS.get(name, name)} {count:,}" for name, count in values.items())
+    return ", ".join(f"{count:,} {name}" for name, count in values.items())

@@ -1,0 +1,54 @@
+"""`r2d2 export`: a model as ONNX graphs."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+#: The first so many pictures are enough to measure ranges on.
+RANGE_PICTURES = 256
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder or name: R2D2 or PRD2.")],
+    output: Annotated[Path, typer.Option(help="Folder to write: graphs, config, processor, manifest.")] = ...,
+    precision: Annotated[
+        str, typer.Option(help="'fp32', 'fp16' (half the size) or 'int8' (smallest, fastest on a CPU).")
+    ] = "fp32",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="For int8: a folder of typical pictures, to measure a convolutional tower's ranges on."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""
+    from ..export import export_onnx
+    from ..processing.datasets.report import Problem
+    from ..retrieval.pictures import list_pictures
+
+    chosen = None
+    if pictures is not None:
+        chosen = []
+        for picture in islice(list_pictures(str(pictures)), RANGE_PICTURES):
+            if isinstance(picture, Problem):
+                raise ValueError(f"--pictures: {picture}")
+            chosen.append(picture.open())
+    manifest = export_onnx(model, output, precision, pictures=chosen, overwrite=overwrite)
+    table = Table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
+    for record in manifest.graphs.values():
+        cosine = "" if record.cosine is None else f"{record.cosine:.6f}"
+        deviation = f"{max(record.deviation.values()):.1e}"
+        table.add_row(record.file, record.made, f"{record.bytes / 1e6:.1f}", deviation, cosine)
+    console = Console()
+    console.print(table)
+    if not manifest.graphs.get("ranker"):
+        console.print("no ranker: the model is pre-ranking only (PRD2)")
+    console.print(
+        f"wrote {output}; load it with R2D2OnnxModel.from_pretrained({str(output)!r})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,147 @@
+"""`R2D2OnnxModel` in the places of an `R2D2Model`: features, ranking, evaluation, search."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from modeling_r2d2 import R2D2OnnxModel, R2D2Retriever
+from modeling_r2d2.evaluation import evaluate_retrieval
+from modeling_r2d2.export import OnnxFolderError
+from modeling_r2d2.retrieval import OtherModelError
+
+TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "abc123", "黄鸟"]
+
+
+@pytest.fixture(scope="module")
+def onnx_model(r2d2):
+    return R2D2OnnxModel.from_pretrained(r2d2.path)
+
+
+def _close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_features_and_scores(r2d2, onnx_model, pictures):
+    inputs = r2d2.processor(images=pictures, text=TEXTS, return_tensors="pt")
+    ids, mask, pixels = (inputs[name] for name in ("input_ids", "attention_mask", "pixel_values"))
+    expected, found = r2d2.model(ids, pixels, mask), onnx_model(ids, pixels, mask)
+    for name in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"):
+        _close(found[name], expected[name])
+    _close(found.vision_model_output.last_hidden_state, expected.vision_model_output.last_hidden_state)
+    expected, found = r2d2.model.match(ids, pixels, mask), onnx_model.match(ids, pixels, mask)
+    for name in ("match_probability", "text_match_logits", "image_match_logits"):
+        _close(found[name], expected[name])
+    assert found.text_cross_output is None
+    texts, images = r2d2.model.get_text_features(ids), r2d2.model.get_image_features(pixels)
+    _close(onnx_model.get_text_features(ids).last_hidden_state, texts.last_hidden_state)  # without a mask
+    states = texts.last_hidden_state[:2], images.last_hidden_state[:3]
+    index = torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 0, 2])
+    _close(
+        onnx_model.rank(*states, text_index=index[0], image_index=index[1]).match_probability,
+        r2d2.model.rank(*states, text_index=index[0], image_index=index[1]).match_probability,
+    )
+
+
+def test_evaluation(r2d2, onnx_model, pictures):
+    expected = evaluate_retrieval(r2d2.model, r2d2.processor, pictures, TEXTS, candidates=3, batch_size=3)
+    found = evaluate_retrieval(onnx_model, r2d2.processor, pictures, TEXTS, candidates=3, batch_size=3)
+    _close(found.cosine, expected.cosine)
+    _close(found.text_to_image_scores, expected.text_to_image_scores)
+    assert found.to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize("keep", ["none", "keys_values"])
+def test_search(r2d2, onnx_model, pictures, tmp_path, keep):
+    pytest.importorskip("faiss")
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / "photos" / f"{number}.png")
+    results = {}
+    for name, model in (("torch", r2d2.model), ("onnx", onnx_model)):
+        index = tmp_path / f"{name}.index"
+        options = {"processor": r2d2.processor, "keep": keep, "precision": "float32"}
+        R2D2Retriever.build(tmp_path / "photos", model, index, **options)
+        retriever = R2D2Retriever.open(index, model, r2d2.processor)
+        results[name] = retriever.search(TEXTS[:3], top_k=8, candidates=4)
+        matched = retriever.match(pictures[:2], TEXTS).match_probability
+        results[f"{name} match"] = matched
+    for found, expected in zip(results["onnx"], results["torch"], strict=True):
+        assert [hit.id for hit in found.hits] == [hit.id for hit in expected.hits]
+        for ours, theirs in zip(found.hits, expected.hits, strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+            assert (ours.match_probability is None) == (theirs.match_probability is None)
+    _close(results["onnx match"], results["torch match"])
+    with pytest.raises(OtherModelError):  # vectors of two models are never mixed unnoticed
+        R2D2Retriever.open(tmp_path / "torch.index", onnx_model, r2d2.processor)
+    R2D2Retriever.open(tmp_path / "onnx.index", R2D2OnnxModel(r2d2.path), r2d2.processor)  # the same graphs again
+
+
+def test_pre_ranking_only(prd2, pictures):
+    model = R2D2OnnxModel.from_pretrained(prd2.path)
+    assert not model.can_rank
+    result = evaluate_retrieval(model, prd2.processor, pictures, TEXTS)
+    expected = evaluate_retrieval(prd2.model, prd2.processor, pictures, TEXTS)
+    _close(result.cosine, expected.cosine)
+    with pytest.raises(ValueError, match="pre-ranking only"):
+        model.rank(torch.randn(1, 3, 32), torch.randn(1, 5, 24))
+    with pytest.raises(ValueError, match="pre-ranking only"):
+        evaluate_retrieval(model, prd2.processor, pictures, TEXTS, candidates=3)
+    with pytest.raises(ValueError, match="pre-ranking only"):
+        _ = model.text_image_encoder
+
+
+def test_bad_inputs(onnx_model):
+    with pytest.raises(ValueError, match="40×32 pixels for a tower exported at 32×32"):
+        onnx_model.get_image_features(torch.randn(1, 3, 40, 32))
+    with pytest.raises(ValueError, match="41 tokens exceeds the 40"):
+        onnx_model.get_text_features(torch.ones(1, 41, dtype=torch.int64))
+    with pytest.raises(ValueError, match="outside the vocabulary of 99"):
+        onnx_model.get_text_features(torch.full((1, 3), 99))
+    with pytest.raises(ValueError, match="pixel_values is an empty batch"):
+        onnx_model.get_image_features(torch.randn(0, 3, 32, 32))
+    with pytest.raises(ValueError, match="input_ids is an empty batch"):
+        onnx_model.get_text_features(torch.ones(0, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no output_attentions"):
+        onnx_model.get_text_features(torch.ones(1, 3, dtype=torch.int64), output_attentions=True)
+    with pytest.raises(ValueError, match="2 texts for 3 pictures"):
+        onnx_model.rank(torch.randn(2, 3, 32), torch.randn(3, 4, 16))
+    with pytest.raises(ValueError, match="precision when exporting"):
+        onnx_model.half()
+    assert onnx_model.to("cpu").dtype == torch.float32
+
+
+def test_other_provider(r2d2):
+    with pytest.raises(ValueError, match="no NoSuchProvider; it has"):
+        R2D2OnnxModel(r2d2.path, providers=["NoSuchProvider"])
+
+
+def test_damaged_folders(prd2, tmp_path):
+    with pytest.raises(OnnxFolderError, match="r2d2 export"):
+        R2D2OnnxModel.from_pretrained(tmp_path)
+    path = tmp_path / "copy"
+
+    def damaged(change, message, **options):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(prd2.path, path)
+        change()
+        with pytest.raises(OnnxFolderError, match=message):
+            R2D2OnnxModel.from_pretrained(path, **options)
+
+    def flip():
+        data = bytearray((path / "text_tower.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (path / "text_tower.onnx").write_bytes(data)
+
+    def edit(**changes):
+        values = {**json.loads((path / "manifest.json").read_text("utf-8")), **changes}
+        (path / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+
+    damaged(lambda: (path / "image_tower.onnx").unlink(), "image_tower.onnx is missing")
+    damaged(lambda: (path / "text_tower.onnx").write_bytes(b"half"), "text_tower.onnx is torn: 4 bytes")
+    damaged(flip, "checksum differs")
+    damaged(lambda: (path / "manifest.json").write_text("{"), "manifest.json is torn")
+    damaged(lambda: edit(format=9), "format 9")
+    damaged(lambda: edit(colour="red"), "too many entries")
