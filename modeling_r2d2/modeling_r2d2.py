@@ -463,6 +463,8 @@ class R2D2ForImageTextMatching(R2D2Model):
     The authors' code applies cross-entropy to the averaged *probabilities*, a softmax of a softmax; this does not.
     """
 
+    _auto_class = "AutoModelForImageTextMatching"  # so that a saved folder's AutoModel stays R2D2Model
+
     @can_return_tuple
     def forward(
         self,

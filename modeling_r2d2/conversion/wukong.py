@@ -362,11 +362,12 @@ compare the SHA-256 with the authors' file.
 their weights before you use or share this model.
 
 ```python
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-inputs = processor(images=picture, text=["一只猫", "一只狗"], return_tensors="pt")
+inputs = processor(images=Image.open("picture.png"), text=["一只猫", "一只狗"], return_tensors="pt")
 print(model(**inputs).logits_per_image.softmax(-1))
 ```
 

@@ -7,6 +7,8 @@ negatives, so the loss does not depend on the batch: the model's own in-batch lo
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +56,11 @@ class DualQueueState(nn.Module):
     For every micro-batch: `keys`, then `loss`. Keys enter the queue once their own loss has passed backward: with the
     next micro-batch, or at the end of the optimizer step (`commit`, or `discard` where it was skipped).
 
+    Keys of a tower with batch norms are normalised by their batch wherever the student's are, as MoCo's are: the
+    running statistics come from the student, and do not fit the weights of a teacher that lies far behind it.
+
     Args:
-        student: the model that trains. settings: of the loss.
+        student: the model that trains, in the mode that it trains in once `keys` is called. settings: of the loss.
         batch: pairs per micro-batch over all workers, at most.
         autocast, teacher: see `MomentumTeacher` and `DistillationState`.
 
@@ -79,6 +84,13 @@ class DualQueueState(nn.Module):
             )
         self.settings = settings
         self.teacher = teacher or MomentumTeacher(student, autocast)
+        theirs = dict(student.named_modules())
+        # a plain list: the student is no part of this state
+        self._norms = [
+            (module, theirs[name])
+            for name, module in self.teacher.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
         device = student.temperature.device
         # a ring of `queue_size` slots: what is compared with is never the batch itself
         self.queue = FeatureQueue(settings.queue_size - batch, batch, student.config.projection_dim, device)
@@ -91,9 +103,10 @@ class DualQueueState(nn.Module):
     def keys(self, batch: dict[str, Any]):
         """Encode one micro-batch of B local pairs by the teacher, for the `loss` that follows."""
         self._enqueue()
-        features = self.teacher.encode(
-            batch["pixel_values"], batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
-        )
+        with _normalised_by_the_batch([ours for ours, theirs in self._norms if theirs.training]):
+            features = self.teacher.encode(
+                batch["pixel_values"], batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
+            )
         self._local = (features.image_embeds, features.text_embeds)
         both, image_ids = torch.cat(self._local, dim=1), batch.get("image_ids")
         self._left_out = None
@@ -138,6 +151,18 @@ class DualQueueState(nn.Module):
             measures["teacher_agreement"] = float(torch.stack(self._agreement).mean())
             self._agreement = []
         return measures
+
+
+@contextmanager
+def _normalised_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
+    """Batch norms that use the statistics of what they see, and note nothing of it."""
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True
 
 
 class _DualQueueRun(_Run):

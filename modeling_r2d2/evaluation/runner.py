@@ -375,6 +375,19 @@ def read_captions(path: str | PathLike, image_ids: Sequence[str]) -> list[str]:
     return [found[key] for key in image_ids]
 
 
+#: What a model computes with; by-products of training do not make another model of it.
+_MODEL_FILES = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*token*.json",
+    "vocab.*",
+    "*processor_config.json",
+)
+
+
 def model_hash(place: str | PathLike) -> str | None:
     """A digest of a model folder's weights, configuration, tokenizer and processor; None for a name of the Hub,
     whose results are then not kept."""
@@ -382,11 +395,8 @@ def model_hash(place: str | PathLike) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.blake2b(digest_size=16)
-    read = {".safetensors", ".bin", ".json", ".txt", ".model"}
-    skipped = {"results.json", "trainer_state.json", "all_results.json"}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in read and path.name not in skipped:
-            digest.update(f"{path.name}:{_digest(path)}".encode())
+    for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}:{_digest(path)}".encode())
     return digest.hexdigest()
 
 

@@ -215,6 +215,7 @@ def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):
 
     demo_card(
         model_name="R2D2 demo",
+        repo=settings.output.name,
         figures={name.capitalize(): _measures(result) for name, result in results["vendors"].items()},
         training={
             "objectives": f"{settings.recipe}; ranking on unmasked texts, MLM in a pass of its own (the names are too "

@@ -228,6 +228,28 @@ def test_bfloat16(tmp_path):
     assert run.state.log_history[1]["loss"] > 0
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batch_norms_of_the_teacher(frozen):
+    """Keys are normalised by their batch where the student is, by the running statistics where it is not, and the
+    statistics are noted by neither."""
+    torch.manual_seed(0)
+    student = R2D2ForPreTraining(tiny_config("resnet", ranker=False)).train()
+    student.vision_model.train(not frozen)
+    state = DualQueueState(student, DualQueueSettings(queue_size=8), batch=4)
+    before = {name: value.clone() for name, value in state.teacher.state_dict().items()}
+    batch = {name: value[:4] for name, value in unmasked().rows.items()}
+    state.keys(batch)
+    assert_equal(before, dict(state.teacher.state_dict()))
+    assert not any(module.training for module in state.teacher.modules())
+    assert all(m.track_running_stats for m in state.teacher.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    state.commit(student, 1.0)
+    expected = torch.nn.functional.normalize(student.get_image_features(batch["pixel_values"]).pooler_output, dim=-1)
+    torch.testing.assert_close(state.queue.candidates()[0], expected.detach())
+    student.vision_model.train(frozen)
+    other = torch.nn.functional.normalize(student.get_image_features(batch["pixel_values"]).pooler_output, dim=-1)
+    assert not torch.allclose(expected, other, atol=1e-3)
+
+
 def test_it_learns(tmp_path):
     """Sixteen pairs are told apart within a hundred steps, though no batch compares its own."""
     data = unmasked(16)
