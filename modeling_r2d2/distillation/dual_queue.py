@@ -89,7 +89,7 @@ class DualQueueState(nn.Module):
         self._norms = [
             (module, theirs[name])
             for name, module in self.teacher.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
         ]
         device = student.temperature.device
         # a ring of `queue_size` slots: what is compared with is never the batch itself
