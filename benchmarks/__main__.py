@@ -31,10 +31,15 @@ BENCHMARKS = (
     "tuning",
     "ablation",
     "noise",
+    "systems",
     "text_to_image",
 )
 #: Tables by another name than the script's.
-TABLE_NAMES = {"ablation": ("ablation_steps", "ablation_time"), "tuning": ("tuning", "tuning_demo")}
+TABLE_NAMES = {
+    "ablation": ("ablation_steps", "ablation_time"),
+    "tuning": ("tuning", "tuning_demo"),
+    "systems": ("systems_steps", "systems_time"),
+}
 
 
 def write_index(folder: Path) -> None:

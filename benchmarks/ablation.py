@@ -132,6 +132,7 @@ def table_of(study: str, results: dict[str, list[dict]], seconds: dict[str, floa
         rows,
         {"seeds": seeds, "batch_size": 150, "reference_steps": steps},
         quick=quick,
+        script="ablation",
     )
 
 

@@ -109,8 +109,9 @@ class Check:
 class Table:
     """One benchmark's result.
 
-    name: of the script and of the files. columns: heading -> format specification. rows: one mapping a row, by
-    heading; a missing value is printed as "–". settings: sizes and counts that the figures depend on.
+    name: of the files, and of the script unless `script` says otherwise. columns: heading -> format specification.
+    rows: one mapping a row, by heading; a missing value is printed as "–". settings: sizes and counts that the figures
+    depend on.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Table:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     quick: bool = False
+    script: str | None = None
 
     def markdown(self) -> str:
         """The table with its machine, as it is printed and saved."""
@@ -136,7 +138,7 @@ class Table:
         lines += [""] + [f"- {note}" for note in self.notes]
         lines += [] if self.quick else [f"- {check}" for check in self.checks]
         lines += ["", "Settings: " + _listed(self.settings), "", "Machine: " + _listed(machine())]
-        lines += ["", f"Made by `benchmarks/{self.name}.py`."]
+        lines += ["", f"Made by `benchmarks/{self.script or self.name}.py`."]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:

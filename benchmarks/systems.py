@@ -319,6 +319,7 @@ def table_of(study: str, results: dict[str, list[dict]], found: dict[str, dict[s
             "MB: the most that model, gradients, optimizer, teacher and a step's states add to the process; M param.: "
             "trainable ones, without the teacher.",
         ],
+        script="systems",
         quick=quick,
     )
 

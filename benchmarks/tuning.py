@@ -104,6 +104,7 @@ def table_of(all_cells: list[Cell], results: list[dict], quick: bool = False, na
         rows,
         {"batch_size": 150},
         quick=quick,
+        script="tuning",
     )
 
 

@@ -63,7 +63,13 @@ class WukongConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(WukongTextConfig),
     }
     # what Trainer need not carry through an evaluation: only the embeddings are left
-    keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text", "text_model_output", "vision_model_output"]
+    keys_to_ignore_at_inference = [
+        "logits_per_image",
+        "logits_per_text",
+        "text_model_output",
+        "vision_model_output",
+        "text_mask",
+    ]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

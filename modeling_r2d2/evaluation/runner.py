@@ -26,7 +26,7 @@ from .matching import matching_metrics
 from .matching_pairs import MatchingPairs, pair_probabilities
 from .recall import first_hit_ranks
 from .results import EvaluationResult
-from .retrieval import score_gallery
+from .retrieval import score_both_ways
 from .zero_shot import PROMPTS, ClassificationSet, classification_folder, classification_metrics, classification_pairs
 from .zero_shot import classify as classify_pictures
 
@@ -147,10 +147,10 @@ class Evaluation:
 
     def _retrieval(self, model: Any, processor: Any) -> Metrics:
         settings, gallery = self.settings, Gallery.from_pairs(self.pairs)
-        cosine, both = score_gallery(
+        cosine, image_to_text, both = score_both_ways(
             model, processor, gallery.images, gallery.texts, settings.candidates, settings.batch_size
         )
-        stages = {"pre_ranking": (cosine, cosine.t())}
+        stages = {"pre_ranking": (cosine, image_to_text)}
         if both is not None:
             stages["two_stage"] = (both["text_to_image"], both["image_to_text"])
         metrics: dict[str, float] = {}

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoConfig
 
+from ..configuration_r2d2 import R2D2Config
 from ..evaluation.retrieval import NOT_A_CANDIDATE, encode_images, encode_texts
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import open_image
@@ -327,11 +329,21 @@ def load_model(
 ) -> tuple[R2D2Model, R2D2Processor]:
     """A model in evaluation mode with its processor, from a folder or Hub name, or as given.
 
+    A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
+
     Raises:
-        OSError: no such model. ValueError: a loaded model without its processor.
+        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind (Wukong).
     """
     if isinstance(model, str | PathLike):
-        network = R2D2Model.from_pretrained(model)
+        if (Path(model) / "manifest.json").is_file():
+            from ..export import R2D2OnnxModel
+
+            network = R2D2OnnxModel.from_pretrained(model)
+        else:
+            kind = AutoConfig.from_pretrained(model).model_type
+            if kind != R2D2Config.model_type:
+                raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2 or PRD2")
+            network = R2D2Model.from_pretrained(model)
         processor = processor or R2D2Processor.from_pretrained(model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
