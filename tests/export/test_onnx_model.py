@@ -77,6 +77,8 @@ def test_search(r2d2, onnx_model, pictures, tmp_path, keep):
     with pytest.raises(OtherModelError):  # vectors of two models are never mixed unnoticed
         R2D2Retriever.open(tmp_path / "torch.index", onnx_model, r2d2.processor)
     R2D2Retriever.open(tmp_path / "onnx.index", R2D2OnnxModel(r2d2.path), r2d2.processor)  # the same graphs again
+    by_folder = R2D2Retriever.open(tmp_path / "onnx.index", r2d2.path)
+    assert isinstance(by_folder.model, R2D2OnnxModel)
 
 
 def test_pre_ranking_only(prd2, pictures):

@@ -12,8 +12,10 @@ from PIL import Image
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.retrieval import Calibration, to_csv, to_json, write_sheet
+from modeling_r2d2.retrieval.retriever import load_model
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.retrieval.conftest import NAMES, save_pictures
+from tests.wukong.tiny import tiny_wukong
 
 QUERIES = ["一只猫", "两条红色的鱼在水", "小船"]
 CAPTIONS = ["一只猫", "马", "狗狗狗", "一张山水人天地的图片", "黄鸟", "小船", "abc123"]
@@ -266,3 +268,9 @@ def test_json_csv_and_sheets(retriever, tmp_path):
     by_picture = retriever.search(images=results[0].hits[0].path, find="texts", top_k=2)
     _, page = write_sheet(by_picture, tmp_path / "texts.html")
     assert page.read_text(encoding="utf-8").count("data:image") == 1
+
+
+def test_models_of_another_kind_are_refused(tmp_path):
+    tiny_wukong("clip").save_pretrained(tmp_path / "wukong")
+    with pytest.raises(ValueError, match="a model of type 'wukong'; search needs an R2D2 or PRD2"):
+        load_model(tmp_path / "wukong")
