@@ -98,10 +98,26 @@ def plan(study: str, seeds: list[int], steps: int, seconds: dict[str, float]) ->
 
 
 def spread(values: list[float | None]) -> str:
-    """mean ± standard deviation."""
+    """mean ± standard deviation of the sample; of one seed the value alone."""
     if values[0] is None:
         return "–"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.1f}"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def mean_and_deviation(text: str) -> tuple[float, float]:
+    """What `spread` wrote."""
+    mean, _, deviation = text.partition(" ± ")
+    return float(mean), float(deviation or 0)
+
+
+def seeds_line(seeds: int) -> str:
+    """How many seeds a table rests on."""
+    return (
+        "one seed: differences of a few points may be chance"
+        if seeds == 1
+        else (f"mean ± standard deviation over {seeds} seeds")
+    )
 
 
 def both_ways(result: dict[str, Any], vendor: str, stage: str) -> float | None:
@@ -125,8 +141,8 @@ def table_of(study: str, results: dict[str, list[dict]], seconds: dict[str, floa
     return Table(
         f"ablation_{study}",
         f"Ablation at equal {study}",
-        f"R@1 in percent, mean of text→image and image→text, on vendors never trained on; {equal}; mean ± standard "
-        f"deviation over {seeds} seeds. 300 concepts, chance 0.3. From random weights, in a few minutes: what the "
+        f"R@1 in percent, mean of text→image and image→text, on vendors never trained on; {equal}; "
+        f"{seeds_line(seeds)}. 300 concepts, chance 0.3. From random weights, in a few minutes: what the "
         "objectives do for long training from warm towers is not measured here.",
         {"objectives": "", "steps": "d", "s/step": ".3f", **columns},
         rows,
@@ -150,7 +166,7 @@ def draw(tables: dict[str, Table], path: Path) -> None:
                 for place, row in enumerate(table.rows):
                     text = row[f"{vendor} {heading}"]
                     if text != "–":
-                        mean, deviation = map(float, text.split(" ± "))
+                        mean, deviation = mean_and_deviation(text)
                         label = heading if place == len(table.rows) - 1 else None
                         axis.bar(place + 0.4 * offset, mean, 0.38, yerr=deviation, color=colour, label=label, capsize=2)
             axis.set_xticks(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import MOMENTUM, TARGETS, both_ways, spread
+from ablation import MOMENTUM, TARGETS, both_ways, mean_and_deviation, seeds_line, spread
 from cells import Cell, mean_recall, run_cells, study_folder
 from common import TABLES, Table, arguments, finish
 
@@ -44,7 +44,7 @@ def table_of(results: dict[Cell, dict], steps: int, quick: bool) -> Table:
         "noise",
         "Wrong captions: GCPR against TgD",
         "Recall in percent by pre-ranking, both ways together, on vendors never trained on, after training with a "
-        f"share of the captions exchanged; mean ± standard deviation over {seeds} seeds.",
+        f"share of the captions exchanged; {seeds_line(seeds)}.",
         {"wrong captions": ".0%", "objective": "", **columns},
         rows,
         {"seeds": seeds, "steps": steps, "batch_size": 150},
@@ -62,8 +62,9 @@ def draw(table: Table, path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
     for axis, vendor in zip(axes, TEST_VENDORS, strict=True):
         for name in RECIPES:
-            points = [row[f"{vendor} mean recall"].split(" ± ") for row in table.rows if row["objective"] == name]
-            means, deviations = zip(*[(float(m), float(d)) for m, d in points], strict=True)
+            rows = [row for row in table.rows if row["objective"] == name]
+            points = [mean_and_deviation(row[f"{vendor} mean recall"]) for row in rows]
+            means, deviations = zip(*points, strict=True)
             axis.errorbar([100 * n for n in NOISE], means, deviations, marker="o", capsize=3, label=name)
         axis.set_title(vendor, loc="left", fontsize=10)
         axis.set_xlabel("wrong captions, %")
