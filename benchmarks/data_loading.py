@@ -16,6 +16,7 @@ from common import Check, Table, arguments, finish, median
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.training import R2D2Trainer
 from modeling_r2d2.training.demo import TRAINING_VENDORS, DemoSettings, demo_trainer
 from modeling_r2d2.training.progress import LossProgressCallback
@@ -38,7 +39,7 @@ class _Waits(TrainerCallback):
 def trainer_without_evaluation(output: Path, steps: int, log_every: int, workers: int, batch_size: int) -> R2D2Trainer:
     """The demo's own trainer, which neither evaluates nor draws a progress bar."""
     settings = DemoSettings(output=output, steps=steps, workers=workers, batch_size=batch_size)
-    trainer = demo_trainer(settings, list(TRAINING_VENDORS), galleries={})
+    trainer = demo_trainer(settings, EmojiPairs(TRAINING_VENDORS, calibration="exclude"), galleries={})
     trainer.args.eval_strategy = IntervalStrategy.NO
     trainer.args.logging_steps = log_every
     trainer.remove_callback(LossProgressCallback)

@@ -73,7 +73,7 @@ def in_own_process(kind: str, rows: int, chunk: int, queue: int, threads: int) -
 
 def measure(small: int, large: int, chunk: int, queue: int, threads: int, quick: bool = False) -> Table:
     """Small batch at once, large batch in chunks, and the large batch's similarities alone."""
-    plain = in_own_process("step", small, 0, queue, threads)
+    plain = in_own_process("step", small, 0, queue, threads) or 1 / 256  # a page; tiny sizes may need no new one
     cached = in_own_process("step", large, chunk, queue, threads)
     similarities = in_own_process("similarities", large, 0, queue, threads)
     beyond = cached - similarities

@@ -4,6 +4,7 @@ import importlib
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_demo_seeds_resumes_seed_by_seed(benchmark, tmp_path, monkeypatch):
         ran.append(settings.seed)
         recalls = {stage: {key: value + settings.seed for key, value in RECALLS.items()} for stage in module.STAGES}
         vendors = {vendor: {"images": 300, **recalls} for vendor in settings.held_out}
-        results = {"settings": {**vars(settings), "output": ""}, "training_seconds": 60, "vendors": vendors}
+        results = {"settings": {**asdict(settings), "output": ""}, "training_seconds": 60, "vendors": vendors}
         settings.output.mkdir(parents=True)
         (settings.output / "results.json").write_text(json.dumps(results))
 
