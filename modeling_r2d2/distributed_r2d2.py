@@ -54,14 +54,27 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return _AllGather.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
 
 
+class _GatherWithIds(torch.autograd.Function):
+    """`_AllGather` of rows with int64 ids as bits beside them."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.rows = len(rows)
+        bits = ids.to(torch.int64).contiguous().unsqueeze(1).view(rows.dtype)
+        gathered = _all_gather(torch.cat([rows, bits], dim=1))
+        width = rows.shape[1]
+        all_ids = gathered[:, width:].contiguous().view(torch.int64).squeeze(1)
+        ctx.mark_non_differentiable(all_ids)
+        return gathered[:, :width].contiguous(), all_ids
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _AllGather.backward(ctx, gradient), None
+
+
 def gather_with_ids(tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`gather` of (B, D) rows and of their int64 ids (B,), in one message: the ids travel as bits beside the rows."""
-    if world_size() == 1:
-        return tensor, ids
-    bits = ids.to(torch.int64).contiguous().unsqueeze(1).view(tensor.dtype)
-    gathered = gather(torch.cat([tensor, bits], dim=1))
-    width = tensor.shape[1]
-    return gathered[:, :width], gathered[:, width:].detach().contiguous().view(torch.int64).squeeze(1)
+    return (tensor, ids) if world_size() == 1 else _GatherWithIds.apply(tensor, ids)
 
 
 class RowExchange:
