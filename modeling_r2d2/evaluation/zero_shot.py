@@ -127,7 +127,7 @@ def class_embeddings(
     """(C, D) float32, L2-normalised.
 
     Raises:
-        ValueError: a prompt without `{}`, a class without a name.
+        ValueError: a prompt without `{}`, a class without a name, a model that compares token by token.
     """
     if bad := [prompt for prompt in prompts if "{}" not in prompt]:
         raise ValueError(f"prompts without {{}} where the name goes: {bad[:3]}")
@@ -136,6 +136,11 @@ def class_embeddings(
     texts = [prompt.replace("{}", name) for some in names for name in some for prompt in prompts]
     owner = torch.arange(len(names)).repeat_interleave(torch.tensor([len(some) * len(prompts) for some in names]))
     embeds = encode_texts(model, processor, texts, batch_size, keep_states=False).embeds
+    if embeds.dim() != 2:
+        raise ValueError(
+            "this model compares token by token, so prompts have no mean embedding: average probabilities over the "
+            "prompts instead (WukongModel.class_probabilities)"
+        )
     sums = embeds.new_zeros(len(names), embeds.shape[1]).index_add_(0, owner.to(embeds.device), embeds)
     return normalize(sums)
 

@@ -16,6 +16,7 @@ from modeling_r2d2.evaluation.zero_shot import (
 )
 from modeling_r2d2.evaluation.zero_shot_accuracy import ZeroShotAccuracy
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 NAMES = [["猫"], ["狗", "小狗"], ["船"]]
 PROMPTS = ["{}", "一张{}的图片"]
@@ -53,6 +54,11 @@ def test_prompt_ensembles_one_text_at_a_time(model):
         class_embeddings(model, processor, NAMES, ["猫"])
     with pytest.raises(ValueError, match="no name"):
         class_embeddings(model, processor, [["猫"], []], PROMPTS)
+
+
+def test_token_wise_models_are_told_apart():
+    with pytest.raises(ValueError, match="compares token by token"):
+        class_embeddings(tiny_wukong("filip"), tiny_wukong_processor(), [["猫"], ["狗"]], ["一只{}"])
 
 
 def test_accuracies_against_sklearn():
