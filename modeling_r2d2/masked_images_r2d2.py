@@ -85,24 +85,7 @@ def grey_blocks(pixel_values: Tensor, kept: Tensor, grid: tuple[int, int]) -> Te
     return pixel_values * visible[..., :height, :width]
 
 
-@contextmanager
-def constant_running_statistics(tower: nn.Module) -> Iterator[None]:
-    """Within this context batch norms normalise as ever but do not note what they see: their running statistics
-    stay those of whole images."""
-    norms = [m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    noted = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, noted, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
 __all__ = [
-    "constant_running_statistics",
     "draw_kept",
     "drops_patches",
     "grey_blocks",

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .batch_norms_r2d2 import batch_norms, constant_running_statistics
 from .configuration_r2d2 import R2D2Config
 from .distillation_losses_r2d2 import feature_guided_loss, target_guided_loss
 from .distributed_r2d2 import RowExchange, exchange_rows, gather, gather_with_ids, process_index, world_size
@@ -31,7 +32,7 @@ from .losses_r2d2 import (
     same_identity,
     scaled_similarity,
 )
-from .masked_images_r2d2 import constant_running_statistics, drops_patches, grey_blocks, keep_patches, mask_grid
+from .masked_images_r2d2 import drops_patches, grey_blocks, keep_patches, mask_grid
 from .modeling_r2d2 import R2D2Model, R2D2Output, normalize
 
 
@@ -273,7 +274,8 @@ class R2D2ForPreTraining(R2D2Model):
             with keep_patches(self.vision_model, guidance.kept, grid[0] * grid[1]):
                 outputs = self.get_image_features(pixel_values, **kwargs)
         else:
-            with constant_running_statistics(self.vision_model):
+            # the running statistics stay those of whole images
+            with constant_running_statistics(batch_norms(self.vision_model).values()):
                 outputs = self.get_image_features(grey_blocks(pixel_values, guidance.kept, grid), **kwargs)
         return self._distilled_feature(outputs, "vision", guidance.feature)
 

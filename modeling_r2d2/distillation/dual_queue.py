@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState, TrainingArguments
 
+from ..batch_norms_r2d2 import batch_norms, constant_running_statistics
 from ..distillation_losses_r2d2 import cosine_agreement
 from ..distributed_r2d2 import gather, gather_with_ids, world_size
 from ..dual_queue_losses_r2d2 import dual_queue_loss
@@ -84,12 +85,10 @@ class DualQueueState(nn.Module):
             )
         self.settings = settings
         self.teacher = teacher or MomentumTeacher(student, autocast)
-        theirs = dict(student.named_modules())
+        theirs = batch_norms(student)
         # a plain list: the student is no part of this state
         self._norms = [
-            (module, theirs[name])
-            for name, module in self.teacher.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+            (ours, theirs[name]) for name, ours in batch_norms(self.teacher.model).items() if ours.track_running_stats
         ]
         device = student.temperature.device
         # a ring of `queue_size` slots: what is compared with is never the batch itself
@@ -157,12 +156,13 @@ class DualQueueState(nn.Module):
 def _normalised_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
     """Batch norms that use the statistics of what they see, and note nothing of it."""
     for norm in norms:
-        norm.training, norm.track_running_stats = True, False
+        norm.train()
     try:
-        yield
+        with constant_running_statistics(norms):
+            yield
     finally:
         for norm in norms:
-            norm.training, norm.track_running_stats = False, True
+            norm.eval()
 
 
 class _DualQueueRun(_Run):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..batch_norms_r2d2 import batch_norms
 from ..distributed_r2d2 import world_size
 from ..losses_r2d2 import HardNegatives, match_weights
 from ..pretraining_r2d2 import (
@@ -33,8 +34,8 @@ def refuse_batch_statistics(model: nn.Module):
     Raises:
         ValueError: names a batch norm that is in training mode.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+    for name, norm in batch_norms(model).items():
+        if norm.training:
             raise ValueError(
                 f"gradient caching in chunks cannot reproduce the batch statistics of {name}: freeze that tower "
                 "(its batch norms in evaluation mode), choose a tower without them, or train without grad_cache_chunk"

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, save_state
 from .grad_cache import average_gradients, cached_backward
@@ -84,7 +85,7 @@ class R2D2Trainer(Trainer):
             )
 
     def _warn_of_batch_statistics(self):
-        norms = [n for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = list(batch_norms(self.model))
         if norms and self.args.world_size > 1 and self.args.should_log:
             logger.warning(
                 f"{norms[0]} and {len(norms) - 1} more layers normalise by the batch of one process: several "
