@@ -17,7 +17,6 @@ import torch
 from common import QUICK_TABLES, ROOT, Check, Table, arguments, finish
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Model, R2D2Processor
-from modeling_r2d2.captioning_r2d2 import decode_captions
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.evaluation.captioning import captioning_metrics
 from modeling_r2d2.evaluation.gallery import Gallery
@@ -161,8 +160,8 @@ def caption(model: Path, runs: Path, quick: bool) -> tuple[list[dict], dict[str,
         images = [pairs.image(index) for index in range(len(pairs))]
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         for beams in (1, 3):
-            captions = decode_captions(
-                processor.tokenizer, captioner.eval().generate(pixel_values=pixels, num_beams=beams)
+            captions = processor.post_process_image_text_to_text(
+                captioner.eval().generate(pixel_values=pixels, num_beams=beams)
             )
             metrics, _ = captioning_metrics(captions, [[name] for name in pairs.names()])
             search = "greedy" if beams == 1 else f"{beams} beams"

@@ -11,7 +11,6 @@ import argparse
 from PIL import Image
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Processor
-from modeling_r2d2.captioning_r2d2 import decode_captions
 from modeling_r2d2.finetuning import FinetuningSettings, finetune
 from modeling_r2d2.processing.datasets import load_pairs
 
@@ -36,7 +35,7 @@ def main() -> None:
     model, processor = R2D2ForConditionalGeneration.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
     images = [Image.open(path) for path in options.pictures]
     tokens = model.generate(**processor(images=images, return_tensors="pt"), num_beams=3)
-    for path, caption in zip(options.pictures, decode_captions(processor.tokenizer, tokens), strict=True):
+    for path, caption in zip(options.pictures, processor.post_process_image_text_to_text(tokens), strict=True):
         print(f"{path}: {caption}")
 
 

@@ -159,7 +159,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         model = R2D2ForConditionalGeneration.from_pretrained("runs/captioner")
         processor = AutoProcessor.from_pretrained("runs/captioner")
         tokens = model.generate(**processor(images=[picture], return_tensors="pt"), num_beams=3)
-        decode_captions(processor.tokenizer, tokens)  # ["一只小狗在草地上"]
+        processor.post_process_image_text_to_text(tokens)  # ["一只小狗在草地上"]
 
     Raises:
         ValueError: a configuration without a ranker (PRD2).
@@ -392,17 +392,4 @@ def _beginnings(input_ids: Tensor, attention_mask: Tensor | None, config: Genera
     return input_ids, kept.gather(1, order)[:, -longest:].long()
 
 
-def decode_captions(tokenizer, sequences: Tensor) -> list[str]:
-    """Texts of generated tokens (B, L), without special tokens and without the spaces that a BERT tokenizer puts
-    between Chinese characters (spaces between two Latin words or numbers stay)."""
-    captions = []
-    for text in tokenizer.batch_decode(sequences, skip_special_tokens=True):
-        words = text.split()
-        joined = words[:1]
-        for before, word in zip(words, words[1:], strict=False):
-            joined.append(f" {word}" if before[-1].isascii() and word[0].isascii() else word)
-        captions.append("".join(joined))
-    return captions
-
-
-__all__ = ["R2D2CaptionDecoder", "R2D2ForConditionalGeneration", "decode_captions"]
+__all__ = ["R2D2CaptionDecoder", "R2D2ForConditionalGeneration"]

@@ -3,7 +3,6 @@
 This file travels to the Hub beside the weights, so it imports only numpy, PIL and transformers.
 """
 
-import re
 from typing import Any
 
 import numpy as np
@@ -76,9 +75,15 @@ class R2D2Processor(ProcessorMixin):
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
         """Captions of generated tokens (B, L), without the spaces that a BERT tokenizer puts between Chinese
-        characters; `pipeline("image-text-to-text")` calls this."""
-        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
-        return [re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text) for text in texts]
+        characters (those between two Latin words or numbers stay); `pipeline("image-text-to-text")` calls this."""
+        captions = []
+        for text in self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens):
+            words = text.split()
+            joined = words[:1]
+            for before, word in zip(words, words[1:], strict=False):
+                joined.append(f" {word}" if before[-1].isascii() and word[0].isascii() else word)
+            captions.append("".join(joined))
+        return captions
 
     def _warn_if_truncated(self, text, kwargs: dict):
         options = {**kwargs, **kwargs.get("text_kwargs", {})}

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..distributed_r2d2 import world_size
+from ..running_means import RunningMeans
 from .checkpoints import load_state, mark_complete, require_complete, save_state
 from .schedules import Schedule, constant
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
@@ -24,8 +25,6 @@ from .state import DistillationState
 
 #: The run in which a model is being distilled; a model trains in one at a time.
 _RUNS: "WeakKeyDictionary[nn.Module, _Run]" = WeakKeyDictionary()
-#: Scalars of the model's output that are logged where the Trainer does not do it by itself.
-_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "loss_fgd", "ranking_accuracy", "temperature")
 
 
 class _Run:
@@ -37,7 +36,7 @@ class _Run:
         self.feature_guided: FeatureGuidedSettings | None = None
         self.distillation: DistillationState | None = None
         self.alpha = constant(0.0)
-        self.logged: dict[str, list[torch.Tensor]] = {}
+        self.logged = RunningMeans()
         self._handles: list[Any] = []
 
     def join(self, callback: "DistillationCallback"):
@@ -103,14 +102,12 @@ class _Run:
         if not self.active or outputs.get("loss") is None:
             return
         self.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
-        for name in _PARTS:
-            if (value := outputs.get(name)) is not None:
-                self.logged.setdefault(name, []).append(value.detach().float())
+        if not self.owner.saved_by_trainer:  # R2D2Trainer logs the parts by itself
+            self.logged.add(outputs)
 
     def measures(self) -> dict[str, float]:
         """Everything that distillation logs, since the last call."""
-        parts = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}
-        self.logged = {}
+        parts = self.logged.pop()
         if self.target_guided is not None:
             parts["alpha"] = self.alpha(self.trainer_state.global_step)
         return {**parts, **self.distillation.measures()}
@@ -151,7 +148,7 @@ class DistillationCallback(TrainerCallback):
         self.momentum = momentum if isinstance(momentum, Schedule) else constant(momentum)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.missing_state = missing_state
-        #: True where the trainer writes and reads the state by itself, as R2D2Trainer does
+        #: True where the trainer writes and reads the state, and logs the parts of the loss, by itself: R2D2Trainer
         self.saved_by_trainer = False
         self.run: _Run | None = None
 

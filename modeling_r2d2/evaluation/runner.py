@@ -339,15 +339,13 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
 
 def generate_captions(model: Any, processor: Any, images: Sequence, settings: EvaluationSettings) -> list[str]:
     """A caption for every picture, by the model's `generate`."""
-    from ..captioning_r2d2 import decode_captions
-
     captions = []
     for start in range(0, len(images), settings.batch_size):
         batch = [images[place] for place in range(start, min(start + settings.batch_size, len(images)))]
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         with torch.no_grad():
             tokens = model.generate(pixel_values=pixels, **settings.generation)
-        captions += decode_captions(processor.tokenizer, tokens)
+        captions += processor.post_process_image_text_to_text(tokens)
     return captions
 
 

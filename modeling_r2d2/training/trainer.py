@@ -19,33 +19,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, save_state
+from ..running_means import RunningMeans
 from .grad_cache import average_gradients, cached_backward
 from .progress import LossProgressCallback
 
 logger = logging.getLogger(__name__)
-
-#: Scalars of R2D2ForPreTrainingOutput that are logged beside the total loss.
-LOGGED_PARTS = ("loss_gcpr", "loss_tgd", "loss_fgr", "loss_mlm", "loss_fgd", "ranking_accuracy", "temperature")
-
-
-class _Means:
-    """Running means of named scalars on the device, read (and so synchronised) only when they are logged."""
-
-    def __init__(self):
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, outputs: dict[str, Any]):
-        for name in LOGGED_PARTS:
-            if (value := outputs.get(name)) is not None:
-                value = value.detach().float()
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
-                self.counts[name] = self.counts.get(name, 0) + 1
-
-    def pop(self) -> dict[str, float]:
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.__init__()
-        return means
 
 
 class R2D2Trainer(Trainer):
@@ -67,7 +45,7 @@ class R2D2Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self._check_vocabulary()
         self._warn_of_batch_statistics()
-        self._parts = {True: _Means(), False: _Means()}  # by model.training
+        self._parts = {True: RunningMeans(), False: RunningMeans()}  # by model.training
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
         self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
         if self.pop_callback(ProgressCallback) is not None:

@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from modeling_r2d2 import R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Model
-from modeling_r2d2.captioning_r2d2 import decode_captions
 from modeling_r2d2.finetuning import LoRASettings, add_adapters, build_trainer, finetune, load_adapter, load_for
 from modeling_r2d2.finetuning.run import MODEL_CLASSES
 from tests.tiny import tiny_config
@@ -234,7 +233,7 @@ def test_captions_are_learnt(processor, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
     read = AutoProcessor.from_pretrained(tmp_path / "run")
     pictures = read(images=[pairs[i]["image"] for i in range(8)], return_tensors="pt")
-    captions = decode_captions(read.tokenizer, model.generate(**pictures))
+    captions = read.post_process_image_text_to_text(model.generate(**pictures))
     assert all(caption.endswith("色的图片") and caption[0] in NAMES for caption in captions)
     right = sum(caption == pairs.texts(i)[0] for i, caption in enumerate(captions))
     assert right >= 6  # by chance 1

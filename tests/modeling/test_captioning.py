@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, pipeline
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2ForPreTraining
-from modeling_r2d2.captioning_r2d2 import R2D2CaptionDecoder, decode_captions
+from modeling_r2d2.captioning_r2d2 import R2D2CaptionDecoder
 from modeling_r2d2.modeling_r2d2 import R2D2CrossEncoder
 from tests.helpers import tiny_picture, tiny_processor
 from tests.test_remote_code import fresh_process
@@ -264,6 +264,6 @@ def test_without_the_package(tmp_path):
 
 
 def test_decoding_joins_chinese_characters_and_keeps_latin_words():
-    tokenizer = tiny_processor().tokenizer
-    ids = tokenizer(["一只abc xyz猫", "12 3船"], padding=True, return_tensors="pt")["input_ids"]
-    assert decode_captions(tokenizer, ids) == ["一只abc xyz猫", "12 3船"]
+    processor = tiny_processor()
+    ids = processor(text=["一只abc xyz猫", "12 3船"], return_tensors="pt")["input_ids"]
+    assert processor.post_process_image_text_to_text(ids) == ["一只abc xyz猫", "12 3船"]
