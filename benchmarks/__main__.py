@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TABLES = HERE.parent / "docs" / "benchmarks"
-#: The long ones last; those after "data_loading" train.
+#: The long ones last; "demo_seeds" makes the models that those after it measure with.
 BENCHMARKS = (
     "image_encoding",
     "text_encoding",
@@ -20,14 +20,15 @@ BENCHMARKS = (
     "r2d2_step",
     "distillation_cost",
     "grad_cache",
-    "ranking",
-    "vector_search",
     "indexing",
     "data_loading",
     "demo_seeds",
+    "ranking",
+    "vector_search",
     "calibration",
     "export",
     "finetuning",
+    "evaluation",
     "tuning",
     "ablation",
     "noise",

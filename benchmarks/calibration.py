@@ -1,6 +1,6 @@
 """How far the match probability is from the share of true pairs, before and after calibration.
 
-    python benchmarks/calibration.py [--quick] [--models runs/demo …]
+    python benchmarks/calibration.py [--quick] [--models DIR …]
 
 Fitted on the Samsung emoji that the demo's training leaves out, measured on a vendor that no training saw; wrong pairs
 drawn uniformly, or as FGR draws its negatives (by the first model; the same list of pairs for every model).
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from common import ROOT, Check, Table, arguments, finish
+from common import DEMO_MODELS, ROOT, Check, Table, arguments, finish
 
 from modeling_r2d2.retrieval.calibrating import LabelledGallery, load_gallery, pairs_of
 from modeling_r2d2.retrieval.calibration import fit_calibration, reliability, reliability_plot
@@ -111,7 +111,7 @@ def quick_model() -> tuple:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, save."""
     parser = arguments(__doc__, rounds=1)
-    parser.add_argument("--models", type=Path, nargs="+", default=[ROOT / "runs" / "demo"], help="the first draws")
+    parser.add_argument("--models", type=Path, nargs="+", default=list(DEMO_MODELS), help="the first draws")
     parser.add_argument("--vendor", default="twitter", help="to measure on (default: %(default)s)")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "reliability.png")
     options = parser.parse_args(argv)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QUICK_TABLES, Check, Table, arguments, finish, interleave, median, ratio
+from common import DEMO_MODEL, Check, Table, arguments, finish, interleave, median, ratio
 from torch import Tensor
 
 from modeling_r2d2 import R2D2Config, R2D2Model, R2D2OnnxModel, R2D2Processor, export_onnx
@@ -28,7 +28,6 @@ PARTS = ("text", "image", "ranker")
 WANTED = 1.8
 #: points of mean recall, of either stage, in the mean over the vendors
 MOST_LOST = 0.5
-MODEL = QUICK_TABLES / "demo_seeds" / "seed-0"
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -193,7 +192,9 @@ def large_rows(work: Path, rounds: int, compiling: bool, quick: bool) -> tuple[l
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, save."""
     parser = arguments(__doc__, rounds=15)
-    parser.add_argument("--model", type=Path, default=MODEL, help="trained demo model (default: seed 0 of demo_seeds)")
+    parser.add_argument(
+        "--model", type=Path, default=DEMO_MODEL, help="trained demo model (default: seed 0 of demo_seeds)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(argv)
     torch.set_num_threads(1 if options.quick else options.threads)

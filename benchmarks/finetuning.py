@@ -1,6 +1,6 @@
 """Fine-tuning the demo's model: new concepts by LoRA, matching, captions; all judged on vendors never trained on.
 
-    python benchmarks/finetuning.py [--quick] [--only lora matching caption] [--model runs/demo]
+    python benchmarks/finetuning.py [--quick] [--only lora matching caption] [--model DIR]
 
 Samsung's pictures chose learning rates and lengths; Twitter and Windows were never tuned on.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import QUICK_TABLES, ROOT, Check, Table, arguments, finish
+from common import DEMO_MODEL, QUICK_TABLES, Check, Table, arguments, finish
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Model, R2D2Processor
 from modeling_r2d2.evaluation import evaluate_retrieval
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the parts, print, save."""
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--model", type=Path, default=ROOT / "runs" / "demo", help="the demo's model")
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="the demo's model")
     options = parser.parse_args(argv)
     if not (options.model / "config.json").is_file():
         parser.error(f"{options.model} holds no model: `make demo` makes one, or name another with --model")

@@ -4,7 +4,7 @@
 
 The yardstick, as the authors' evaluation does it: one query at a time, the text padded to 64 tokens, the image states
 repeated for each candidate, both cross encoders run in full. The cascade's loss of recall is measured on the demo's
-model, if there is one (--model runs/demo), on the held-out vendors.
+model, if there is one (--model), on the held-out vendors.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from caption_lengths import load as caption_lengths
-from common import ROOT, Check, Table, arguments, finish, interleave, median, ratio
+from common import DEMO_MODEL, Check, Table, arguments, finish, interleave, median, ratio
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,9 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--candidates", type=int, default=128)
     parser.add_argument("--cascade", type=int, default=16, help="candidates that both encoders see")
-    parser.add_argument(
-        "--model", type=Path, default=ROOT / "runs" / "demo", help="demo model, for the cascade's recall"
-    )
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="demo model, for the cascade's recall")
     options = parser.parse_args(argv)
     torch.set_num_threads(1 if options.quick else options.threads)
     if options.quick:

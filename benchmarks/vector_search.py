@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, Check, Table, arguments, finish, median
+from common import DEMO_MODEL, Check, Table, arguments, finish, median
 
 from modeling_r2d2.retrieval.vectors import FaissVectors, build_vectors, require_faiss
 
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--kind", choices=["hnsw", "ivf"], default="hnsw")
     parser.add_argument("--passes", type=int, default=4, help="augmented embeddings of each emoji picture")
-    parser.add_argument("--model", type=Path, default=ROOT / "runs" / "demo", help="model of the real embeddings")
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="model of the real embeddings")
     options = parser.parse_args(argv)
     threads = 1 if options.quick else options.threads
     torch.set_num_threads(threads)

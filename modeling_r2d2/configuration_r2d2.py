@@ -12,6 +12,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 #: The image tower of the official models is the library's CLIP ViT, under its own model type.
 R2D2VisionConfig = CLIPVisionConfig
+"""transformers' `CLIPVisionConfig` (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`,
+`image_size`, `patch_size`, …): the default `vision_config`, whose `model_type` is `"clip_vision_model"`."""
 
 #: What pre-ranking reads from a tower: its first token or the mean of its tokens. Other towers must state it.
 IMPLIED_VISION_POOLING = {
@@ -50,7 +52,17 @@ class R2D2TextConfig(BertConfig):
 
 @strict
 class R2D2CrossEncoderConfig(PreTrainedConfig):
-    """Both cross encoders of the ranker: post-LN layers of self-attention, cross-attention and MLP."""
+    """Both cross encoders of the ranker: post-LN layers of self-attention, cross-attention and MLP.
+
+    Args:
+        hidden_size: width D of their states; image states of another width are projected to it.
+        num_hidden_layers, num_attention_heads, intermediate_size: of each encoder, as in BERT.
+        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps: as in BERT.
+        initializer_range: standard deviation of their random weights.
+
+    Raises:
+        ValueError: heads that do not divide the width, or no layer.
+    """
 
     model_type = "r2d2_cross_encoder"
     base_config_key = "cross_encoder_config"
@@ -66,7 +78,11 @@ class R2D2CrossEncoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Heads must divide the width, and a ranker has at least one layer."""
+        """Heads must divide the width, and a ranker has at least one layer.
+
+        Raises:
+            ValueError: they do not; names the values.
+        """
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"cross_encoder_config: hidden_size ({self.hidden_size}) is not a multiple of "
@@ -147,7 +163,11 @@ class R2D2Config(PreTrainedConfig):
             self.vision_pooling = IMPLIED_VISION_POOLING.get(self.vision_config.model_type)
 
     def validate_architecture(self):
-        """What the parts must agree on."""
+        """What the parts must agree on.
+
+        Raises:
+            ValueError: they do not; names the values.
+        """
         if self.vision_pooling not in ("cls", "mean"):
             raise ValueError(
                 f"vision_pooling must be 'cls' or 'mean', got {self.vision_pooling!r}: a vision tower of type "

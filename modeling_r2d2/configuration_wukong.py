@@ -97,7 +97,11 @@ class WukongConfig(PreTrainedConfig):
             self.vision_projection_bias = vision_type.startswith("swin")
 
     def validate_architecture(self):
-        """What the parts must agree on."""
+        """What the parts must agree on.
+
+        Raises:
+            ValueError: they do not; names the values.
+        """
         for name, value, allowed in (
             ("similarity", self.similarity, SIMILARITIES),
             ("text_padding", self.text_padding, TEXT_PADDINGS),

@@ -360,6 +360,13 @@ class R2D2Model(R2D2PreTrainedModel):
     ) -> R2D2MatchOutput:
         """Ranking of P aligned pairs: text i with image i.
 
+        Args:
+            input_ids, attention_mask: (P, L). pixel_values: (P, 3, H, W).
+            cls_only: skip the states of the last layer that the match heads do not read.
+
+        Returns:
+            `match_probability` (P,), as the model gives it (not calibrated), both encoders' logits (P, 2) and their states.
+
         Raises:
             ValueError: unequal numbers of images and texts, or a model without a ranker (PRD2).
         """
@@ -475,7 +482,15 @@ class R2D2ForImageTextMatching(R2D2Model):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
-        """Rank P aligned pairs; labels (P,): 1 = match, 0 = no match."""
+        """Rank P aligned pairs: text i with picture i.
+
+        Args:
+            input_ids, attention_mask: (P, L). pixel_values: (P, 3, H, W).
+            labels: (P,) int64, 1 = match, 0 = no match; with them the output has a `loss`.
+
+        Raises:
+            ValueError: as `R2D2Model.match`.
+        """
         output = self.match(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
         if labels is not None:
             output.loss = (

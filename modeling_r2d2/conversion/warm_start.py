@@ -24,6 +24,8 @@ def from_vision_text_pretrained(
 ) -> Model:
     """A model of class `cls` whose towers start from pre-trained ones; all else is random, as in the paper.
 
+    Usually called as a class method: `R2D2ForPreTraining.from_vision_text_pretrained(clip, roberta)`.
+
     Args:
         clip: local folder or Hub name of an image tower: a whole CLIP, its vision model, or any vision model that
             `AutoConfig` knows (ViT, DINOv2, Swin, ResNet, SigLIP …). Its image size stays.

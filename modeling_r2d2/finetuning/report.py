@@ -36,7 +36,11 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class FinetuningReport:
-    """What will be trained (numbers of parameters by part), on how much, and warnings."""
+    """What will be trained, on how much, and warnings.
+
+    trainable, frozen: part of the model -> number of parameters. data: counts of the training pairs. batch: pairs of a
+    step, of all workers. method: whole weights, or which adapters.
+    """
 
     task: str
     trainable: dict[str, int]

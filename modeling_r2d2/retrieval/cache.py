@@ -23,7 +23,16 @@ _SCALE = ".scale"
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """keep: what; precision: float32, float16 (half the size) or int8 (a quarter, one scale a token)."""
+    """What an index keeps of every picture for the ranker.
+
+    Args:
+        keep: "none": pictures are encoded again when they are candidates; "states": the image tower's states; or
+            "keys_values": also the text-image encoder's keys and values, which are larger and save its projections.
+        precision: float32, float16 (half the size) or int8 (a quarter, one scale a token).
+
+    Raises:
+        ValueError: another name.
+    """
 
     keep: Keep = "none"
     precision: Precision = "float16"

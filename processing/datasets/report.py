@@ -31,6 +31,7 @@ class Problem:
 
     @property
     def location(self) -> str:
+        """`file:line`, or the source alone where there is no line."""
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
     def __str__(self) -> str:
@@ -100,6 +101,7 @@ class ErrorReport:
         raise DataRefusedError(f"{self.summary()}\n{advice}.")
 
     def too_many(self, errors: int) -> bool:
+        """Whether so many bad records, of those counted so far, are more than the user allows."""
         return self.on_error == "refuse" or errors > self.max_error_rate * max(self.seen, 1)
 
     # -- access ---------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class StreamingPairs(_Base):
 
     @property
     def num_shards(self) -> int:
+        """Shards of this stream: at most so many data loader workers have something to read."""
         return self.stream.num_shards
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -125,6 +126,7 @@ class StreamingPairs(_Base):
         return self._with(split_dataset_by_node(self.stream, rank=rank, world_size=world_size))
 
     def set_epoch(self, epoch: int) -> None:
+        """Shuffle anew for this pass over the data; the same epoch gives the same order."""
         self._epoch = epoch
         self.stream.set_epoch(epoch)
 
