@@ -31,7 +31,6 @@ from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor, WukongConfig, Wukon
 from modeling_r2d2.distillation import DualQueueSettings, DualQueueState
 from modeling_r2d2.evaluation.published import PUBLISHED, WUKONG_CLASSIFICATION, published_table
 from modeling_r2d2.evaluation.zero_shot import ClassificationSet, classification_metrics, classify
-from modeling_r2d2.modeling_wukong import class_prompts
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
@@ -134,16 +133,9 @@ def system_trainer(cell: SystemCell, output: Path) -> R2D2Trainer:
 @torch.no_grad()
 def top1(model: nn.Module, processor: R2D2Processor, gallery: EmojiPairs) -> float:
     """Zero-shot accuracy in percent among the 300 concepts, by prompts in the five templates."""
-    images, names = [gallery.image(place) for place in range(len(gallery))], gallery.names()
-    labels = list(range(len(names)))
-    if isinstance(model, WukongModel):
-        texts = processor(text=class_prompts(names, TEMPLATES), return_tensors="pt")
-        classes = model.encode_classes(texts["input_ids"], texts["attention_mask"], prompts=len(TEMPLATES))
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-        scores = torch.cat([model.class_probabilities(part, classes) for part in pixels.split(100)])
-    else:
-        data = ClassificationSet(images, labels, [[name] for name in names])
-        scores = classify(model, processor, data, TEMPLATES, batch_size=100)
+    images, labels = [gallery.image(place) for place in range(len(gallery))], list(range(len(gallery)))
+    data = ClassificationSet(images, labels, [[name] for name in gallery.names()])
+    scores = classify(model, processor, data, TEMPLATES, batch_size=100)
     return classification_metrics(scores, labels)[0]["top1"]
 
 

@@ -166,7 +166,7 @@ def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedIma
         (T, I) of the texts over the pictures and (I, T) of the pictures over the texts, float32, on the CPU; the one is
         the transpose of the other unless the model is token-wise.
     """
-    if not _is_token_wise(model):
+    if not is_token_wise(model):
         cosine = (texts.embeds @ images.embeds.t().to(texts.embeds)).cpu()
         return cosine, cosine.t()
     with torch.no_grad():
@@ -174,7 +174,8 @@ def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedIma
     return found.per_text.cpu(), found.per_image.cpu()
 
 
-def _is_token_wise(model: nn.Module) -> bool:
+def is_token_wise(model: nn.Module) -> bool:
+    """Whether the model compares token by token (FILIP, Wukong), so that pictures and texts have a matrix each."""
     return getattr(model, "is_token_wise", False)
 
 
@@ -294,7 +295,7 @@ def evaluate_retrieval(
         "two_stage": None,
         "cosine": cosine,
     }
-    if _is_token_wise(model):
+    if is_token_wise(model):
         result["image_to_text_scores"] = image_to_text
     if scores is not None:
         result["two_stage"] = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
@@ -322,7 +323,7 @@ def score_gallery(
     Raises:
         ValueError: an empty gallery, candidates asked of a model without a ranker, a token-wise model.
     """
-    if _is_token_wise(model):
+    if is_token_wise(model):
         raise ValueError(
             "this model compares token by token, so its scores of texts over pictures are not those of pictures over "
             "texts: call score_both_ways, or evaluate_retrieval"
@@ -368,7 +369,7 @@ def retrieval_metrics_of(model: nn.Module, ks: Sequence[int] = (1, 5, 10)) -> Ca
     Of a token-wise model the Trainer keeps every token's embedding, N·D numbers a picture: evaluate on thousands of
     pairs while training, not on millions.
     """
-    if not _is_token_wise(model):
+    if not is_token_wise(model):
         # Wukong's output has the mask of the texts behind the embeddings
         return lambda found: retrieval_metrics(EvalPrediction(found.predictions[:2], found.label_ids), ks)
 

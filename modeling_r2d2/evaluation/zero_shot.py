@@ -18,12 +18,14 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..modeling_r2d2 import R2D2Model, normalize
+from ..modeling_wukong import WukongModel
 from ..processing.datasets.folder import list_images
 from ..processing.processing_r2d2 import R2D2Processor
+from ..processing.processing_wukong import WukongProcessor
 from .bootstrap import Bootstrap, weighted_means
 from .gallery import Pairs, Pictures
 from .recall import first_hit_ranks
-from .retrieval import encode_images, encode_texts
+from .retrieval import encode_images, encode_texts, is_token_wise, pre_ranking_scores
 
 #: Ours; Wukong's 80 prompts may be given as a file instead.
 PROMPTS = (
@@ -124,38 +126,55 @@ def class_embeddings(
     prompts: Sequence[str] = PROMPTS,
     batch_size: int = 256,
 ) -> Tensor:
-    """(C, D) float32, L2-normalised.
+    """(C, D) float32, L2-normalised: the mean over the names of a class and the prompts.
 
     Raises:
         ValueError: a prompt without `{}`, a class without a name, a model that compares token by token.
     """
+    texts, owner = _prompted(names, prompts)
+    if is_token_wise(model):
+        raise ValueError("this model compares token by token, so prompts have no mean embedding: use `classify`")
+    embeds = encode_texts(model, processor, texts, batch_size, keep_states=False).embeds
+    owner = owner.repeat_interleave(len(prompts)).to(embeds.device)
+    return normalize(embeds.new_zeros(len(names), embeds.shape[1]).index_add_(0, owner, embeds))
+
+
+def classify(
+    model: R2D2Model | WukongModel,
+    processor: R2D2Processor | WukongProcessor,
+    data: ClassificationSet,
+    prompts: Sequence[str] = PROMPTS,
+    batch_size: int = 32,
+) -> Tensor:
+    """(N, C) scores of pictures and classes, on the CPU: cosines with `class_embeddings`.
+
+    Of a model that compares token by token they are probabilities, as Wukong (arXiv 2202.06767) ensembles prompts:
+    p(class | picture) = mean over the prompts of the sum over the class's names of softmax over all names of s / τ.
+
+    Raises:
+        ValueError: a prompt without `{}`, a class without a name.
+    """
+    if not is_token_wise(model):
+        classes = class_embeddings(model, processor, data.names, prompts, 8 * batch_size)
+        images = encode_images(model, processor, data.images, batch_size, keep_states=False)
+        return (images.embeds @ classes.t()).cpu()
+    listed, owner = _prompted(data.names, prompts)
+    texts = encode_texts(model, processor, listed, 8 * batch_size, keep_states=False)
+    images = encode_images(model, processor, data.images, batch_size, keep_states=False)
+    _, per_image = pre_ranking_scores(model, texts, images)
+    per_prompt = per_image.unflatten(1, (-1, len(prompts))) / model.bounded_temperature().detach().cpu()
+    names = per_prompt.softmax(dim=1).mean(dim=2)  # (N, names)
+    return names.new_zeros(len(names), len(data.names)).index_add_(1, owner, names)
+
+
+def _prompted(names: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Every name in every prompt, those of a name next to each other; the class of each name."""
     if bad := [prompt for prompt in prompts if "{}" not in prompt]:
         raise ValueError(f"prompts without {{}} where the name goes: {bad[:3]}")
     if any(len(some) == 0 for some in names):
         raise ValueError("a class has no name")
     texts = [prompt.replace("{}", name) for some in names for name in some for prompt in prompts]
-    owner = torch.arange(len(names)).repeat_interleave(torch.tensor([len(some) * len(prompts) for some in names]))
-    embeds = encode_texts(model, processor, texts, batch_size, keep_states=False).embeds
-    if embeds.dim() != 2:
-        raise ValueError(
-            "this model compares token by token, so prompts have no mean embedding: average probabilities over the "
-            "prompts instead (WukongModel.class_probabilities)"
-        )
-    sums = embeds.new_zeros(len(names), embeds.shape[1]).index_add_(0, owner.to(embeds.device), embeds)
-    return normalize(sums)
-
-
-def classify(
-    model: R2D2Model,
-    processor: R2D2Processor,
-    data: ClassificationSet,
-    prompts: Sequence[str] = PROMPTS,
-    batch_size: int = 32,
-) -> Tensor:
-    """(N, C) cosines of pictures and classes, on the CPU."""
-    classes = class_embeddings(model, processor, data.names, prompts, 8 * batch_size)
-    images = encode_images(model, processor, data.images, batch_size, keep_states=False)
-    return (images.embeds @ classes.t()).cpu()
+    return texts, torch.arange(len(names)).repeat_interleave(torch.tensor([len(some) for some in names]))
 
 
 def classification_metrics(

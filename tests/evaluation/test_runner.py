@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoModel, AutoProcessor
 
 from modeling_r2d2.evaluation import evaluate_retrieval, recall_both_ways
 from modeling_r2d2.evaluation.bootstrap import Bootstrap
@@ -15,6 +16,7 @@ from modeling_r2d2.evaluation.gallery import Gallery, data_hash, open_pairs
 from modeling_r2d2.evaluation.matching_pairs import make_matching_pairs
 from modeling_r2d2.evaluation.published import PUBLISHED, published_recalls, published_table
 from modeling_r2d2.evaluation.results import EvaluationResult, markdown_report, metric_title, write_report
+from modeling_r2d2.evaluation.retrieval import score_both_ways
 from modeling_r2d2.evaluation.runner import (
     EvaluationSettings,
     evaluate_models,
@@ -23,6 +25,7 @@ from modeling_r2d2.evaluation.runner import (
     recalls_with_intervals,
 )
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 ROWS = [
     ("0.png", "一只猫"),
@@ -197,6 +200,23 @@ class TestTasks:
         folder = EvaluationSettings("classification", str(tmp_path), prompts=chosen.prompts, bootstrap=FEW)
         (same,) = evaluate_models(folder, [models / "prd2"])
         assert same.metrics == pytest.approx(pairs.metrics)
+
+    def test_token_wise_models(self, data, tmp_path):
+        torch.manual_seed(0)
+        tiny_wukong("wukong").save_pretrained(tmp_path)
+        tiny_wukong_processor().save_pretrained(tmp_path)
+        (found,) = evaluate_models(settings(data), [tmp_path])
+        pairs = open_pairs(str(data / "pairs.jsonl"))
+        gallery = Gallery.from_pairs(pairs)
+        model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+        scores = score_both_ways(model, processor, gallery.images, gallery.texts)[:2]
+        expected = recall_both_ways(*scores, gallery.positives(), (1, 5, 10))
+        assert found.metrics["pre_ranking.text_to_image_r1"] == pytest.approx(expected["text_to_image_r1"])
+        assert found.metrics["pre_ranking.image_to_text_r5"] == pytest.approx(expected["image_to_text_r5"])
+        (classes,) = evaluate_models(settings(data, "classification", prompts=["{}", "一张{}的图片"]), [tmp_path])
+        assert classes.counts["classes"] == 5
+        with pytest.raises(ValueError, match="pre-ranking only"):
+            evaluate_models(settings(data, two_stage=True), [tmp_path])
 
     def test_captions_of_a_file(self, data, models, tmp_path):
         path = tmp_path / "captions.json"

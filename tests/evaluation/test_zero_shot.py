@@ -56,9 +56,25 @@ def test_prompt_ensembles_one_text_at_a_time(model):
         class_embeddings(model, processor, [["猫"], []], PROMPTS)
 
 
-def test_token_wise_models_are_told_apart():
+def test_token_wise_models_ensemble_probabilities():
+    """One picture and one prompt at a time, by the model's own zero-shot call; names of one class add up."""
+    torch.manual_seed(0)
+    model, processor = tiny_wukong("filip").eval(), tiny_wukong_processor()
+    pictures = [tiny_picture(seed) for seed in range(3)]
+    scores = classify(model, processor, ClassificationSet(pictures, [0, 1, 2], NAMES), PROMPTS, batch_size=2)
+    names = [name for some in NAMES for name in some]
+    for picture, row in zip(pictures, scores, strict=True):
+        pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+        found = []
+        for prompt in PROMPTS:
+            texts = processor(text=[prompt.format(name) for name in names], return_tensors="pt", padding=True)
+            with torch.no_grad():
+                classes = model.encode_classes(texts["input_ids"], texts["attention_mask"])
+                found.append(model.class_probabilities(pixels, classes)[0])
+        cat, dog, small_dog, ship = torch.stack(found).mean(dim=0)
+        torch.testing.assert_close(row, torch.stack([cat, dog + small_dog, ship]), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="compares token by token"):
-        class_embeddings(tiny_wukong("filip"), tiny_wukong_processor(), [["猫"], ["狗"]], ["一只{}"])
+        class_embeddings(model, processor, NAMES, PROMPTS)
 
 
 def test_accuracies_against_sklearn():
