@@ -157,6 +157,11 @@ class WukongModel(WukongPreTrainedModel):
         """False: there is no cross encoder."""
         return False
 
+    def _require_ranker(self):
+        raise ValueError(
+            "this model is pre-ranking only (Wukong has no cross encoder); it has similarities but no match probability"
+        )
+
     def lock_image_tower(self, locked: bool = True) -> "WukongModel":
         """Locked-image tuning (LiT): the image tower and its last norm get no gradient and stay in evaluation mode;
         text tower, projections and token reduction train. The configuration remembers it."""
@@ -318,12 +323,23 @@ class WukongModel(WukongPreTrainedModel):
         per_image, per_text = self.similarities(image_embeds, text_embeds, text_mask)
         return per_image / temperature, per_text / temperature
 
-    def similarities(self, image_embeds: Tensor, text_embeds: Tensor, text_mask: Tensor) -> TokenWiseSimilarity:
-        """As `compare`, without the temperature: s(I → T) as (I, T) and s(T → I) as (T, I), float32."""
+    def similarities(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        *,
+        image_to_text: bool = True,
+        text_to_image: bool = True,
+    ) -> TokenWiseSimilarity:
+        """As `compare`, without the temperature: s(I → T) as (I, T) and s(T → I) as (T, I), float32. Token-wise either
+        may be left out, and is None then."""
         if not self.is_token_wise:
             cosine = scaled_similarity(image_embeds, text_embeds, torch.ones((), device=image_embeds.device))
             return TokenWiseSimilarity(cosine, cosine.t())
-        return token_wise_similarity(image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask))
+        ways = {"image_to_text": image_to_text, "text_to_image": text_to_image}
+        settings = self._similarity_settings(text_mask)
+        return token_wise_similarity(image_embeds, text_embeds, text_mask, **settings, **ways)
 
     def _similarity_settings(self, text_mask: Tensor) -> dict:
         settings = {"chunk_size": self.config.similarity_chunk_size}

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.retrieval import is_token_wise
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import ImageReadError
 from ..processing.datasets.report import Problem
@@ -54,7 +55,7 @@ class IndexBuilder:
     Args:
         model, processor: a model with its processor. root: folder of the index.
         cache: what to keep for the ranker. A model without one (PRD2) keeps nothing.
-        vectors: "flat", "hnsw" or "ivf"; None: by size.
+        vectors: "flat", "hnsw" or "ivf"; None: by size. A token-wise model (FILIP, Wukong) compares all, as "flat".
         batch_size: pictures that the tower sees at a time. shard_size: pictures of a shard; default: what takes
             256 MB, 1,024 at most, in whole batches.
         accelerator: of `accelerate`, to share the work among its processes; each encodes every n-th shard.
@@ -77,7 +78,15 @@ class IndexBuilder:
         self.identity = ModelIdentity.of(model, processor)
         self.cache = cache or CacheOptions()
         if self.cache.keep != "none" and not model.can_rank:
-            raise ValueError(f"keep is {self.cache.keep!r}, but this model is pre-ranking only (PRD2): use keep='none'")
+            raise ValueError(
+                f"keep is {self.cache.keep!r}, but this model is pre-ranking only (PRD2, Wukong): use keep='none'"
+            )
+        if is_token_wise(model):
+            if vectors not in (None, "flat"):
+                raise ValueError(
+                    f"vectors is {vectors!r}, but this model compares token by token: all pictures, exactly"
+                )
+            vectors = "flat"
         self.vectors, self.batch_size, self.accelerator = vectors, batch_size, accelerator
         self.shard_size = shard_size
         self.progress = progress or (lambda count, doing: None)
@@ -213,7 +222,7 @@ class IndexBuilder:
     def _manifest(self) -> Manifest:
         """The index's state, or an empty one; refuses another model's, or another cache."""
         if not (self.root / "manifest.json").exists():
-            return Manifest(self.identity, self.model.config.projection_dim, vars(self.cache))
+            return Manifest(self.identity, self.encoder.dimension, vars(self.cache))
         manifest = Manifest.load(self.root)
         manifest.model.refuse_other(self.identity, self.root)
         if manifest.cache != vars(self.cache):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import encode_texts, evaluating
+from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import ImageReadError, open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -16,6 +17,7 @@ from .cache import CacheOptions, pack, row_checksums
 from .pictures import Picture, digest_of
 from .ranker import FastRanker
 from .store import ShardContent
+from .token_wise import flat_tokens
 
 _SHARD_BYTES, _MOST_IN_SHARD = 2**28, 1024
 Progress = Callable[[int, str], Any]
@@ -45,26 +47,26 @@ class ShardEncoder:
                 upcoming = reader.submit(next, batches, None)
                 read, digests, pixel_values = batch
                 output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
-                embeds.append(normalize(output.pooler_output.float()).cpu())
+                embeds.append(flat_tokens(normalize(output.pooler_output.float()).cpu()))
                 if self.cache.keep != "none":
                     kept.append(pack(self._kept(output.last_hidden_state), self.cache.precision))
                 good.extend(read)
                 contents.extend(digests)
                 self.progress(len(read), "encoding")
         self.progress(len(unreadable), "unreadable")
-        size = self.model.config.projection_dim
         texts = [text for picture in good for text in picture.texts]
-        text_embeds = torch.empty(0, size)
+        text_embeds = torch.empty(0, self.text_dimension)
         if texts:
             distinct = list(dict.fromkeys(texts))
             places = {text: place for place, text in enumerate(distinct)}
             encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
-            text_embeds = encoded[[places[text] for text in texts]]
+            flat = flat_tokens(encoded, self.model.config.max_text_length)
+            text_embeds = flat[[places[text] for text in texts]]
         cache = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
         return ShardContent(
             good,
             contents,
-            torch.cat(embeds) if embeds else torch.empty(0, size),
+            torch.cat(embeds) if embeds else torch.empty(0, self.dimension),
             text_embeds,
             cache,
             row_checksums(cache) if cache else [],
@@ -101,14 +103,30 @@ class ShardEncoder:
 
     def shard_size(self) -> int:
         """Pictures of a shard, so that it takes no more memory than it must; whole batches."""
-        if self.cache.keep == "none":
-            return max(_MOST_IN_SHARD // self.batch_size, 1) * self.batch_size
-        size = self.processor.image_processor.size
-        blank = torch.zeros(1, 3, size["height"], size["width"], device=self.model.device, dtype=self.model.dtype)
-        with evaluating(self.model):
-            kept = pack(self._kept(self.model.get_image_features(blank).last_hidden_state), self.cache.precision)
-        each = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        each = 4 * self.dimension
+        if self.cache.keep != "none":
+            kept = pack(self._kept(self._blank().last_hidden_state), self.cache.precision)
+            each += sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
         return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size
+
+    @cached_property
+    def dimension(self) -> int:
+        """Numbers that the index keeps of a picture to compare it by: P, or N·P token by token."""
+        if not is_token_wise(self.model):
+            return self.model.config.projection_dim
+        return self._blank().pooler_output[0].numel()
+
+    @property
+    def text_dimension(self) -> int:
+        """The same of a caption: P, or L·P of the longest that the model reads."""
+        config = self.model.config
+        return config.projection_dim * (config.max_text_length if is_token_wise(self.model) else 1)
+
+    def _blank(self):
+        """Features of an empty picture, for their sizes."""
+        blank = self.processor(images=[Image.new("RGB", (8, 8))], return_tensors="pt")["pixel_values"]
+        with evaluating(self.model):
+            return self.model.get_image_features(blank.to(self.model.device, self.model.dtype))
 
 
 def problem_of(picture: Picture, reason: str) -> dict:

@@ -20,7 +20,16 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 _CHUNK = 1 << 22
-#: What of a configuration does not change what a model computes.
+#: What of a configuration, beside those of the parts, changes the embeddings.
+_IDENTIFYING = (
+    "projection_dim",
+    "vision_pooling",
+    "max_text_length",
+    "similarity",
+    "token_reduction",
+    "text_padding",
+)
+#: What of a part's configuration does not change what it computes.
 _INCIDENTAL = {"transformers_version", "dtype", "architectures", "auto_map", "name_or_path"}
 
 
@@ -52,7 +61,7 @@ class ModelIdentity:
         config = {
             name: value
             for name, value in model.config.to_dict().items()
-            if name.endswith("_config") or name in ("projection_dim", "vision_pooling", "max_text_length")
+            if name.endswith("_config") or name in _IDENTIFYING
         }
         digest.update(canonical(_without_incidental(config)))
         for name, tensor in sorted(model.state_dict().items()):

@@ -11,11 +11,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 
-from ..configuration_r2d2 import R2D2Config
-from ..evaluation.retrieval import NOT_A_CANDIDATE, encode_images, encode_texts
+from ..evaluation.retrieval import (
+    NOT_A_CANDIDATE,
+    EncodedImages,
+    EncodedTexts,
+    encode_images,
+    encode_texts,
+    is_token_wise,
+)
 from ..modeling_r2d2 import R2D2Model
+from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
 from .building import Built, IndexBuilder, open_for_reading
@@ -27,10 +34,12 @@ from .pictures import Picture
 from .ranker import FastRanker
 from .results import SearchHit, SearchResult
 from .store import PictureIndex
+from .token_wise import TokenWiseSearch
 from .vectors import FaissVectors, VectorSearch, build_vectors
 
 logger = logging.getLogger(__name__)
 
+_MODELS = {"r2d2": R2D2Model, "wukong": WukongModel}
 ImageQuery = str | PathLike | Image.Image
 #: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
 ONLY_FIRST_ENCODER = -4.0
@@ -57,7 +66,7 @@ class R2D2Retriever:
     ```
 
     Args:
-        model, processor: an R2D2 (pre-ranking and ranking) or PRD2 (pre-ranking alone).
+        model, processor: an R2D2 (pre-ranking and ranking), PRD2 or Wukong (pre-ranking alone).
         index: an index that this model made; None: only `match` and `heat_map`.
         calibration: of the match probability; None: as the model gives it.
         vectors: where the nearest embeddings are looked up; default: what the index says.
@@ -79,8 +88,11 @@ class R2D2Retriever:
         self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
         self.ranker = FastRanker(model, chunk) if model.can_rank else None
         self.stage = CandidateRanking(model, processor, self.ranker, index) if index is not None else None
+        self.tokens = TokenWiseSearch(model, index) if index is not None and is_token_wise(model) else None
+        if self.tokens is not None and vectors is not None:
+            raise ValueError("this model compares token by token: there is no vector of a picture to look up")
         self.vectors = vectors
-        if index is not None and vectors is None:
+        if index is not None and vectors is None and self.tokens is None:
             self.vectors = _vectors_of(index)
 
     @classmethod
@@ -113,7 +125,8 @@ class R2D2Retriever:
         network, processor = load_model(model, processor, device)
         opened = open_for_reading(index, ModelIdentity.of(network, processor), verify)
         calibration = Calibration.of_model(model, network) if calibrated else None
-        return cls(network, processor, opened, calibration, _vectors_of(opened, effort), chunk)
+        vectors = None if is_token_wise(network) else _vectors_of(opened, effort)
+        return cls(network, processor, opened, calibration, vectors, chunk)
 
     @classmethod
     def build(
@@ -155,7 +168,8 @@ class R2D2Retriever:
         """Search by texts, or by pictures; a batch of queries shares the work on pictures that several of them need.
 
         text → image and image → text are ranked by both stages; image → image by cosine, since the ranker compares
-        texts with pictures. A model without a ranker (PRD2) orders everything by cosine.
+        texts with pictures. A model without a ranker (PRD2, Wukong) orders everything by cosine; a token-wise one by
+        its similarity of the query with each picture or caption, and has none for two pictures.
 
         Args:
             texts, images: one query or several; one of the two. find: "images", or "texts": the captions that the
@@ -170,8 +184,8 @@ class R2D2Retriever:
             a result for each query, in order.
 
         Raises:
-            ValueError: no query, one without any character, counts below 1, no captions to find, or
-                `min_match_probability` where no probability is known.
+            ValueError: no query, one without any character, counts below 1, no captions to find,
+                `min_match_probability` where no probability is known, or two of a kind compared token by token.
         """
         if self.index is None:
             raise ValueError("this retriever has no index: R2D2Retriever.open(INDEX), or use match()")
@@ -190,6 +204,8 @@ class R2D2Retriever:
                 "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "
                 "text compared with pictures or a picture with texts"
             )
+        if self.tokens is not None and (texts is None) == (find == "images"):
+            raise ValueError("this model compares tokens of a text with those of a picture, not two of a kind")
         wanted = max(top_k, candidates if ranks else 0)
         if texts is not None:
             texts = checked_texts(texts)
@@ -198,8 +214,7 @@ class R2D2Retriever:
         else:
             names, pictures = _opened(images)
             queries = encode_images(self.model, self.processor, pictures, keep_states=ranks)
-        embeds = queries.embeds.float().cpu().numpy()
-        found = self._nearest(embeds, wanted, find)
+        found = self._nearest(queries, wanted, find)
         probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
         if ranks:
             chosen = [rows[:candidates] for rows, _ in found]
@@ -241,20 +256,24 @@ class R2D2Retriever:
 
     # -- stages ---------------------------------------------------------------------------------
 
-    def _nearest(self, embeds: np.ndarray, count: int, find: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query rows and exact cosines, best first."""
-        if find == "texts":
-            texts, _, gallery = self.index.texts
-            if not texts:
-                raise ValueError(
-                    f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
-                    "folder with captions.txt"
-                )
-            cosine = embeds @ gallery.T
-            count = min(count, len(texts))
-            rows = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-            found = list(rows)
-            cosines = [line[places] for line, places in zip(cosine, rows, strict=True)]
+    def _nearest(
+        self, queries: EncodedTexts | EncodedImages, count: int, find: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query rows and exact similarities, best first."""
+        embeds = queries.embeds.float().cpu().numpy()
+        if find == "texts" and not self.index.texts[0]:
+            raise ValueError(
+                f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
+                "folder with captions.txt"
+            )
+        if find == "texts" or self.tokens is not None:
+            if self.tokens is None:
+                similarity = embeds @ self.index.texts[2].T
+            else:
+                similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.pictures(queries)
+            count = min(count, similarity.shape[1])
+            found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+            cosines = np.take_along_axis(similarity, found, axis=1)
         else:
             found = self.vectors.search(embeds, count)
             cosines = [self.index.embeds(rows) @ query for rows, query in zip(found, embeds, strict=True)]
@@ -332,7 +351,7 @@ def load_model(
     A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
 
     Raises:
-        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind (Wukong).
+        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind.
     """
     if isinstance(model, str | PathLike):
         if (Path(model) / "manifest.json").is_file():
@@ -341,10 +360,10 @@ def load_model(
             network = R2D2OnnxModel.from_pretrained(model)
         else:
             kind = AutoConfig.from_pretrained(model).model_type
-            if kind != R2D2Config.model_type:
-                raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2 or PRD2")
-            network = R2D2Model.from_pretrained(model)
-        processor = processor or R2D2Processor.from_pretrained(model)
+            if kind not in _MODELS:
+                raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong")
+            network = _MODELS[kind].from_pretrained(model)
+        processor = processor or AutoProcessor.from_pretrained(model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     else:
