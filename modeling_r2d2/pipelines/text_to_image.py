@@ -12,7 +12,8 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DCo
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils import USE_PEFT_BACKEND, BaseOutput, get_peft_kwargs, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -155,6 +156,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Text states that condition the UNet.
 
@@ -163,6 +165,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             negative_prompt: B, or one for all; None: the empty text, which training drops captions to.
             prompt_embeds, negative_prompt_embeds: (B, L, D) states that are used as they are. A position that is
                 all zero is padding, and cross-attention does not see it.
+            lora_scale: weight of the text encoder's LoRA adapters, for this call.
 
         Returns:
             `prompt_embeds` and `negative_prompt_embeds` (None without guidance), (B · num_images_per_prompt, L, D),
@@ -174,15 +177,16 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         device = device or self._execution_device
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            prompt_embeds = self.encode_texts(prompts, device)
+            prompt_embeds = self.encode_texts(prompts, device, lora_scale)
         count = len(prompt_embeds)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
             if isinstance(negative_prompt, (list, tuple)):
                 if len(negative_prompt) != count:
                     raise ValueError(f"{len(negative_prompt)} negative prompts for {count} prompts")
-                negative_prompt_embeds = self.encode_texts(list(negative_prompt), device)
+                negative_prompt_embeds = self.encode_texts(list(negative_prompt), device, lora_scale)
             else:
-                negative_prompt_embeds = self.encode_texts([negative_prompt or ""], device).expand(count, -1, -1)
+                negative_prompt_embeds = self.encode_texts([negative_prompt or ""], device, lora_scale)
+                negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
         dtype = prompt_embeds.dtype if self.unet is None else self.unet.dtype
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, dim=0)
         if do_classifier_free_guidance:
@@ -192,7 +196,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             negative_prompt_embeds = None
         return prompt_embeds, negative_prompt_embeds
 
-    def encode_texts(self, texts: list[str], device: torch.device) -> Tensor:
+    def encode_texts(self, texts: list[str], device: torch.device, lora_scale: float | None = None) -> Tensor:
         """Last hidden states (T, L, D), L the tokenizer's length, zero at padding. Longer texts are cut, and a warning
         says so."""
         if self.text_encoder is None or self.tokenizer is None:
@@ -207,9 +211,10 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         cut = [text for text, length in zip(suspects, lengths, strict=True) if length > limit]
         if cut:
             logger.warning(f"cut to {limit} tokens: {len(cut)} of {len(texts)} texts, the first is {cut[0][:40]}…")
-        states = self.text_encoder(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).last_hidden_state
+        with _scaled_adapters(self.text_encoder, lora_scale):
+            states = self.text_encoder(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).last_hidden_state
         return states * tokens["attention_mask"][..., None].to(states.dtype)
 
     # -- the parts of a call --------------------------------------------------------------------
@@ -387,7 +392,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             timesteps, sigmas: instead of `num_inference_steps`, where the scheduler takes them.
             guidance_rescale: share of guidance rescaled to the standard deviation without guidance
                 (arXiv 2305.08891, section 3.4).
-            cross_attention_kwargs: for the UNet's attention processors.
+            cross_attention_kwargs: for the UNet's attention processors; `{"scale": s}` is the weight of loaded LoRA
+                adapters, those of the text encoder too.
             rank_images: let the ranker choose: of each prompt's S samples only the best is returned.
 
         Returns:
@@ -429,6 +435,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            lora_scale=(cross_attention_kwargs or {}).get("scale"),
         )
         timesteps = self._set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas)
         latents = self.prepare_latents(
@@ -499,6 +506,34 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
     # -- files ----------------------------------------------------------------------------------
 
     @classmethod
+    def load_lora_into_text_encoder(
+        cls,
+        state_dict: dict[str, Tensor],
+        network_alphas: dict[str, float] | None,
+        text_encoder: BertModel,
+        prefix: str | None = None,
+        *args: Any,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As of diffusers, which infers formats and ranks from the layer names of CLIP. Here the text encoder is a
+        BERT: its adapters are handed on in the one format that has no names of layers in it, with their configuration
+        (without one in the file: alpha is the rank, as everywhere in diffusers)."""
+        start = f"{prefix or cls.text_encoder_name}."
+        own = {name.removeprefix(start): weight for name, weight in state_dict.items() if name.startswith(start)}
+        ranks = {name: weight.shape[1] for name, weight in own.items() if name.endswith(".lora_B.weight")}
+        if ranks and network_alphas is None and not any(name.startswith(start) for name in metadata or {}):
+            config = get_peft_kwargs(ranks, None, own, is_unet=False)
+            config |= {"lora_alpha": config["r"], "alpha_pattern": config["rank_pattern"]}  # older versions differ
+            metadata = (metadata or {}) | {start + name: value for name, value in config.items()}
+        to_diffusers = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
+        for peft_name, diffusers_name in to_diffusers.items():
+            own = {name.replace(peft_name, diffusers_name): weight for name, weight in own.items()}
+        own = {start + name: weight for name, weight in own.items()}
+        kwargs["metadata"] = metadata
+        super().load_lora_into_text_encoder(own, network_alphas, text_encoder, prefix, *args, **kwargs)
+
+    @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """As of diffusers. This class is already imported: the folder's copy of its code needs no trust."""
         loaded = super().load_config(*args, **kwargs)
@@ -539,6 +574,25 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
 def padding_mask(states: Tensor) -> Tensor:
     """(B, L) boolean, False at padding: where a state of (B, L, D) is zero throughout."""
     return (states != 0).any(dim=-1)
+
+
+@contextmanager
+def _scaled_adapters(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
+    """The LoRA adapters of `model` at `scale` times their weight; afterwards exactly as they were."""
+    if scale is None or not USE_PEFT_BACKEND:
+        yield
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def _check_fit(text_encoder: Any, unet: Any, vae: Any) -> None:

@@ -2,13 +2,18 @@
 
 import ast
 import inspect
+import io
+import logging
 import textwrap
 
+import accelerate
 import pytest
 import torch
+from diffusers.utils import BaseOutput
+from transformers import RobertaConfig, RobertaModel
 
 from modeling_r2d2 import R2D2TextToImagePipeline
-from tests.text_to_image.conftest import generator, tiny_pipeline
+from tests.text_to_image.conftest import generator, tiny_pipeline, tiny_unet
 
 CALL = {"num_inference_steps": 2, "output_type": "pt"}
 USUAL = {
@@ -142,3 +147,78 @@ def test_offload_order_names_the_parts(pipeline):
     offloaded = pipeline.model_cpu_offload_seq.split("->")
     assert set(offloaded) | set(pipeline._exclude_from_cpu_offload) == {"text_encoder", "unet", "vae", "ranker"}
     assert set(offloaded) <= set(pipeline.components)
+
+
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloading(way):
+    """Hooks alone move weights: here from the CPU to the CPU, or from nowhere ("meta") to it at each layer's turn."""
+    ranked = way == "model"
+    pipeline = tiny_pipeline(latent=True, ranker=ranked)
+    call = {**CALL, "num_images_per_prompt": 2, "rank_images": ranked}
+    expected = pipeline("山", generator=generator(), **call)
+    parts = [pipeline.text_encoder, pipeline.unet, pipeline.vae]
+    if way == "model":
+        pipeline.enable_model_cpu_offload(device="cpu")
+        assert all(isinstance(part._hf_hook, accelerate.hooks.CpuOffload) for part in parts)
+        assert not hasattr(pipeline.ranker, "_hf_hook")
+    else:  # as `enable_sequential_cpu_offload` does it, which would say "cpu:0" and accelerate knows only "cpu"
+        for part in parts:
+            accelerate.cpu_offload(part, torch.device("cpu"))
+        assert pipeline.device.type == "meta"
+    assert pipeline._execution_device.type == "cpu"
+    hooks = [part._hf_hook for part in parts]
+    for _ in range(2):
+        got = pipeline("山", generator=generator(), **call)
+        torch.testing.assert_close(got.images, expected.images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(got.scores, expected.scores, atol=1e-5, rtol=0)
+    if way == "model":  # `maybe_free_model_hooks` puts new ones in their place, to begin the next call with
+        assert not any(part._hf_hook is hook for part, hook in zip(parts, hooks, strict=True))
+
+
+def test_progress_bar(pipeline):
+    written = io.StringIO()
+    pipeline.set_progress_bar_config(disable=False, file=written, desc="drawing")
+    pipeline("山", **CALL)
+    assert "drawing: 100%" in written.getvalue()
+    assert " 2/2 " in written.getvalue()
+
+
+def test_output_class(pipeline):
+    output = pipeline("山", **CALL)
+    assert isinstance(output, BaseOutput)
+    assert output[0] is output["images"] is output.images
+    assert output.to_tuple() == (output.images,)  # what is None is left out
+    assert output.scores is None
+
+
+def test_parts_have_types(pipeline, tmp_path, caplog):
+    """diffusers compares what `from_pretrained` is handed with the signature, and warns."""
+    types = R2D2TextToImagePipeline._get_signature_types()
+    assert set(types) == set(pipeline.components)
+    for name, part in pipeline.components.items():
+        assert isinstance(part, types[name]), name
+    pipeline.save_pretrained(tmp_path)
+    logging.getLogger("diffusers").propagate = True
+    R2D2TextToImagePipeline.from_pretrained(tmp_path, unet=tiny_unet())
+    assert "Expected types" not in caplog.text
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    other = RobertaModel(RobertaConfig(vocab_size=60, **sizes))
+    R2D2TextToImagePipeline.from_pretrained(tmp_path, text_encoder=other)
+    assert "Expected types for text_encoder" in caplog.text
+
+
+def test_device_map(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    mapped = R2D2TextToImagePipeline.from_pretrained(tmp_path, device_map="cpu")
+    expected = pipeline("山", generator=generator(), **CALL).images
+    torch.testing.assert_close(mapped("山", generator=generator(), **CALL).images, expected, atol=1e-5, rtol=0)
+
+
+def test_layerwise_casting(pipeline):
+    expected = pipeline("山", generator=generator(), **CALL).images
+    pipeline.to(torch.bfloat16)
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert pipeline.unet.mid_block.attentions[0].proj_in.weight.dtype == torch.float8_e4m3fn
+    images = pipeline("山", generator=generator(), **CALL).images
+    assert images.isfinite().all()
+    assert (images.float() - expected).abs().mean() < 0.2

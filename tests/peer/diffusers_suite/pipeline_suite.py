@@ -4,12 +4,15 @@ import diffusers.pipelines
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from tests.pipelines.testing_utils.common import BasePipelineTesterConfig, PipelineTesterMixin
+from tests.pipelines.testing_utils.lora import TEXT_ENCODER_TARGET_MODULES, LoraTesterMixin, UNetLoraTesterMixin
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from modeling_r2d2 import R2D2TextToImagePipeline
 
 # one of the tests looks the class up there, to read the names that `encode_prompt` returns
 diffusers.pipelines.R2D2TextToImagePipeline = R2D2TextToImagePipeline
+# their table of text encoders knows CLIP alone
+TEXT_ENCODER_TARGET_MODULES["bert"] = ["query", "key", "value"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [
@@ -82,3 +85,7 @@ class R2D2TextToImageConfig(BasePipelineTesterConfig):
 
 class TestR2D2TextToImagePipeline(R2D2TextToImageConfig, PipelineTesterMixin):
     """The common tests."""
+
+
+class TestR2D2TextToImageLora(R2D2TextToImageConfig, LoraTesterMixin, UNetLoraTesterMixin):
+    """The tests of LoRA adapters, of UNet and text encoder."""

@@ -1,8 +1,15 @@
-"""Every skipped or failing test of diffusers' common pipeline tests, with its reason."""
+"""Every skipped or failing test of diffusers' common pipeline and LoRA tests, with its reason."""
 
 from ledger import Entry
 
-FAILURES: list[Entry] = []
+FAILURES = [
+    Entry(
+        "TestR2D2TextToImageLora::test_simple_inference_with_text_denoiser_lora_and_scale",
+        "'BertEncoder' object has no attribute 'layers'",
+        "what it says of pictures holds; its last line names a layer of CLIP (tests/text_to_image/test_adapters.py "
+        "checks the same of ours)",
+    ),
+]
 
 SKIPS = [
     Entry(

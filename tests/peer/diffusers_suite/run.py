@@ -1,4 +1,4 @@
-"""diffusers' own common pipeline tests against `R2D2TextToImagePipeline`.
+"""diffusers' own common pipeline tests, and its tests of LoRA, against `R2D2TextToImagePipeline`.
 
 Part of `make peer` where `DIFFUSERS_SRC` names a checkout of diffusers: the tests are in no distribution of it, and
 none of it is kept in this repository.
@@ -15,13 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COMMON = Path("tests/pipelines/testing_utils/common.py")
+NEEDED = [Path("tests/pipelines/testing_utils") / name for name in ("common.py", "lora.py")]
 
 
 def main(arguments: list[str]) -> int:
     source = Path(os.environ["DIFFUSERS_SRC"]).resolve()
-    if not (source / COMMON).is_file():
-        print(f"DIFFUSERS_SRC={source} has no {COMMON}: it must name a checkout of diffusers {version('diffusers')}")
+    missing = [str(path) for path in NEEDED if not (source / path).is_file()]
+    if missing:
+        print(f"DIFFUSERS_SRC={source} has no {missing}: it must name a checkout of diffusers {version('diffusers')}")
         return 1
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     options = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=short", "--import-mode=prepend"]
     options += ["-c", str(HERE.parent / "pytest.ini"), f"--rootdir={HERE}", "-W", "ignore"]
     pytest.main([*options, str(HERE / "pipeline_suite.py"), *arguments], plugins=[ledger])
-    print(f"\ndiffusers {version('diffusers')}, its own common pipeline tests from {source.name}")
+    print(f"\ndiffusers {version('diffusers')}, its own common pipeline and LoRA tests from {source.name}")
     return ledger.report()
 
 
