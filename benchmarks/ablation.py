@@ -175,7 +175,7 @@ def draw(tables: dict[str, Table], path: Path) -> None:
             axis.set_title(f"{vendor}, equal {study}", fontsize=10, loc="left")
             axis.set_ylabel("R@1, %")
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
