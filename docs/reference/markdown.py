@@ -197,7 +197,9 @@ def _paragraph(text: str, names: list[str]) -> str:
         return text  # code, a formula, a table: as it is
     lines = text.split("\n")
     if len(lines) > 1 and all(line.startswith("    ") for line in lines[1:]):
-        return f"{_marked(lines[0], names)}\n\n" + "\n".join(lines[1:])  # a formula below its sentence
+        if not lines[0].endswith(":"):  # a formula of several lines
+            return "\n".join(f"    {line}" for line in lines)
+        return f"{_marked(lines[0], names)}\n\n" + "\n".join(lines[1:])  # one below its sentence
     return _marked(text, names)
 
 

@@ -181,8 +181,9 @@ PAGES = (
     ),
     Page(
         "deployment.md",
-        "ONNX, sentence-transformers, cards",
-        "Guides: [ONNX](../deploy.md), [sentence-transformers](../sentence_transformers.md), [publish](../publish.md).",
+        "ONNX, sentence-transformers, demo page, cards",
+        "Guides: [ONNX](../deploy.md), [sentence-transformers](../sentence_transformers.md), [demo page](../app.md), "
+        "[publish](../publish.md).",
         (
             Part("ONNX", "modeling_r2d2.export"),
             Part(
@@ -190,6 +191,7 @@ PAGES = (
                 "modeling_r2d2.interoperation.sentence_transformers",
                 "sentence_transformer cross_encoder R2D2Encoder R2D2Ranker",
             ),
+            Part("Demo page", "modeling_r2d2.app"),
             Part("Cards and the Hub", "modeling_r2d2.hub_cards"),
             Part("What would be uploaded", "modeling_r2d2.hub_cards.push", "PushPlan"),
         ),

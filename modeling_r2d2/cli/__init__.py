@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .app import app as app_page
 from .calibrate import calibrate
 from .card import card
 from .convert import convert
@@ -40,6 +41,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(card)
 app.command()(push)
+app.command("app")(app_page)
 app.add_typer(data_app)
 
 

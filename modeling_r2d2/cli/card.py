@@ -23,8 +23,13 @@ def card(
     results: Annotated[
         list[Path] | None, typer.Option(help="JSON of `r2d2 evaluate` on this folder; repeatable.")
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Training data: NAME or NAME=LICENCE; repeatable.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Hub name of the model that training began with.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Training data: NAME or NAME=LICENCE; repeatable. Default: as `pretrain` recorded."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub name of what training began with. Default: as `pretrain` recorded.")
+    ] = None,
     repo: Annotated[str | None, typer.Option(help="How the card's code calls the model: owner/name.")] = None,
     measure_speed: Annotated[bool, typer.Option("--measure-speed", help="Measure it here, some seconds.")] = False,
     speed: Annotated[Path | None, typer.Option(help="Or take it from this JSON, by --speed-output.")] = None,

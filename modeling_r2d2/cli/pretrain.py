@@ -72,6 +72,7 @@ def pretrain(
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed
 
+    from ..hub_cards.record import RecordCallback, RunRecord, TrainingData, describe_start
     from ..processing.augmentation import R2D2Augmentation
     from ..processing.collation import picture_size
     from ..processing.datasets import load_pairs
@@ -129,7 +130,8 @@ def pretrain(
     console.print(
         f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps of {objectives} → {output}"
     )
-    trainer = run(network, processor, pairs, settings, held_out)
+    record = RunRecord([TrainingData.of(data, pairs)], *describe_start(start), objectives=str(objectives))
+    trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, resume)])
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     if held_out is not None:
