@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test lint bench peer compat clean
+.PHONY: help venv demo test lint bench peer compat wheel api clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,8 @@ help:
 	@echo 'make bench    measure every figure that the README claims'
 	@echo "make peer     run transformers' own common test suites against the models"
 	@echo 'make compat   test the oldest and the newest supported versions'
+	@echo "make wheel    install the built wheel in an empty environment and run the README's first steps there"
+	@echo 'make api      write docs/api anew from the docstrings'
 	@echo 'make clean    remove caches and build products (runs/ and .venv stay)'
 
 venv: $(STAMP)
@@ -55,6 +57,12 @@ peer: $(STAMP)
 
 compat: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/compat/run.py $(ARGS)
+
+wheel: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/wheel/run.py $(ARGS)
+
+api: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m docs.reference $(ARGS)
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info

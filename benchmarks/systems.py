@@ -59,7 +59,7 @@ REFERENCE = "R2D2"
 CHOICES = [
     *(
         ("BriVL", replace(BRIVL, momentum=momentum, dual_queue=DualQueueSettings(size)), REDUCED_TOKENS)
-        for size, momentum in ((450, 0.9), (450, 0.98), (450, 0.995), (150, 0.9))
+        for size, momentum in ((450, 0.9), (450, 0.98), (450, 0.995), (450, 0.998), (150, 0.9), (150, 0.995))
     ),
     *(("Wukong", RECIPES["wukong"], tokens) for tokens in (2, 4, 6)),
 ]

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from .record import RunRecord
+
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
 #: Class that a folder was saved by -> what it is for on the Hub, and what the card calls its task.
 ARCHITECTURES: dict[str, tuple[str, str]] = {
@@ -63,7 +65,8 @@ class ModelFacts:
 
     architecture: class that saved it. kind: R2D2, PRD2 or Wukong. pipeline_tag, task: see `ARCHITECTURES`.
     parameters, weight_bytes, dtypes: of the safetensors files. origin: how the weights came about. training: name ->
-    value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`, `task`, `data`, `trained_share`.
+    value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`, `objectives`, `task`, `data`,
+    `trained_share`. record: what `r2d2 pretrain` wrote of its data and of where it began.
     conversion: `file`, `sha256`, `source` of a converted checkpoint. notes: what could not be read.
     """
 
@@ -79,6 +82,7 @@ class ModelFacts:
     origin: Origin | None = None
     training: dict[str, Any] = field(default_factory=dict)
     conversion: dict[str, str | None] = field(default_factory=dict)
+    record: RunRecord | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -167,6 +171,10 @@ def _read_training(facts: ModelFacts) -> None:
         if logged:
             training["final_loss"] = round(float(logged[-1]["loss"]), 4)
             training["losses"] = ", ".join(sorted(name for name in logged[-1] if name.startswith("loss_")))
+    if (record := RunRecord.read(folder)) is not None and not (folder / "finetuning.json").is_file():
+        facts.record, facts.origin = record, "pre-trained"
+        training["objectives"] = record.objectives
+        training["data"] = "; ".join(each.counted() for each in record.data)
     if (folder / "finetuning.json").is_file():
         held = json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))
         facts.origin = "fine-tuned"

@@ -15,7 +15,7 @@ from .checking import require_valid
 from .facts import ModelFacts, read_facts
 from .licences import DataSource, licence_fields
 from .speed import Speed
-from .wording import LANGUAGES, TASKS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick
+from .wording import LANGUAGES, STARTS, TASKS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick
 
 if TYPE_CHECKING:
     from ..evaluation.results import EvaluationResult
@@ -53,8 +53,10 @@ def model_card(
 
     Args:
         language: of the text. The header's `language` is the model's: Chinese.
-        results: of `r2d2 evaluate`, on these weights. data: what it was trained on. licence: of the weights.
-        base_model: Hub name of the model that training began with. speed: of `measure_speed`.
+        results: of `r2d2 evaluate`, on these weights. licence: of the weights.
+        data: what it was trained on; none: the names that the run recorded, their licences unknown.
+        base_model: Hub name of the model that training began with; None: as the run recorded it. speed: of
+            `measure_speed`.
         repo: how the code blocks call the model; default the folder's name. limits: sentences of the maker.
 
     Raises:
@@ -65,7 +67,10 @@ def model_card(
     if language not in LANGUAGES:
         raise ValueError(f"cards are written in {' or '.join(LANGUAGES)}, not in {language!r}")
     facts = read_facts(folder)
-    results = list(results)
+    results, data = list(results), list(data)
+    if not data and facts.record is not None:
+        data = [DataSource(each.name) for each in facts.record.data]
+    began_with = [base_model] if base_model else facts.record.hub if facts.record is not None else []
     check_results(folder, results)
     name = repo or Path(folder).resolve().name
     header = ModelCardData(
@@ -74,7 +79,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
         tags=list(dict.fromkeys([facts.kind.lower(), *(["r2d2"] if facts.kind == "PRD2" else []), *_TAGS])),
-        base_model=base_model,
+        base_model=(began_with[0] if len(began_with) == 1 else began_with) or None,
         datasets=[source.hub_id for source in data if source.hub_id] or None,
         metrics=sorted({_metric_name(key) for result in results for key in result.metrics} - {""}) or None,
         model_name=name if results else None,
@@ -91,7 +96,7 @@ def model_card(
         results=[_result(result, language) for result in results],
         data=data,
         licence=licence,
-        base_model=base_model,
+        base_model=_base_model(facts, base_model, language),
         speed=speed,
         limits=limits,
         transformers_version=transformers.__version__,
@@ -194,6 +199,21 @@ def _training(facts: ModelFacts, language: Language) -> list[tuple[str, Any]]:
         return []
     names = [name for name in TRAINING if name in facts.training or name in TRAINING_SHOWN]
     return [(pick(TRAINING[name], language), facts.training.get(name, UNKNOWN[language])) for name in names]
+
+
+def _base_model(facts: ModelFacts, given: str | None, language: Language) -> str:
+    """Where training began: what the user says, else what the run recorded, else unknown."""
+    if given:
+        return _link(given)
+    if facts.record is None:
+        return UNKNOWN[language]
+    names = {way: _link(n) if n in facts.record.hub else f"`{n}`" for way, n in facts.record.start.items()}
+    way = next(way for way in STARTS if way in names)
+    return pick(STARTS[way], language).format(**names)
+
+
+def _link(repo: str) -> str:
+    return f"[{repo}](https://huggingface.co/{repo})"
 
 
 def _vision(facts: ModelFacts, language: Language) -> str:

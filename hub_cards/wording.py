@@ -12,6 +12,7 @@ TRAINING_SHOWN = ("max_steps", "per_device_train_batch_size", "learning_rate", "
 TRAINING = {
     "task": ("task", "任务"),
     "data": ("data, counted", "数据量"),
+    "objectives": ("objectives", "训练目标"),
     "losses": ("losses", "损失"),
     "trained_share": ("parameters trained", "训练的参数"),
     "epochs": ("epochs", "轮数"),
@@ -30,6 +31,16 @@ TRAINING = {
     "seed": ("seed", "随机种子"),
     "final_loss": ("last logged loss", "最后记录的损失"),
     "seconds": ("seconds of training", "训练秒数"),
+}
+#: Where training began, by what `r2d2 pretrain` was given; names are filled in.
+STARTS = {
+    "model": ("{model}", "{model}"),
+    "preset": ("none: random weights (preset {preset})", "无：随机权重（预设 {preset}）"),
+    "config": ("none: random weights ({config})", "无：随机权重（{config}）"),
+    "clip": (
+        "image tower of {clip}, text tower of {roberta}; the rest began at random",
+        "图像塔取自 {clip}，文本塔取自 {roberta}，其余随机初始化",
+    ),
 }
 _ZH_MEASURES = (
     ("pre-ranking + ranking", "预排序 + 排序"),

@@ -58,8 +58,15 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
 
     @torch.no_grad()
     def init_classifier(self, class_embeds: Tensor) -> None:
-        """Begin as zero-shot classification: class_embeds (classes, D), text embeddings of the prompts (the mean over
-        several prompts of a class, normalised here)."""
+        """Begin as zero-shot classification.
+
+        Args:
+            class_embeds: (classes, D) text embeddings of a prompt of each class, or the mean over several; normalised
+                here.
+
+        Raises:
+            ValueError: another shape than the head's.
+        """
         if class_embeds.shape != self.classifier.weight.shape:
             raise ValueError(
                 f"class_embeds is {tuple(class_embeds.shape)}, the head {tuple(self.classifier.weight.shape)}: one "

@@ -46,8 +46,15 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
         text_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
-        """As `R2D2ForPreTraining.forward`. text_ids: (B,) int64, identity of the captions; pairs of one image id or
-        of one text id are positives of each other. None: pictures alone decide."""
+        """As `R2D2ForPreTraining.forward`.
+
+        Args:
+            text_ids: (B,) int64, identity of the captions; pairs of one image id or of one text id are positives of
+                each other. None: pictures alone decide.
+
+        Raises:
+            ValueError: as there; `text_ids` without `image_ids`.
+        """
         if image_ids is not None and text_ids is not None:
             image_ids = torch.stack([image_ids, text_ids], dim=1)
         elif text_ids is not None:

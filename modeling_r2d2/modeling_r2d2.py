@@ -128,8 +128,10 @@ def _has_attention(vision_config) -> bool:
 
 
 class R2D2TextModel(BertModel):
-    """The text tower, a BERT without pooler; what it saves loads as a plain `BertModel`, and it loads its part
-    of a whole R2D2 checkpoint."""
+    """The text tower, a BERT without pooler: `input_ids` and `attention_mask` (T, L) to `last_hidden_state` (T, L, D).
+
+    What it saves loads as a plain `BertModel`, and it loads its part of a whole R2D2 checkpoint.
+    """
 
     config: R2D2TextConfig
     base_model_prefix = "text_model"
@@ -365,7 +367,7 @@ class R2D2Model(R2D2PreTrainedModel):
             cls_only: skip the states of the last layer that the match heads do not read.
 
         Returns:
-            `match_probability` (P,), as the model gives it (not calibrated), both encoders' logits (P, 2) and their states.
+            `match_probability` (P,), as the model gives it (not calibrated), both encoders' logits (P, 2) and states.
 
         Raises:
             ValueError: unequal numbers of images and texts, or a model without a ranker (PRD2).

@@ -245,7 +245,11 @@ class WukongModel(WukongPreTrainedModel):
         )
 
     def text_mask(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(T, L) boolean, true on real tokens."""
+        """(T, L) boolean, true on real tokens.
+
+        Raises:
+            ValueError: padding before a real token (looked at on the CPU alone).
+        """
         if attention_mask is None:
             return input_ids != self.config.text_config.pad_token_id
         mask = attention_mask.bool()

@@ -130,10 +130,10 @@ class R2D2MLMHead(nn.Module):
 class R2D2ForPreTraining(R2D2Model):
     """R2D2Model with the pre-training objectives; loads from and saves to the same weights, plus `mlm_head`.
 
-    loss = GCPR + FGR + MLM (arXiv 2205.03860), or TgD + FGR + MLM + FgD with a teacher's targets, each by its weight in
-    the configuration; on a model without a ranker (PRD2) GCPR, or TgD + FgD. The distillation callbacks hand the targets
-    in; without them the model trains in any Trainer. The authors published no pre-training code: what their paper leaves
-    open is chosen here and said where it is.
+    loss = GCPR + FGR + MLM (arXiv 2205.03860), or TgD + FGR + MLM + FgD with a teacher's targets, each by its weight
+    in the configuration; on a model without a ranker (PRD2) GCPR, or TgD + FgD. The distillation callbacks hand the
+    targets in; without them the model trains in any Trainer. The authors published no pre-training code: what their
+    paper leaves open is chosen here and said where it is.
     """
 
     _auto_class = "AutoModelForPreTraining"

@@ -134,6 +134,9 @@ class R2D2Augmentation:
         operations: names of `OPERATIONS`.
         op_probability: probability with which a drawn operation is applied.
         fill: colour that geometric operations uncover.
+
+    Raises:
+        ValueError: an unknown operation, or a value out of its range.
     """
 
     size: int = 224

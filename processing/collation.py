@@ -172,6 +172,9 @@ class PretrainingDataset(Dataset):
             image ids where the data allow it, since pairs of one id are no negatives of each other.
         cache_bytes: decoded pictures kept in memory, per process, until this is full.
 
+    Raises:
+        ValueError: there are no pairs.
+
     A picture that cannot be decoded is reported to `pairs.record_unreadable`, which refuses or lets the next pair
     of the set stand in.
     """

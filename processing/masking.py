@@ -121,6 +121,10 @@ class TextMasking:
         mask_share, random_share: what becomes of the chosen ones.
         whole_words: choose whole Chinese words instead of characters.
         segment: cuts a text into words; default jieba.
+
+    Raises:
+        ValueError: a tokenizer without [MASK] or ordinary tokens, or values that are no shares.
+        ImportError: whole words without jieba.
     """
 
     tokenizer: Any

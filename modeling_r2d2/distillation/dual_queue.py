@@ -37,6 +37,9 @@ class DualQueueSettings:
         same_id_negatives: whether queued pairs of a row's own image id are its negatives too, as every entry is in
             the paper. Default False (ours): where ids repeat within a queue they are right answers, not wrong ones;
             where they do not, both are the same.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     queue_size: int = 9600

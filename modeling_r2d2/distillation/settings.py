@@ -17,6 +17,9 @@ class TargetGuidedSettings:
         alpha_ramp_steps: optimizer steps over which alpha grows from 0; None: one pass over the data.
         reliability_decay: what a queue entry's weight is multiplied by at every step (0.99 in the paper).
         reliability: where that weight enters, see `soft_targets` (the paper does not say).
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     queue_size: int = 65536
@@ -47,6 +50,9 @@ class FeatureGuidedSettings:
             "tower", the tower's own [CLS] (the mean of its tokens where pre-ranking reads that).
         image_drop: share of a ViT's patches that the student does not see; in other towers of blocks of pixels.
         block: side of those blocks in pixels.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     student_temperature: float = 0.1

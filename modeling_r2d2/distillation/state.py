@@ -29,6 +29,9 @@ class DistillationState(nn.Module):
         seed: of the draws of dropped patches.
         autocast: see `MomentumTeacher`.
         teacher: one that was made before (of a student that is sharded by now); None: a copy of the student.
+
+    Raises:
+        ValueError: neither way of distillation.
     """
 
     def __init__(

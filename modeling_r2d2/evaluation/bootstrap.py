@@ -18,8 +18,15 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How to resample. resamples: 0 for no intervals. The same seed draws the same units for every metric and model,
-    so that the intervals of two models on one data set are comparable."""
+    """How to resample. The same seed draws the same units for every metric and model, so that the intervals of two
+    models on one data set are comparable.
+
+    Args:
+        resamples: how many; 0 for no intervals. confidence: a share, such as 0.95.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
 
     resamples: int = 1000
     confidence: float = 0.95

@@ -70,6 +70,12 @@ def recall_at(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]
     """Share of queries, in percent, whose first right item is among the best K: {K: recall}.
 
     A K larger than the gallery is reached by every query.
+
+    Args:
+        ranks: (Q,) of `first_hit_ranks`. ks: cut-offs.
+
+    Raises:
+        ValueError: no queries.
     """
     if len(ranks) == 0:
         raise ValueError("recall of no queries: the set is empty")

@@ -46,6 +46,9 @@ class EvaluationSettings:
     published figures. two_stage: retrieval also with the ranker; candidates: k of it, default as the authors' for the
     set, else 128. pairs: a saved list of matching pairs. prompts: templates of classification; labels: file of the
     classes' names. captions: file of captions in place of a model. generation: arguments of `generate`.
+
+    Raises:
+        ValueError: an unknown task, or a setting of another one.
     """
 
     task: Task

@@ -137,6 +137,9 @@ def load_adapter(model: "PreTrainedModel", folder: Path | str, **kwargs: Any) ->
     """The model (as `AutoModel` loads it) with a saved adapter on it, and with the parameters that trained beside it.
 
     `kwargs` go to `PeftModel.from_pretrained` (`is_trainable=True` to train on).
+
+    Raises:
+        ImportError: PEFT is not installed. ValueError: what trained beside the adapter is of another class of model.
     """
     adapted = require_peft().PeftModel.from_pretrained(model, str(folder), **kwargs)
     load_extra_weights(adapted, folder)

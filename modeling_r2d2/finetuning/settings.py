@@ -52,6 +52,9 @@ class FinetuningSettings:
         prompts: templates with {} whose text embeddings the head of a classifier begins with; none: random weights.
         resume: go on from the last checkpoint in `output`. overwrite: replace a model that is there.
         arguments: further `TrainingArguments`, by name.
+
+    Raises:
+        ValueError: an unknown task, or a value out of its range.
     """
 
     output: Path

@@ -158,6 +158,9 @@ class R2D2Ranker(_R2D2Module):
     probability, so that `CrossEncoder`'s sigmoid gives that probability back.
 
     A text or picture that occurs in several pairs of a batch is encoded once.
+
+    Raises:
+        ValueError: a model without a ranker (PRD2).
     """
 
     def __init__(self, model: R2D2Model, processor: R2D2Processor) -> None:

@@ -66,7 +66,11 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return parent.__call__(image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
 
     def check_model_type(self, supported_models):
-        """Any R2D2 or Wukong model will do, also one of remote code, which is on no list of supported models."""
+        """Any R2D2 or Wukong model will do, also one of remote code, which is on no list of supported models.
+
+        Raises:
+            ValueError: another model.
+        """
         if self.model.config.model_type not in ("r2d2", "wukong"):
             raise ValueError(
                 f"{type(self).__name__} needs an R2D2 model, not {type(self.model).__name__} "

@@ -60,6 +60,10 @@ class IndexBuilder:
             256 MB, 1,024 at most, in whole batches.
         accelerator: of `accelerate`, to share the work among its processes; each encodes every n-th shard.
         progress: called with how many pictures were done since the last call, and with what is being done.
+
+    Raises:
+        ValueError: something to keep for a ranker that the model does not have; an approximate vector index for a
+            token-wise model.
     """
 
     def __init__(

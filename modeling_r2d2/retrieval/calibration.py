@@ -38,6 +38,9 @@ class Calibration:
     method: "temperature" (intercept 0) or "platt". true_share: of the pairs fitted. prior: share of true pairs where
     probabilities will be used; None: `true_share`. pairs: fitted on. held_out: mean log-likelihood of unseen pairs for
     "uncalibrated", "temperature" and "platt". ranker: digest of the ranker that it belongs to.
+
+    Raises:
+        ValueError: a prior that is no share between 0 and 1.
     """
 
     method: Literal["temperature", "platt"]
@@ -64,7 +67,11 @@ class Calibration:
         return replace(self, prior=prior)
 
     def save(self, folder: str | PathLike) -> Path:
-        """Write `calibration.json` into the model's folder, where the retriever finds it."""
+        """Write `calibration.json` into the model's folder, where the retriever finds it.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder: a calibration is stored with the model it belongs to")
@@ -293,7 +300,14 @@ def threshold_for(
 
 
 def reliability_plot(curves: dict[str, Reliability], path: str | PathLike, title: str = "Reliability") -> Path:
-    """Draw reliability diagrams, a panel for each name; the diagonal is perfect calibration."""
+    """Draw reliability diagrams, a panel for each name; the diagonal is perfect calibration.
+
+    Args:
+        curves: name -> what `reliability` found. path: of the PNG; folders are made. title: above the panels.
+
+    Returns:
+        the path. Needs matplotlib, of the extra `[train]`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

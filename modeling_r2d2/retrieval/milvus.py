@@ -73,7 +73,11 @@ class MilvusVectors:
         return self
 
     def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """Rows of the `count` nearest of each query (Q, D)."""
+        """Rows of the `count` nearest of each query (Q, D), best first.
+
+        Raises:
+            ValueError: `of` was not called, so that ids belong to no index.
+        """
         if self.place_of is None:
             raise ValueError("MilvusVectors.of(index) says first which index its ids belong to")
         found = self.client.search(

@@ -81,7 +81,7 @@ def to_csv(results: Sequence[SearchResult]) -> str:
 
 
 def print_table(results: Sequence[SearchResult], console: Console) -> None:
-    """A table for each query."""
+    """A table for each query on the console: rank, score, match probability, cosine and the file or caption."""
     for result in results:
         texts = any(hit.text is not None for hit in result.hits)
         table = Table(title=None, title_justify="left")

@@ -20,6 +20,9 @@ def plain_text_encoder(model: R2D2Model) -> BertModel:
     """The text tower as a plain `BertModel` with the same last hidden states, which loads without this package.
 
     A `BertModel` has a pooler that the tower lacks; it is zero and read by nothing.
+
+    Raises:
+        ValueError: a text tower that is no BERT.
     """
     config = BertConfig.from_dict(model.config.text_config.to_dict())
     encoder = BertModel(config).to(model.dtype)

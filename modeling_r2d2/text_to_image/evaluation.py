@@ -128,6 +128,9 @@ def feature_kid(features: Tensor, others: Tensor) -> float:
 
     Args:
         features (N, D), others (M, D): unnormalised, N and M at least 2.
+
+    Raises:
+        ValueError: a single picture on a side.
     """
     if min(len(features), len(others)) < 2:
         raise ValueError("the distance needs at least two pictures on each side")

@@ -32,6 +32,9 @@ class Recipe:
         ranker: FGR on the cross encoders. masking: masked texts, for MLM (with a ranker) and FgD.
         target_guided, feature_guided: settings of the two ways of distillation; None: without.
         momentum: of their teacher.
+
+    Raises:
+        ValueError: feature-guided distillation without masked texts.
     """
 
     ranker: bool = True
@@ -210,7 +213,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """By name.
+    """The recipe of a name: r2d2, prd2, clip, filip, wukong or brivl.
 
     Raises:
         ValueError: unknown name.
@@ -221,7 +224,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def recipe_for(model: nn.Module) -> str:
-    """The name of the recipe that a model is made for."""
+    """The name of the recipe that a model is made for: by its ranker, or a Wukong's by its similarity."""
     if isinstance(model.config, WukongConfig):
         return {"global": "clip", "token-wise": "filip", "reduced": "wukong"}[_compares(model)]
     return "r2d2" if model.can_rank else "prd2"

@@ -81,7 +81,11 @@ class R2D2Trainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As in Trainer; with `grad_cache_chunk` the whole batch is compared while a chunk of it is in memory."""
+        """As in Trainer; with `grad_cache_chunk` the whole batch is compared while a chunk of it is in memory.
+
+        Raises:
+            ValueError: `grad_cache_chunk` with another model than `R2D2ForPreTraining`.
+        """
         chunk = getattr(self.args, "grad_cache_chunk", 0)
         if not chunk:
             return super().training_step(model, inputs, num_items_in_batch)

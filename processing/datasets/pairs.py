@@ -80,7 +80,11 @@ class PairDataset:
         return {**pair, "label": self._cell("label", index)} if self.labelled else pair
 
     def image(self, index: int) -> Image.Image:
-        """The decoded picture of one pair."""
+        """The decoded picture of one pair, RGB.
+
+        Raises:
+            ImageReadError: it cannot be read or decoded; names file and line.
+        """
         path = self._cell("image", index)
         name = self.location(index)
         try:

@@ -51,6 +51,9 @@ class ErrorReport:
             "refuse" raises at the first.
         max_error_rate: largest tolerated share of bad records; 1.0 tolerates all.
         examples: how many are listed in messages.
+
+    Raises:
+        ValueError: another `on_error`, or a rate that is no share.
     """
 
     def __init__(self, on_error: str = "skip", max_error_rate: float = 0.01, examples: int = 5) -> None:
