@@ -85,12 +85,12 @@ def measure(config: R2D2Config, count: int, side: int, batch: int, rounds: int, 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, save."""
-    options = arguments(__doc__, rounds=5).parse_args(argv)
+    options = arguments(__doc__, rounds=3).parse_args(argv)
     torch.set_num_threads(1 if options.quick else options.threads)
     if options.quick:
         table = measure(R2D2Config(**TINY), 6, 40, 2, 2, quick=True)
     else:
-        table = measure(R2D2Config.from_preset("r2d2-vit-b-16"), 128, 500, 32, options.rounds, quick=False)
+        table = measure(R2D2Config.from_preset("r2d2-vit-b-16"), 64, 500, 32, options.rounds, quick=False)
     return finish(table, options.tables)
 
 

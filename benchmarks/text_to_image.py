@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QUICK_TABLES, Check, Table, arguments, finish
+from common import QUICK_TABLES, TABLES, Check, Table, arguments, finish
+from readme_figures import shrink
 
 from modeling_r2d2.processing.datasets.emoji import demo300_keys
 from modeling_r2d2.text_to_image.demo import DemoSettings, demo_settings, run_demo
@@ -91,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1 if options.quick else options.threads)
     run = options.run or QUICK_TABLES / ("text_to_image_quick" if options.quick else "text_to_image")
     results = results_of(run, options.r2d2, options.judge, options.quick)
+    if not options.quick:
+        for name, drawn in (("sheet", "text_to_image"), ("new_combinations", "text_to_image_new")):
+            shrink(run / f"{name}.png", (options.tables or TABLES.parent / "images") / f"{drawn}.png")
     return finish(table_of(results, options.quick), options.tables)
 
 

@@ -1,6 +1,6 @@
 """Train a text-to-image model on R2D2's Chinese text encoder.
 
-The demo: 300 emoji from their Chinese names, 26 minutes of training on two CPU cores, then judged by another R2D2:
+The demo: 300 emoji from their Chinese names, 15 minutes of training on two CPU cores, then judged by another R2D2:
 
     python examples/train_text_to_image.py --demo --r2d2 runs/demo --judge runs/demo_1 --output runs/text_to_image
 
