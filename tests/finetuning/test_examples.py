@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageClassification
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
@@ -74,6 +74,17 @@ def test_caption_pictures(model, data, tmp_path, monkeypatch, capsys):
     run_example("caption_pictures.py", monkeypatch, *pictures, "--captioner", tmp_path / "run")
     assert capsys.readouterr().out.splitlines()[-2:] == first
     assert [line.split(": ")[0] for line in first] == [str(picture) for picture in pictures]
+
+
+def test_classify_pictures(model, data, tmp_path, monkeypatch, capsys):
+    paths = ("--model", model, "--data", data, "--validation", data, "--output", tmp_path / "run")
+    picture = data.parent / "0.png"
+    run_example("classify_pictures.py", monkeypatch, picture, *paths, "--epochs", 1, "--batch-size", 8)
+    name, found = capsys.readouterr().out.splitlines()[-1].split(": ")
+    assert name == str(picture)
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert found.partition(" (")[0] in classifier.config.label2id
+    assert len(classifier.config.label2id) == len({Colours().texts(i)[0] for i in range(len(Colours()))})
 
 
 def test_lora(model, tmp_path, monkeypatch, capsys):
