@@ -16,7 +16,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from .record import RunRecord
+from .record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
 #: Class that a folder was saved by -> what it is for on the Hub, and what the card calls its task.
@@ -66,7 +66,7 @@ class ModelFacts:
     architecture: class that saved it. kind: R2D2, PRD2 or Wukong. pipeline_tag, task: see `ARCHITECTURES`.
     parameters, weight_bytes, dtypes: of the safetensors files. origin: how the weights came about. training: name ->
     value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`, `objectives`, `task`, `data`,
-    `trained_share`. record: what `r2d2 pretrain` wrote of its data and of where it began.
+    `trained_share`. record: what the run wrote of its data and of where it began.
     conversion: `file`, `sha256`, `source` of a converted checkpoint. notes: what could not be read.
     """
 
@@ -171,19 +171,22 @@ def _read_training(facts: ModelFacts) -> None:
         if logged:
             training["final_loss"] = round(float(logged[-1]["loss"]), 4)
             training["losses"] = ", ".join(sorted(name for name in logged[-1] if name.startswith("loss_")))
-    if (record := RunRecord.read(folder)) is not None and not (folder / "finetuning.json").is_file():
+    if (record := RunRecord.read(folder)) is not None and not (folder / FINETUNING_FILE).is_file():
         facts.record, facts.origin = record, "pre-trained"
         training["objectives"] = record.objectives
         training["data"] = "; ".join(each.counted() for each in record.data)
-    if (folder / "finetuning.json").is_file():
-        held = json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))
+    if (folder / FINETUNING_FILE).is_file():
+        facts.record = RunRecord.of_finetuning(folder)
+        held = json.loads((folder / FINETUNING_FILE).read_text(encoding="utf-8"))
         facts.origin = "fine-tuned"
         settings, report = held["settings"], held["report"]
         training |= {known: settings[name] for name, known in _FINETUNING.items() if settings.get(name) is not None}
         training["task"] = report["task"]
         training["trained_share"] = f"{report['method']}: {sum(report['trainable'].values()):,}"
-        data = report["data"]
-        training["data"] = f"{data['pairs']:,} pairs, {data['images']:,} pictures, {data['texts']:,} texts"
+        if facts.record is not None and facts.record.data:
+            training["data"] = "; ".join(each.counted() for each in facts.record.data)
+        else:  # the report's texts may be a sample: they are not stated
+            training["data"] = f"{report['data']['pairs']:,} pairs, {report['data']['images']:,} pictures"
         training["max_steps"] = report["epochs"] * report["steps_per_epoch"]
     elif (folder / "results.json").is_file():
         held = json.loads((folder / "results.json").read_text(encoding="utf-8"))

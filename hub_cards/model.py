@@ -54,7 +54,7 @@ def model_card(
     Args:
         language: of the text. The header's `language` is the model's: Chinese.
         results: of `r2d2 evaluate`, on these weights. licence: of the weights.
-        data: what it was trained on; none: the names that the run recorded, their licences unknown.
+        data: what it was trained on; none: as the run recorded it, of a user's own data without their licence.
         base_model: Hub name of the model that training began with; None: as the run recorded it. speed: of
             `measure_speed`.
         repo: how the code blocks call the model; default the folder's name. limits: sentences of the maker.
@@ -69,7 +69,7 @@ def model_card(
     facts = read_facts(folder)
     results, data = list(results), list(data)
     if not data and facts.record is not None:
-        data = [DataSource(each.name) for each in facts.record.data]
+        data = [DataSource(each.name, each.licence) for each in facts.record.data]
     began_with = [base_model] if base_model else facts.record.hub if facts.record is not None else []
     check_results(folder, results)
     name = repo or Path(folder).resolve().name

@@ -24,6 +24,7 @@ LEFT_OUT = {
     "*/.*": "hidden",
     "checkpoint-*/*": "training checkpoint",
     "training_args.bin": "pickle of the training arguments, which the card states",
+    "trainer_state.json": "log of the training, which names folders of this machine",
     "__pycache__/*": "Python's cache",
     "*/__pycache__/*": "Python's cache",
     "*events.out.tfevents*": "training log",

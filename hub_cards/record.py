@@ -1,6 +1,7 @@
-"""What a pre-training run says of itself: `pretraining.json` in its folder, written by `r2d2 pretrain`, read by cards.
+"""What a run says of its data and of where it began: written by `r2d2 pretrain`, `finetune` and `demo`, read by cards.
 
-Names are the last part of what the user gave, so that a published folder tells nothing of the machine's paths.
+It is `pretraining.json` in the run's folder, and the key "record" of a fine-tuning's `finetuning.json`. Names are the
+last part of what the user gave, so that a published folder tells nothing of the machine's paths.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 from .licences import is_hub_name
 
 RECORD_FILE = "pretraining.json"
+FINETUNING_FILE = "finetuning.json"
 
 
 @dataclass
@@ -23,7 +25,7 @@ class TrainingData:
     """Pairs that a run has read.
 
     name: file or folder, without its parents. pairs, pictures (different ones), texts: counted; None of a stream, which
-    has `shards` instead. bad_records: left out, as far as the run has met them.
+    has `shards` instead. bad_records: left out, as far as the run has met them. licence: where the program knows it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class TrainingData:
     texts: int | None = None
     shards: int | None = None
     bad_records: int = 0
+    licence: str | None = None
 
     @classmethod
     def of(cls, source: str, pairs: Any) -> TrainingData:
@@ -61,7 +64,7 @@ class TrainingData:
 
 @dataclass
 class RunRecord:
-    """The content of pretraining.json.
+    """Data and start of a run.
 
     data: what was trained on; several where a run was resumed with other data. start: how it began, "model", "preset"
     or "config", or "clip" and "roberta" -> the name. hub: which of these names are repositories of the Hub. objectives:
@@ -90,10 +93,56 @@ class RunRecord:
         if not path.is_file():
             return None
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**held, "data": [TrainingData(**each) for each in held["data"]]})
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is no record of `r2d2 pretrain`: {error}; delete it to go without") from error
+
+    @classmethod
+    def of_finetuning(cls, folder: str | PathLike) -> RunRecord | None:
+        """The record within finetuning.json; None where there is none.
+
+        Raises:
+            ValueError: the file is torn or of another kind; names it.
+        """
+        path = Path(folder) / FINETUNING_FILE
+        if not path.is_file():
+            return None
+        try:
+            held = json.loads(path.read_text(encoding="utf-8")).get("record")
+            return None if held is None else cls.from_dict(held)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is no record of `r2d2 finetune`: {error}; delete it to go without") from error
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> RunRecord:
+        """From what `asdict` has made."""
+        return cls(**{**held, "data": [TrainingData(**each) for each in held["data"]]})
+
+    def after(self, earlier: RunRecord | None) -> RunRecord:
+        """Of a resumed run: it began as the earlier one did, and its data are added where they are others."""
+        if earlier is None:
+            return self
+        own = [(each.name, each.pairs) for each in self.data]
+        others = [each for each in earlier.data if (each.name, each.pairs) not in own]
+        return RunRecord([*others, *self.data], earlier.start, earlier.hub, self.objectives)
+
+
+def remove_records(folder: str | PathLike) -> None:
+    """Delete what the run before has left of itself: nothing there may describe the model that replaces its own.
+
+    These are the records, the trainer's arguments and state, and the demo's results; a results.json of anything else
+    stays, and so do checkpoints and cards.
+    """
+    folder = Path(folder)
+    for name in (RECORD_FILE, FINETUNING_FILE, "training_args.bin", "trainer_state.json"):
+        (folder / name).unlink(missing_ok=True)
+    results = folder / "results.json"
+    try:
+        held = json.loads(results.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    if isinstance(held, dict) and {"vendors", "training_seconds"} <= held.keys():
+        results.unlink()
 
 
 def describe_start(start: Any) -> tuple[dict[str, str], list[str]]:
@@ -126,10 +175,8 @@ class RecordCallback(TrainerCallback):
         """Write what is known before the first step."""
         if not state.is_world_process_zero:
             return
-        if self.resume and (earlier := RunRecord.read(args.output_dir)) is not None:
-            own = self.record.data[-1]
-            others = [each for each in earlier.data if each.name != own.name or each.pairs != own.pairs]
-            self.record = RunRecord([*others, own], earlier.start, earlier.hub, self.record.objectives)
+        if self.resume:
+            self.record = self.record.after(RunRecord.read(args.output_dir))
         self.record.write(args.output_dir)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -139,4 +186,12 @@ class RecordCallback(TrainerCallback):
             self.record.write(args.output_dir)
 
 
-__all__ = ["RECORD_FILE", "RecordCallback", "RunRecord", "TrainingData", "describe_start"]
+__all__ = [
+    "FINETUNING_FILE",
+    "RECORD_FILE",
+    "RecordCallback",
+    "RunRecord",
+    "TrainingData",
+    "describe_start",
+    "remove_records",
+]

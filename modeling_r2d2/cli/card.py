@@ -25,10 +25,10 @@ def card(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Training data: NAME or NAME=LICENCE; repeatable. Default: as `pretrain` recorded."),
+        typer.Option(help="Training data: NAME or NAME=LICENCE; repeatable. Default: as the run recorded."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="Hub name of what training began with. Default: as `pretrain` recorded.")
+        str | None, typer.Option(help="Hub name of what training began with. Default: as the run recorded.")
     ] = None,
     repo: Annotated[str | None, typer.Option(help="How the card's code calls the model: owner/name.")] = None,
     measure_speed: Annotated[bool, typer.Option("--measure-speed", help="Measure it here, some seconds.")] = False,

@@ -58,6 +58,7 @@ def finetune(
     from ..finetuning import FinetuningSettings, split_validation
     from ..finetuning import finetune as run
     from ..finetuning.report import check_splits
+    from ..hub_cards.record import TrainingData
     from ..processing.datasets import load_pairs
     from ..training.pretraining import refuse_existing_model
 
@@ -115,6 +116,7 @@ def finetune(
         settings,
         held_out,
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        data=TrainingData.of(data, pairs),
     )
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)

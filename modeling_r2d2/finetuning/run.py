@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..processing.augmentation import R2D2Augmentation
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
 from ..training.pretraining import refuse_existing_model
+from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
 from .metrics import METRICS
@@ -28,6 +29,9 @@ from .parameters import freeze
 from .report import FinetuningReport, make_report
 from .settings import FinetuningSettings
 from .trainer import FinetuningTrainer
+
+if TYPE_CHECKING:
+    from ..hub_cards.record import RunRecord, TrainingData
 
 #: The class that a task trains.
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -39,7 +43,6 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 #: Parts that the loss of a task does not read: they do not train, nor wait for gradients on several workers.
 UNREAD: dict[str, tuple[str, ...]] = {"matching": ("vision_projection", "text_projection", "temperature")}
 ADAPTER_FOLDER = "adapter"
-REPORT_FILE = "finetuning.json"
 
 
 def load_for(
@@ -224,22 +227,29 @@ def finetune(
     classes: Sequence[str] | None = None,
     say: Callable[[str], Any] | None = None,
     callbacks: list | None = None,
+    data: "TrainingData | None" = None,
 ) -> tuple[FinetuningTrainer, FinetuningReport]:
     """Fine-tune the model in `source` and save it to `settings.output`.
 
     The folder loads by `from_pretrained`; with LoRA the adapters are merged into it, and lie besides in `adapter/`,
-    for the base model. `finetuning.json` holds the report and the settings.
+    for the base model. `finetuning.json` holds the report, the settings, and the names of model and data, which
+    `r2d2 card` states.
 
     Args:
         source: folder or Hub name of an R2D2. pairs, validation: as for `build_trainer`.
         classes: of a classifier; None: the different texts of `pairs`.
         say: is given the lines of the report before the run starts; None: nothing is printed.
+        data: name and counts of `pairs`, as `TrainingData.of` makes them; None: the card says that they are unknown.
 
     Raises:
         FileExistsError: `output` holds a model already.
         ValueError: as `load_for` and `build_trainer`; nothing to resume.
     """
+    from ..hub_cards.record import RunRecord, describe_start, remove_records
+
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+    record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
+    bad = getattr(pairs, "report", None)
     if settings.task != "matching" and any(getattr(part, "labelled", False) for part in (pairs, validation)):
         raise ValueError(f"these are labelled pairs, and {settings.task} learns from true ones")
     if settings.task == "classification":
@@ -265,12 +275,20 @@ def finetune(
         checkpoint = get_last_checkpoint(settings.output) if settings.output.is_dir() else None
         if checkpoint is None:
             raise ValueError(f"nothing to resume: {settings.output} holds no checkpoint")
+    if trainer.args.should_save:
+        if settings.resume:
+            record = record.after(RunRecord.of_finetuning(settings.output))
+        else:
+            remove_records(settings.output)
+        _write_report(trainer, report, record)
     trainer.train(resume_from_checkpoint=checkpoint)
-    _save(trainer, processor, report)
+    if data is not None and bad is not None:  # some turn out bad while training
+        data.bad_records = bad.errors
+    _save(trainer, processor, report, record)
     return trainer, report
 
 
-def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: FinetuningReport) -> None:
+def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: FinetuningReport, record: "RunRecord") -> None:
     output = trainer.settings.output
     if trainer.args.should_save:
         if trainer.settings.lora is not None:
@@ -278,9 +296,18 @@ def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: Finetuni
             trainer.model = merge_adapter(trainer.model)
         trainer.model.save_pretrained(output)
         processor.save_pretrained(output)
-        held = {"report": report.to_dict(), "best_metric": trainer.state.best_metric}
-        text = json.dumps({**held, "settings": _plain(trainer.settings)}, indent=2, ensure_ascii=False)
-        (output / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        trainer.save_state()
+        _write_report(trainer, report, record)
+
+
+def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: "RunRecord") -> None:
+    """Into finetuning.json: before the run, for one that is interrupted and resumed on other data, and after it."""
+    from ..hub_cards.record import FINETUNING_FILE
+
+    held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}
+    text = json.dumps({**held, "settings": _plain(trainer.settings)}, indent=2, ensure_ascii=False)
+    trainer.settings.output.mkdir(parents=True, exist_ok=True)
+    (trainer.settings.output / FINETUNING_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(settings: FinetuningSettings) -> dict[str, Any]:

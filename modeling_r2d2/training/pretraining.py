@@ -181,8 +181,11 @@ def pretrain(
 
     Raises:
         FileExistsError: `output` holds a model already.
-        ValueError: fewer pairs than a batch; a tokenizer that does not fit the model; no checkpoint to resume.
+        ValueError: fewer pairs than a batch; a tokenizer that does not fit the model; no checkpoint to resume, or one
+            of another vocabulary.
     """
+    from ..hub_cards.record import remove_records
+
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
     checkpoint = None
@@ -192,9 +195,30 @@ def pretrain(
             raise ValueError(
                 f"nothing to resume: {settings.output} holds no checkpoint (were `save_every` steps made?)"
             )
+        _refuse_other_vocabulary(Path(checkpoint), model, processor)
+    elif trainer.is_world_process_zero():
+        remove_records(settings.output)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.save_state()  # a card reads it there, even where no checkpoint is kept
     return trainer
+
+
+def _refuse_other_vocabulary(
+    checkpoint: Path, model: R2D2ForPreTraining | WukongModel, processor: R2D2Processor
+) -> None:
+    """A vocabulary made of other texts gives other numbers to the same characters, even where its size is the same."""
+    held = type(model.config).from_pretrained(checkpoint).text_config.vocab_size
+    own = model.config.text_config.vocab_size
+    entries = type(processor).from_pretrained(checkpoint).tokenizer.get_vocab()
+    if held != own or entries != processor.tokenizer.get_vocab():
+        has = f"one of {own:,}" if held != own else "as many, but others"
+        raise ValueError(
+            f"{checkpoint} was trained with a vocabulary of {held:,} entries, and this run has {has}; where no "
+            "tokenizer is named, the vocabulary is made of the characters of the data. Resume on the data that the run "
+            f"began with, or with the checkpoint's own model and tokenizer: `--resume --model {checkpoint}`, without "
+            "--preset, --config, --clip, --roberta and --tokenizer"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

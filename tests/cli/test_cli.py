@@ -51,6 +51,29 @@ def test_pretrain_and_resume(data):
     assert resumed.exit_code == 0, resumed.output
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("紫色的鸟和鱼", "this run has one of 30"), ("一只小鹿", "this run has as many, but others")],
+)
+def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, said):
+    """Of another size, or of the same size with other characters; the checkpoint's own model reads the new texts."""
+    runner.invoke(app, arguments(data), catch_exceptions=False)
+    pairs = (data / "pairs.jsonl").read_text(encoding="utf-8")
+    (data / "pairs.jsonl").write_text(pairs.replace("一只小狗", text), encoding="utf-8")
+    more = arguments(data, "--resume", "--steps", "5")
+    result = runner.invoke(app, more)
+    assert isinstance(result.exception, ValueError)
+    assert "a vocabulary of 27 entries" in str(result.exception)
+    assert said in str(result.exception)
+    checkpoint = str(data / "run" / "checkpoint-4")
+    assert f"--resume --model {checkpoint}" in str(result.exception)
+    place = more.index("--config")
+    again = runner.invoke(app, [*more[:place], "--model", checkpoint, *more[place + 2 :]], catch_exceptions=False)
+    assert again.exit_code == 0, again.output
+    assert (data / "run" / "checkpoint-5").exists()
+    assert json.loads((data / "run" / "pretraining.json").read_text())["start"] == {"config": "config"}
+
+
 def test_too_many_broken_records_are_refused_by_file_and_line(data):
     with (data / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"image": "missing.png", "text": "没有"}\nnot json\n')

@@ -1,6 +1,7 @@
 """The whole demo for 20 steps, and its output in a process that does not have the package."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -62,6 +63,21 @@ def test_results_and_card_agree(demo):
             assert measured[vendor, f"text→image R@1, {title}"] == pytest.approx(value, abs=0.01)
             assert f"{value:.1f}" in output
     assert "not the authors' weights" in card
+
+
+def test_another_card_names_data_licences_and_random_weights(demo, tmp_path):
+    folder, _ = demo
+    path = tmp_path / "card.md"
+    CliRunner().invoke(app, ["card", str(folder), "--output", str(path)], catch_exceptions=False)
+    card = path.read_text(encoding="utf-8")
+    assert "- Base model: none: random weights (`config.json`)" in card
+    (data,) = re.findall(r"^\| (emoji pictures .*?) \| (.*?) \|$", card, re.MULTILINE)
+    assert "by apple, facebook, google, joypixels, samsung" in data[0]
+    assert "Unicode CLDR" in data[0]
+    assert "google: Apache-2.0" in data[1]
+    assert "not redistributed" in data[1]
+    assert "| data, counted | 1,470 pairs, 1,470 pictures, 1,470 texts |" in card
+    assert "| steps made | 20 |" in card
 
 
 def test_its_output_runs_without_the_package(demo, tmp_path):

@@ -49,6 +49,8 @@ def arguments(data, output, task: str, *more: str) -> list[str]:
     ],
 )
 def test_tasks(data, tmp_path, task, more, kind):
+    if "--lora" in more:
+        pytest.importorskip("peft")
     if "--validation-share" not in more:
         more = (*more, "--validation", str(data / "val.jsonl"), "--patience", "1")
     result = runner.invoke(app, arguments(data, tmp_path / "run", task, *more), catch_exceptions=False)

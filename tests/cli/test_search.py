@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from modeling_r2d2.cli import app, main
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
 runner = CliRunner()
 NAMES = ["一只猫", "马", "小船 a", "黄鸟"]
 

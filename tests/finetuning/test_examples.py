@@ -88,6 +88,7 @@ def test_classify_pictures(model, data, tmp_path, monkeypatch, capsys):
 
 
 def test_lora(model, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("peft")
     run_example("lora.py", monkeypatch, "--model", model, "--output", tmp_path / "run", "--concepts", 16, "--epochs", 1)
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split(":")[0] for line in lines] == ["before", "with the adapter", "merged"]

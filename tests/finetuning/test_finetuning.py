@@ -76,6 +76,8 @@ def test_groups_of_a_trainer_follow_the_settings(base, tmp_path):
 @pytest.mark.parametrize("lora", [None, LoRASettings(rank=2, dora=True)])
 def test_an_interrupted_run_equals_an_uninterrupted_one(base, tmp_path, lora):
     """With an unfrozen temperature beside the adapters, early stopping's state, dropout and augmentation."""
+    if lora is not None:
+        pytest.importorskip("peft")
     options = {"epochs": 3, "lora": lora, "patience": 9, "learning_rate": 1e-3, "freeze": ()}
     pairs, validation = Colours(16), Colours(8)
     whole, _ = run(base, settings(tmp_path / "whole", **options), pairs, validation)
@@ -128,6 +130,7 @@ def test_a_frozen_part_drops_nothing_out(base, tmp_path):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_save_load_and_merge(base, tmp_path, dora):
+    pytest.importorskip("peft")
     trainer, report = run(
         base,
         settings(
@@ -162,6 +165,7 @@ def inputs(processor) -> dict:
 
 
 def test_adapters_begin_as_no_change_and_spare_what_is_frozen(base, processor, tmp_path):
+    pytest.importorskip("peft")
     model, _ = load_for("retrieval", base)
     batch = {**inputs(processor), "image_ids": torch.arange(4)}
     with torch.no_grad():
@@ -177,6 +181,7 @@ def test_adapters_begin_as_no_change_and_spare_what_is_frozen(base, processor, t
 
 
 def test_targets_by_name(base, processor, tmp_path):
+    pytest.importorskip("peft")
     chosen = LoRASettings(rank=2, targets=("text_model.encoder.layer.*.attention.self.*",), train_also=())
     model, _ = load_for("retrieval", base)
     trainer = build_trainer(model, processor, Colours(), settings(tmp_path, preset="small", lora=chosen))
@@ -240,6 +245,7 @@ def test_captions_are_learnt(processor, tmp_path):
 
 
 def test_a_classifier_begins_as_zero_shot_and_classifies_in_the_stock_pipeline(base, processor, tmp_path):
+    pytest.importorskip("peft")
     from modeling_r2d2.finetuning.data import class_names
 
     names = class_names(Colours())

@@ -106,7 +106,7 @@ def test_training_is_read_from_the_run(folders):
     assert row(tuned, "步数") == "21"
     assert row(tuned, "学习率") == "2e-05"
     assert row(tuned, "训练的参数") == "whole weights: 1,234"
-    assert row(tuned, "数据量") == "1,200 pairs, 600 pictures, 1,200 texts"
+    assert row(tuned, "数据量") == "1,200 pairs, 600 pictures"
     assert row(tuned, "权重衰减") == "未知"
     unknown = model_card(folders["prd2"])
     assert [row(unknown, name) for name in ("steps", "learning rate", "seed")] == ["unknown"] * 3

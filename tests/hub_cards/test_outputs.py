@@ -16,6 +16,7 @@ from modeling_r2d2.conversion import convert_to_folder
 from modeling_r2d2.hub_cards import plan_push
 from modeling_r2d2.hub_cards.checking import load_card
 from tests.conversion.official_files import official_tensors, wide_config
+from tests.hub_cards.conftest import FINETUNING
 from tests.tiny import tiny_config
 
 TEXTS = ["一只小狗", "一只小猫", "红色的汽车", "绿色的树", "蓝色的天空", "白色的云", "黑色的夜晚", "黄色的花"]
@@ -67,6 +68,7 @@ def test_pre_training(trained):
 
 
 def test_fine_tuning(trained):
+    pytest.importorskip("peft")
     output = trained / "tuned"
     line = ["--model", trained / "run", "--data", trained / "pairs.jsonl", "--output", output, "--workers", 0]
     run("finetune", "retrieval", *line, "--epochs", 2, "--batch-size", 4, "--preset", "small", "--lora", 2)
@@ -78,7 +80,54 @@ def test_fine_tuning(trained):
     assert found["数据量"] == "8 pairs, 8 pictures, 8 texts"
     assert "LoRA of rank 2" in found["训练的参数"]
     assert "微调得到" in card.text
-    assert plan_push(output).problems == []
+    assert "- 基础模型：`run`\n" in card.text
+    assert found["pairs.jsonl"] == "未知"
+    plan = plan_push(output)
+    assert plan.problems == []
+    assert "trainer_state.json" in plan.left_out
+    assert str(trained) not in (output / "finetuning.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def used(trained, tmp_path):
+    """A folder that holds a demo, a fine-tuning and checkpoints of a longer run, and a file of the user's."""
+    folder = tmp_path / "used"
+    shutil.copytree(trained / "run", folder, ignore=shutil.ignore_patterns("*.md"))
+    (folder / "checkpoint-4").rename(folder / "checkpoint-500")
+    (folder / "finetuning.json").write_text(json.dumps(FINETUNING), encoding="utf-8")
+    recalls = {"text_to_image_r1": 60.0}
+    vendor = {"images": 300, "texts": 300, "candidates": 32, "pre_ranking": recalls, "two_stage": recalls}
+    held = {"settings": {}, "training_seconds": 350.0, "vendors": {"twitter": vendor}}
+    (folder / "results.json").write_text(json.dumps(held), encoding="utf-8")
+    return folder
+
+
+def test_pre_training_over_another_run(trained, used):
+    """What the replaced model's runs have left says nothing of the new one."""
+    line = ["--data", trained / "pairs.jsonl", "--config", trained / "config", "--output", used, "--overwrite"]
+    run("pretrain", *line, "--batch-size", 4, "--steps", 1, "--save-every", 0, "--log-every", 1, "--workers", 0)
+    run("card", used)
+    card = load_card(used / "README.md")
+    found = rows(card)
+    assert "They were pre-trained with" in card.text
+    assert found["steps"] == found["steps made"] == "1"
+    assert "task" not in found
+    assert found["data, counted"] == "8 pairs, 8 pictures, 8 texts"
+    assert card.data.eval_results is None
+
+
+def test_fine_tuning_over_another_run(trained, used):
+    (used / "results.json").write_text('{"mine": 1}', encoding="utf-8")
+    line = ["--model", trained / "run", "--data", trained / "pairs.jsonl", "--output", used, "--workers", 0]
+    run("finetune", "retrieval", *line, "--epochs", 1, "--batch-size", 8, "--overwrite")
+    assert not (used / "pretraining.json").exists()
+    assert not (used / "training_args.bin").exists()
+    assert (used / "results.json").read_text() == '{"mine": 1}'
+    (used / "results.json").unlink()  # `r2d2 card` would refuse it as results
+    run("card", used)
+    card = load_card(used / "README.md")
+    assert rows(card)["steps"] == rows(card)["steps made"] == "1"
+    assert "optimiser" not in rows(card)
 
 
 def test_conversion(tmp_path):
@@ -103,7 +152,10 @@ def test_conversion(tmp_path):
 def test_demo(trained, tmp_path):
     """The demo's results.json fills training and figures; written here as the demo writes it."""
     folder = tmp_path / "demo"
-    shutil.copytree(trained / "run", folder, ignore=shutil.ignore_patterns("checkpoint-*", "training_args.bin", "*.md"))
+    others = shutil.ignore_patterns(
+        "checkpoint-*", "training_args.bin", "trainer_state.json", "pretraining.json", "*.md"
+    )
+    shutil.copytree(trained / "run", folder, ignore=others)
     recalls = {f"text_to_image_r{k}": value for k, value in ((1, 60.0), (5, 80.0), (10, 89.0))}
     vendor = {"images": 300, "texts": 300, "candidates": 32, "pre_ranking": recalls, "two_stage": recalls}
     settings = {"steps": 1300, "batch_size": 150, "learning_rate": 1e-3, "weight_decay": 0.05, "seed": 0}

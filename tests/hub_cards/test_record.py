@@ -4,15 +4,19 @@ import json
 import re
 import shutil
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainerCallback
 
+from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.cli import app
+from modeling_r2d2.finetuning import FinetuningSettings, finetune
 from modeling_r2d2.hub_cards import DataSource, check_card, model_card, plan_push
 from modeling_r2d2.hub_cards.checking import load_card
-from modeling_r2d2.hub_cards.record import RECORD_FILE, RunRecord, TrainingData, describe_start
+from modeling_r2d2.hub_cards.record import FINETUNING_FILE, RECORD_FILE, RunRecord, TrainingData, describe_start
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training.start import StartingPoint
@@ -81,6 +85,55 @@ def test_card_of_a_run_names_its_data_and_its_start(tmp_path):
     plan = plan_push(output)
     assert plan.problems == plan.warnings == []
     assert str(tmp_path) not in (output / RECORD_FILE).read_text(encoding="utf-8")
+
+
+def test_card_of_a_fine_tuning_that_was_resumed_on_other_data(tmp_path):
+    """Stopped before it has saved a model, then resumed on pairs of which one picture is broken."""
+    processor = R2D2Processor.build(build_character_tokenizer([*TEXTS, "马"]), image_size=32, max_length=16)
+    base, output = tmp_path / "base", tmp_path / "tuned"
+    R2D2ForPreTraining(tiny_config("resnet", max_text_length=16)).save_pretrained(base)
+    processor.save_pretrained(base)
+    first, second = write_pairs(tmp_path, "first.jsonl"), write_pairs(tmp_path, "second.jsonl", broken=1)
+
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    def tune(data, epochs, callbacks=None, resume=False):
+        chosen = {"epochs": epochs, "batch_size": 3, "workers": 0, "resume": resume}
+        settings = FinetuningSettings.from_preset("retrieval", output, **chosen)
+        pairs = load_pairs(str(data), max_error_rate=0.5)
+        finetune(base, pairs, settings, callbacks=callbacks, data=TrainingData.of(str(data), pairs))
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(first, 1, [Stop()])
+    assert not (output / "model.safetensors").exists()
+    tune(second, 2, resume=True)
+    card = model_card(output)
+    assert "- Base model: `base`\n" in card.text
+    assert "| first.jsonl | unknown |\n| second.jsonl | unknown |" in card.text
+    counted = "6 pairs, 5 pictures, 6 texts; 7 pairs, 6 pictures, 7 texts; 1 bad records left out"
+    assert row(card, "data, counted") == counted
+    assert str(tmp_path) not in (output / FINETUNING_FILE).read_text(encoding="utf-8")
+
+
+def test_a_fine_tuned_model_of_the_hub(folders, tmp_path):
+    folder = tmp_path / "tuned"
+    shutil.copytree(folders["finetuned"], folder)
+    held = json.loads((folder / FINETUNING_FILE).read_text(encoding="utf-8"))
+    held["record"] = asdict(RunRecord([], {"model": "owner/model"}, ["owner/model"]))
+    (folder / FINETUNING_FILE).write_text(json.dumps(held), encoding="utf-8")
+    card = model_card(folder)
+    assert card.data.base_model == "owner/model"
+    assert "- Base model: [owner/model](https://huggingface.co/owner/model)" in card.text
+    assert "| unknown | unknown |" in card.text
+    held["record"] = {"start": {}}
+    (folder / FINETUNING_FILE).write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{FINETUNING_FILE} is no record of `r2d2 finetune`"):
+        model_card(folder)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from modeling_r2d2.retrieval.manifest import ModelIdentity
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.retrieval.conftest import NAMES, save_pictures
 
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
 
 @pytest.fixture
 def builder(model, processor, tmp_path):

@@ -17,6 +17,8 @@ from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.retrieval.conftest import NAMES, save_pictures
 from tests.wukong.tiny import tiny_wukong
 
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
 QUERIES = ["一只猫", "两条红色的鱼在水", "小船"]
 CAPTIONS = ["一只猫", "马", "狗狗狗", "一张山水人天地的图片", "黄鸟", "小船", "abc123"]
 

@@ -24,6 +24,7 @@ def benchmark(monkeypatch):
 
 @pytest.mark.parametrize("name", ["ranking", "indexing", "vector_search", "calibration"])
 def test_quick_run_writes_both_tables(benchmark, name, tmp_path):
+    pytest.importorskip("faiss")
     assert benchmark(name).main(["--quick", "--tables", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
     assert figures["rows"]

@@ -45,6 +45,7 @@ def assert_best(similarity, found, given):
 @pytest.mark.parametrize("padding", ["excluded", "zero"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
+    pytest.importorskip("faiss")
     folder = saved_wukong(tmp_path / "model", kind, text_padding=padding)
     built = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, shard_size=2)
     assert built.pictures == len(TEXTS)

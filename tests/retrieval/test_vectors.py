@@ -10,6 +10,8 @@ from modeling_r2d2.retrieval.milvus import MilvusVectors
 from modeling_r2d2.retrieval.vectors import FaissVectors, build_vectors, choose_kind
 from tests.retrieval.conftest import save_pictures
 
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
 
 @pytest.fixture(scope="module")
 def vectors():

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")  # of the extra [diffusers]
+pytest.importorskip("peft")
+
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from modeling_r2d2 import R2D2TextToImagePipeline
