@@ -98,7 +98,7 @@ def test_tables_and_plot(systems, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(systems, "study_folder", lambda *_: tmp_path / "cells")
     assert systems.main(["--threads", "1", "--seeds", "0", "1", "--part", "1/2"]) == 0
     assert not (tmp_path / "tables").exists()
-    arguments = ["--threads", "1", "--seeds", "0", "1", "--tables", str(tmp_path / "tables")]
+    arguments = ["--threads", "1", "--seeds", "0", "1", "--steps", "500", "--tables", str(tmp_path / "tables")]
     assert systems.main([*arguments, "--study", "steps", "time", "tune"]) == 0
     rows = json.loads((tmp_path / "tables" / "systems_time.json").read_text("utf-8"))["rows"]
     clip = next(row for row in rows if (row["system"], row["vendor"]) == ("CLIP", "windows"))
