@@ -15,8 +15,9 @@ from .actions import Found, InputError
 from .models import AppModels
 from .style import CSS, rows_table, status, theme
 
-#: The models are computed with by one visitor at a time; the others wait in the queue.
-_QUEUE = {"concurrency_limit": 1, "concurrency_id": "models"}
+#: The models are computed with by one visitor at a time; the others wait in the queue, and what a visitor asks while
+#: an answer is under way runs next, instead of being dropped.
+_QUEUE = {"concurrency_limit": 1, "concurrency_id": "models", "trigger_mode": "always_last"}
 _TEMPLATE = "一张{}的图片"
 _SEED_LIMIT = 2**31 - 1
 
