@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from cells import WAYS, Cell, recall, run_cells, study_folder
-from common import TABLES, Table, arguments, finish, interleave, median
+from common import TABLES, Table, add_part, arguments, finish, interleave, median
 from r2d2_step import batch_of
 
 from modeling_r2d2 import R2D2ForPreTraining
@@ -188,13 +188,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--study", choices=["steps", "time"], nargs="+", default=["steps", "time"])
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from i; no table (default: all)")
+    add_part(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     folder = study_folder("ablation", options.quick)
     seeds, steps = (options.seeds[:1], 2) if options.quick else (options.seeds, options.steps)
     seconds = timing(folder, 1 if options.quick else options.rounds, 8 if options.quick else 150)
-    part, parts = map(int, options.part.split("/"))
+    part, parts = options.part
     tables, status = {}, 0
     for study in options.study:
         planned = plan(study, seeds, steps, seconds)

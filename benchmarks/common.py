@@ -190,6 +190,17 @@ def arguments(about: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """`--part i/n` of studies whose cells several processes share: (i, n)."""
+
+    def part(text: str) -> tuple[int, int]:
+        place, count = map(int, text.split("/"))
+        return place, count
+
+    says = "i/n: every n-th cell from i; no table (default: all)"
+    parser.add_argument("--part", type=part, default=(0, 1), metavar="i/n", help=says)
+
+
 def finish(table: Table, folder: Path | None = None) -> int:
     """Print and save; the exit status is 1 where a claim was missed (never for a quick run)."""
     print(table.markdown())

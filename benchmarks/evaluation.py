@@ -14,7 +14,7 @@ import torch
 from common import DEMO_MODELS, QUICK_TABLES, Table, arguments, finish
 
 from modeling_r2d2.evaluation.bootstrap import Bootstrap
-from modeling_r2d2.evaluation.results import EvaluationResult, metric_title
+from modeling_r2d2.evaluation.results import figure, metric_title
 from modeling_r2d2.evaluation.runner import EvaluationSettings, evaluate_models
 from modeling_r2d2.training.demo import TEST_VENDORS
 
@@ -48,15 +48,6 @@ def runs_of(vendor: str, models: list[Path], tuned: Path) -> list[tuple[Evaluati
     return runs
 
 
-def shown(result: EvaluationResult | None, metric: str) -> str | None:
-    """value (low–high)."""
-    if result is None:
-        return None
-    digits = 2 if metric == "cider" else 1
-    low, high = result.intervals[metric]
-    return f"{result.metrics[metric]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
-
-
 def rows_of(models: list[Path], tuned: Path, cache: Path, resamples: int) -> list[dict[str, Any]]:
     """A row for every vendor, task and metric."""
     rows = []
@@ -67,7 +58,7 @@ def rows_of(models: list[Path], tuned: Path, cache: Path, resamples: int) -> lis
             by_column = {(path.name if path in models else FINETUNED): result for path, result in found.items()}
             for metric in SHOWN[settings.task]:
                 row = {"vendor": vendor, "task": called, "measure": metric_title(metric)}
-                rows.append(row | {column: shown(result, metric) for column, result in by_column.items()})
+                rows.append(row | {column: figure(result, metric) for column, result in by_column.items()})
     return rows
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from ablation import MOMENTUM, TARGETS, both_ways, mean_and_deviation, seeds_line, spread
 from cells import Cell, mean_recall, run_cells, study_folder
-from common import TABLES, Table, arguments, finish
+from common import TABLES, Table, add_part, arguments, finish
 
 from modeling_r2d2.training.demo import TEST_VENDORS
 from modeling_r2d2.training.recipes import Recipe
@@ -82,13 +82,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from i; no table (default: all)")
+    add_part(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     folder = study_folder("noise", options.quick)
     seeds, steps = (options.seeds[:1], 2) if options.quick else (options.seeds, options.steps)
     todo = [Cell(recipe, seed, steps, noise=n) for seed in seeds for n in NOISE for recipe in RECIPES.values()]
-    part, parts = map(int, options.part.split("/"))
+    part, parts = options.part
     results = dict(zip(todo[part::parts], run_cells(todo[part::parts], folder), strict=True))
     if parts > 1:
         return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from cells import Cell, label, mean_recall, recall, run_cells, study_folder
-from common import Table, arguments, finish
+from common import Table, add_part, arguments, finish
 
 from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.training.demo import DemoSettings
@@ -114,12 +114,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--study", choices=["settings", "demo"], nargs="+", default=["settings", "demo"])
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from i; no table (default: all)")
+    add_part(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     folder: Path = study_folder("tuning", options.quick)
     seeds, status = options.seeds[:1] if options.quick else options.seeds, 0
-    part, parts = map(int, options.part.split("/"))
+    part, parts = options.part
     for study in options.study:
         plan, steps = (cells, options.steps) if study == "settings" else (demo_cells, DemoSettings.steps)
         todo = plan(seeds, 2 if options.quick else steps)

@@ -15,7 +15,7 @@ from .checking import require_valid
 from .facts import ModelFacts, read_facts
 from .licences import DataSource, licence_fields
 from .speed import Speed
-from .wording import LANGUAGES, STARTS, TASKS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick
+from .wording import LANGUAGES, STARTS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick, task
 
 if TYPE_CHECKING:
     from ..evaluation.results import EvaluationResult
@@ -233,7 +233,7 @@ def _vision(facts: ModelFacts, language: Language) -> str:
 
 def _result(result: EvaluationResult, language: Language) -> dict[str, Any]:
     """One table of the card."""
-    from ..evaluation.results import metric_title
+    from ..evaluation.results import metric_title, task_title
 
     rows = []
     for name, value in result.metrics.items():
@@ -243,7 +243,7 @@ def _result(result: EvaluationResult, language: Language) -> dict[str, Any]:
         rows.append((measure(metric_title(name), language), f"{value:.{digits}f}", interval))
     settings = result.settings
     return {
-        "title": f"{pick(TASKS[result.task], language)}{'：' if language == 'zh' else ': '}{result.data}",
+        "title": f"{task(task_title(result.task), language)}{'：' if language == 'zh' else ': '}{result.data}",
         "counts": counts(result.counts, language),
         "rows": rows,
         "confidence": settings.get("confidence") if result.intervals else None,

@@ -7,6 +7,7 @@ last part of what the user gave, so that a published folder tells nothing of the
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -89,13 +90,7 @@ class RunRecord:
         Raises:
             ValueError: the file is torn or of another kind; names it.
         """
-        path = Path(folder) / RECORD_FILE
-        if not path.is_file():
-            return None
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is no record of `r2d2 pretrain`: {error}; delete it to go without") from error
+        return cls._read(Path(folder) / RECORD_FILE, "pretrain", lambda held: held)
 
     @classmethod
     def of_finetuning(cls, folder: str | PathLike) -> RunRecord | None:
@@ -104,14 +99,17 @@ class RunRecord:
         Raises:
             ValueError: the file is torn or of another kind; names it.
         """
-        path = Path(folder) / FINETUNING_FILE
+        return cls._read(Path(folder) / FINETUNING_FILE, "finetune", lambda held: held.get("record"))
+
+    @classmethod
+    def _read(cls, path: Path, command: str, record_in: Callable[[Any], dict | None]) -> RunRecord | None:
         if not path.is_file():
             return None
         try:
-            held = json.loads(path.read_text(encoding="utf-8")).get("record")
+            held = record_in(json.loads(path.read_text(encoding="utf-8")))
             return None if held is None else cls.from_dict(held)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no record of `r2d2 finetune`: {error}; delete it to go without") from error
+            raise ValueError(f"{path} is no record of `r2d2 {command}`: {error}; delete it to go without") from error
 
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> RunRecord:

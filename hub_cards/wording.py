@@ -53,11 +53,11 @@ _ZH_MEASURES = (
     ("mean per class", "各类平均"),
     ("exactly right", "完全一致"),
 )
-TASKS = {
-    "retrieval": ("Image-text retrieval", "图文检索"),
-    "matching": ("Image-text matching", "图文匹配"),
-    "classification": ("Zero-shot image classification", "零样本图像分类"),
-    "captioning": ("Image captioning", "图像描述"),
+_ZH_TASKS = {
+    "Image-text retrieval": "图文检索",
+    "Image-text matching": "图文匹配",
+    "Zero-shot image classification": "零样本图像分类",
+    "Image captioning": "图像描述",
 }
 _ZH_COUNTS = {
     "pictures": "图片",
@@ -81,6 +81,11 @@ def measure(title: str, language: Language) -> str:
         for english, chinese in _ZH_MEASURES:
             title = title.replace(english, chinese)
     return title
+
+
+def task(title: str, language: Language) -> str:
+    """A task's title (`evaluation.results.task_title`) in a language."""
+    return _ZH_TASKS[title] if language == "zh" else title
 
 
 def counts(values: dict[str, int], language: Language) -> str:

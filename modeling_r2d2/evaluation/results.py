@@ -87,6 +87,11 @@ class EvaluationResult:
         ]
 
 
+def task_title(task: str) -> str:
+    """What readers call a task: Image-text retrieval."""
+    return _TASKS[task][1]
+
+
 def metric_title(name: str) -> str:
     """`two_stage.text_to_image_r1` as readers know it: text→image R@1, pre-ranking + ranking."""
     stage, dot, rest = name.rpartition(".")
@@ -127,7 +132,7 @@ def _table(task: str, data: str, group: list[EvaluationResult]) -> str:
     names = list(dict.fromkeys(name for result in group for name in result.metrics))
     counts = ", ".join(f"{count:,} {what}" for what, count in group[0].counts.items())
     lines = [
-        f"## {_TASKS[task][1]}: {data}",
+        f"## {task_title(task)}: {data}",
         "",
         counts + (f"; {note}" if (note := _note(group)) else ""),
         "",
@@ -136,13 +141,14 @@ def _table(task: str, data: str, group: list[EvaluationResult]) -> str:
     ]
     for name in names:
         best = max((r.metrics[name] for r in group if name in r.metrics), default=None)
-        cells = [_cell(result, name, len(group) > 1 and result.metrics.get(name) == best) for result in group]
+        cells = [figure(result, name, len(group) > 1 and result.metrics.get(name) == best) for result in group]
         lines.append(f"| {metric_title(name)} | " + " | ".join(cells) + " |")
     published = published_table(data) if task in ("retrieval", "classification") else None
     return "\n".join([*lines, "", *([published, ""] if published else [])])
 
 
-def _cell(result: EvaluationResult, name: str, bold: bool) -> str:
+def figure(result: EvaluationResult, name: str, bold: bool = False) -> str:
+    """A measure with its interval as tables show it, `61.3 (55.3–66.7)`; – where the result has none of that name."""
     if name not in result.metrics:
         return "–"
     digits = 3 if name == "threshold" else 2 if name.endswith("cider") else 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,14 +19,16 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..modeling_wukong import WukongModel
 from ..processing.datasets.folder import list_images
 from ..processing.processing_r2d2 import R2D2Processor
-from ..processing.processing_wukong import WukongProcessor
 from .bootstrap import Bootstrap, weighted_means
 from .gallery import Pairs, Pictures
 from .recall import first_hit_ranks
 from .retrieval import encode_images, encode_texts, is_token_wise, pre_ranking_scores
+
+if TYPE_CHECKING:
+    from ..modeling_wukong import WukongModel
+    from ..processing.processing_wukong import WukongProcessor
 
 #: Ours; Wukong's 80 prompts may be given as a file instead.
 PROMPTS = (

@@ -260,17 +260,17 @@ class R2D2Retriever:
         self, queries: EncodedTexts | EncodedImages, count: int, find: str
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query rows and exact similarities, best first."""
-        embeds = queries.embeds.float().cpu().numpy()
         if find == "texts" and not self.index.texts[0]:
             raise ValueError(
                 f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
                 "folder with captions.txt"
             )
-        if find == "texts" or self.tokens is not None:
-            if self.tokens is None:
-                similarity = embeds @ self.index.texts[2].T
-            else:
-                similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.pictures(queries)
+        if self.tokens is not None:
+            similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.pictures(queries)
+        else:
+            embeds = queries.embeds.float().cpu().numpy()
+            similarity = embeds @ self.index.texts[2].T if find == "texts" else None
+        if similarity is not None:
             count = min(count, similarity.shape[1])
             found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
             cosines = np.take_along_axis(similarity, found, axis=1)
