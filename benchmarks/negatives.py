@@ -82,21 +82,29 @@ def negative_work(model: R2D2ForPreTraining, batch: dict[str, Tensor]) -> dict[s
 
     embeds = torch.cat([image_embeds, text_embeds], dim=1).requires_grad_()
 
+    gradients: dict[torch.Size, Tensor] = {}  # in a step they come from what follows: made once, outside the time
+
+    def back(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> None:
+        differentiable = [each for each in dict.fromkeys(outputs) if each.requires_grad]
+        for each in differentiable:
+            if each.shape not in gradients:
+                gradients[each.shape] = torch.ones_like(each)
+        torch.autograd.grad(differentiable, inputs, [gradients[each.shape] for each in differentiable])
+
     def gather_embeds() -> None:
-        gathered, _ = gather_with_ids(embeds, batch["image_ids"])
-        gathered.backward(torch.ones_like(gathered))
+        back(gather_with_ids(embeds, batch["image_ids"]), [embeds])
 
     text_states = text.last_hidden_state.requires_grad_()
     queries = text_states.detach().clone().requires_grad_() if model.config.rank_masked_texts else text_states
     image_states = image.last_hidden_state.requires_grad_()
     drawn = draw_hard_negatives(per_image, per_text, positives)
+    inputs = [text_states, image_states] if queries is text_states else [text_states, image_states, queries]
 
     def gather_states() -> None:
         states, _, _ = pretraining.fetch_drawn_states(
             queries, text_states, batch["attention_mask"], image_states, drawn
         )
-        differentiable = [each for each in states if each.requires_grad]
-        torch.autograd.backward(differentiable, [torch.ones_like(each) for each in differentiable])
+        back(states, inputs)
 
     return {**work, EMBEDS: gather_embeds, STATES: gather_states}
 

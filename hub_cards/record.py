@@ -129,7 +129,7 @@ def remove_records(folder: str | PathLike) -> None:
     """Delete what the run before has left of itself: nothing there may describe the model that replaces its own.
 
     These are the records, the trainer's arguments and state, and the demo's results; a results.json of anything else
-    stays, and so do checkpoints and cards.
+    stays, and so does the card.
     """
     folder = Path(folder)
     for name in (RECORD_FILE, FINETUNING_FILE, "training_args.bin", "trainer_state.json"):

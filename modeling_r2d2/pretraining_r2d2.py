@@ -471,8 +471,10 @@ def fetch_drawn_states(
     images = RowExchange(negatives.image_index, wanted[:, batch:-1])
     mask = attention_mask.unsqueeze(-1).to(text_states.dtype)
     same = queries is text_states  # ranking on unmasked texts: sent once
-    padded = [nn.functional.pad(t, (0, 0, 0, missing)) for t in (text_states, mask, *([] if same else [queries]))]
-    (text_states, mask, *masked), (image_states,) = exchange_rows((texts, padded), (images, [image_states]))
+    of_texts = [text_states, mask] if same else [text_states, mask, queries]
+    if missing:  # padding by nothing would copy
+        of_texts = [nn.functional.pad(t, (0, 0, 0, missing)) for t in of_texts]
+    (text_states, mask, *masked), (image_states,) = exchange_rows((texts, of_texts), (images, [image_states]))
     queries = masked[0] if masked else text_states
     states = (queries, text_states, mask.squeeze(-1).long(), image_states)
     return states, texts.position, images.position

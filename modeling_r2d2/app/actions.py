@@ -172,8 +172,13 @@ def search_by_picture(models: AppModels, path: str | None, top_k: float) -> Foun
     """Pictures like a picture, by cosine alone: the ranker compares texts with pictures.
 
     Raises:
-        InputError: see above.
+        InputError: see above; or a model that compares token by token, which is defined for a text and a picture.
     """
+    if models.retriever.tokens is not None:
+        raise InputError(
+            "这个模型逐词元比较文字和图片，不能以图搜图",
+            "this model compares texts with pictures token by token, not pictures with pictures",
+        )
     picture = checked_picture(path)
     (result,) = models.retriever.search(images=picture, top_k=int(checked_number(top_k, 1, MAX_TOP_K, "top_k")))
     return _found(result.hits, [])

@@ -20,7 +20,7 @@ from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
-from ..training.pretraining import refuse_existing_model
+from ..training.pretraining import refuse_existing_model, remove_replaced_run
 from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
@@ -245,7 +245,7 @@ def finetune(
         FileExistsError: `output` holds a model already.
         ValueError: as `load_for` and `build_trainer`; nothing to resume.
     """
-    from ..hub_cards.record import RunRecord, describe_start, remove_records
+    from ..hub_cards.record import RunRecord, describe_start
 
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
@@ -279,7 +279,7 @@ def finetune(
         if settings.resume:
             record = record.after(RunRecord.of_finetuning(settings.output))
         else:
-            remove_records(settings.output)
+            remove_replaced_run(settings.output)
         _write_report(trainer, report, record)
     trainer.train(resume_from_checkpoint=checkpoint)
     if data is not None and bad is not None:  # some turn out bad while training

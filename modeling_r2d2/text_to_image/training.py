@@ -299,12 +299,17 @@ class _Run:
 
 
 def _save_adapters(pipeline: R2D2TextToImagePipeline, folder: Path) -> None:
-    """The UNet's adapters alone, as `pipe.load_lora_weights(folder)` reads them."""
-    from diffusers.utils import convert_state_dict_to_diffusers
+    """The adapters alone, of the UNet and of a text encoder that has some, as `pipe.load_lora_weights(folder)` reads
+    them."""
     from peft import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    R2D2TextToImagePipeline.save_lora_weights(str(folder), unet_lora_layers=layers)
+    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    layers = {
+        f"{name}_lora_layers": get_peft_model_state_dict(module)
+        for name, module in parts.items()
+        if hasattr(module, "peft_config")
+    }
+    R2D2TextToImagePipeline.save_lora_weights(str(folder), **layers)
 
 
 def _training_scheduler(scheduler: Any) -> DDPMScheduler:

@@ -21,7 +21,13 @@ from ..processing.batch_augmentation import BatchAugmentation
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
 from ..processing.processing_r2d2 import R2D2Processor
 from ..processing.tokenization import build_character_tokenizer
-from .pretraining import PretrainingSettings, build_trainer, count_parameters, refuse_existing_model
+from .pretraining import (
+    PretrainingSettings,
+    build_trainer,
+    count_parameters,
+    refuse_existing_model,
+    remove_replaced_run,
+)
 from .recipes import Recipe
 from .trainer import R2D2Trainer
 
@@ -133,8 +139,6 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         FileExistsError: the output folder holds a model already.
         ImportError: the demo set's packages are not installed; says how.
     """
-    from ..hub_cards.record import remove_records
-
     console = console or Console()
     refuse_existing_model(settings.output, settings.overwrite)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
@@ -145,7 +149,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         f"[bold]R2D2 demo[/bold]: {len(trainer.train_dataset.pairs):,} pictures by {', '.join(vendors)}; held out: "
         f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.steps} steps"
     )
-    remove_records(settings.output)
+    remove_replaced_run(settings.output)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

@@ -1,6 +1,7 @@
 """Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,18 @@ def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = 
             f"{output} already holds {', '.join(sorted(held)[:3])}: choose another folder, `--overwrite` to replace "
             "it or `--resume` to go on from its last checkpoint"
         )
+
+
+def remove_replaced_run(output: Path) -> None:
+    """Delete the records and checkpoints of the run that is replaced: nothing may describe or resume it.
+
+    Its card stays.
+    """
+    from ..hub_cards.record import remove_records
+
+    remove_records(output)
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def build_trainer(
@@ -184,8 +197,6 @@ def pretrain(
         ValueError: fewer pairs than a batch; a tokenizer that does not fit the model; no checkpoint to resume, or one
             of another vocabulary.
     """
-    from ..hub_cards.record import remove_records
-
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
     checkpoint = None
@@ -197,7 +208,7 @@ def pretrain(
             )
         _refuse_other_vocabulary(Path(checkpoint), model, processor)
     elif trainer.is_world_process_zero():
-        remove_records(settings.output)
+        remove_replaced_run(settings.output)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()  # a card reads it there, even where no checkpoint is kept

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from modeling_r2d2.app import AppModels, actions
 from modeling_r2d2.app.actions import InputError
 from modeling_r2d2.retrieval import Calibration, R2D2Retriever
 from tests.app.conftest import NAMES, Place, save_model
 from tests.helpers import tiny_picture
+from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 CALIBRATION = Calibration("platt", slope=0.5, intercept=-1.0, true_share=0.2, pairs=10, held_out={})
 
@@ -194,6 +195,16 @@ def test_a_model_without_a_ranker(place, tmp_path):
             call()
 
 
+def test_a_model_that_compares_token_by_token(place, tmp_path):
+    tiny_wukong("filip").save_pretrained(tmp_path / "filip")
+    tiny_wukong_processor().save_pretrained(tmp_path / "filip")
+    R2D2Retriever.build(place.pictures, tmp_path / "filip", tmp_path / "index")
+    models = AppModels.open(index=tmp_path / "index")
+    assert len(actions.search_by_text(models, "马", top_k=2, candidates=128, minimum=0).tiles) == 2
+    with pytest.raises(InputError, match="not pictures with pictures"):
+        actions.search_by_picture(models, place.picture("马"), top_k=2)
+
+
 def test_draw(drawing_place):
     models = AppModels.open(drawing_place.model, text_to_image=drawing_place.text_to_image)
     assert not models.can_search
@@ -205,7 +216,8 @@ def test_draw(drawing_place):
     by_seed = {tile.caption.splitlines()[0]: tile.picture for tile in found.tiles}
     assert set(by_seed) == {"种子 seed 5", "种子 seed 6", "种子 seed 7"}
     alone = actions.draw(models, "一只猫", 1, 2, 2.0, 6).tiles[0].picture
-    assert alone.tobytes() == by_seed["种子 seed 6"].tobytes()
+    extrema = ImageChops.difference(alone, by_seed["种子 seed 6"]).getextrema()
+    assert max(highest for _, highest in extrema) <= 1  # a batch of one rounds otherwise than one of three
     small = {caption: picture.resize((8, 8), Image.Resampling.NEAREST) for caption, picture in by_seed.items()}
     probability, cosine = direct(models, list(small.values()), ["一只猫"])
     order = (probability + cosine)[:, 0].argsort(descending=True).tolist()

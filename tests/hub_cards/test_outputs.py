@@ -106,6 +106,7 @@ def test_pre_training_over_another_run(trained, used):
     """What the replaced model's runs have left says nothing of the new one."""
     line = ["--data", trained / "pairs.jsonl", "--config", trained / "config", "--output", used, "--overwrite"]
     run("pretrain", *line, "--batch-size", 4, "--steps", 1, "--save-every", 0, "--log-every", 1, "--workers", 0)
+    assert not list(used.glob("checkpoint-*"))  # a later --resume would go on from the replaced run's
     run("card", used)
     card = load_card(used / "README.md")
     found = rows(card)
@@ -122,6 +123,7 @@ def test_fine_tuning_over_another_run(trained, used):
     run("finetune", "retrieval", *line, "--epochs", 1, "--batch-size", 8, "--overwrite")
     assert not (used / "pretraining.json").exists()
     assert not (used / "training_args.bin").exists()
+    assert not (used / "checkpoint-500").exists()
     assert (used / "results.json").read_text() == '{"mine": 1}'
     (used / "results.json").unlink()  # `r2d2 card` would refuse it as results
     run("card", used)

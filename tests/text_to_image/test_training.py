@@ -135,13 +135,13 @@ def test_lora_is_merged_and_saved(pairs, tmp_path):
         assert torch.linalg.matrix_rank(difference.double(), atol=1e-5) <= 2
     loaded = R2D2TextToImagePipeline.from_pretrained(tmp_path / "out")
     assert not changed(weights(pipeline), weights(loaded))
-    # the adapters alone, on the pipeline before training (with the text encoder that trained)
-    other = tiny_pipeline()
-    other.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+    other = tiny_pipeline()  # as before training: the adapters alone, of both parts, do the rest
     other.load_lora_weights(str(tmp_path / "out"), weight_name="pytorch_lora_weights.safetensors")
     call = {"num_inference_steps": 2, "output_type": "pt"}
     images = other("山", generator=generator(), **call).images
     torch.testing.assert_close(images, pipeline("山", generator=generator(), **call).images, atol=1e-3, rtol=0)
+    assert all(len(names) == 1 for names in other.get_list_adapters().values())
+    assert set(other.get_list_adapters()) == {"unet", "text_encoder"}
 
 
 def test_merging_by_hand():
