@@ -7,7 +7,6 @@ turned into 768 dimensions by a random rotation and jittered by as much as augme
 comparison, random Gaussian ones, which have no near neighbours and are the hardest case.
 """
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -87,12 +86,10 @@ def measure(sets: dict, kind: str, efforts: list[int], k: int, quick: bool, sett
     for name, (gallery, queries) in sets.items():
         exact, exact_seconds = exact_nearest(gallery, queries, k)
         rows.append({"vectors": name, "search": "exact", "ms a query": 1e3 * exact_seconds, "recall": 1.0})
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         index = build_vectors(np.array_split(gallery, 10), gallery.shape[1], len(gallery), kind)
         minutes = (time.perf_counter() - start) / 60
         memory = len(require_faiss().serialize_index(index)) / 1e9
-        grown = max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
         best = None
         for effort in efforts:
             search = FaissVectors(index, kind, effort)
@@ -113,7 +110,6 @@ def measure(sets: dict, kind: str, efforts: list[int], k: int, quick: bool, sett
                     "recall": recall,
                     "minutes to build": minutes,
                     "GB": memory,
-                    "GB more at the peak": grown,
                 }
             )
             if recall >= 0.98 and best is None:
@@ -127,7 +123,7 @@ def measure(sets: dict, kind: str, efforts: list[int], k: int, quick: bool, sett
         "vector_search",
         f"Pre-ranking among {settings['vectors']:,} embeddings",
         f"One query at a time; recall@{k} against exact search, exact cosines of what was found included in the time.",
-        columns | {"minutes to build": ".1f", "GB": ".2f", "GB more at the peak": ".2f"},
+        columns | {"minutes to build": ".1f", "GB": ".2f"},
         rows,
         settings,
         checks,
