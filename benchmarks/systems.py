@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     parser = arguments(__doc__, rounds=9)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--study", choices=["steps", "time", "tune"], nargs="+", default=["steps", "time"])
     add_part(parser)
     options = parser.parse_args(argv)

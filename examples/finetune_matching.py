@@ -1,8 +1,9 @@
 """Fine-tune the ranker to tell whether a picture and a text belong together (ICM, IQM).
 
-    python examples/finetune_matching.py --model runs/demo --data labelled.jsonl --output runs/matching
+    python examples/finetune_matching.py --model runs/demo --data labelled.jsonl --label label --output runs/matching
 
-Labelled pairs carry "label": 1 or 0. Pairs without labels are taken as true ones, and negatives are drawn for them.
+Labelled pairs of your own carry 1 (match) or 0 in a column that --label names. Without labels all pairs are taken as
+true ones, and negatives are drawn for them.
 """
 
 import argparse
@@ -18,13 +19,15 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder or Hub name of an R2D2 with a ranker")
     parser.add_argument("--data", required=True, help="pairs in any format that load_pairs reads")
     parser.add_argument("--validation", help="validation pairs, in the same format")
+    parser.add_argument("--label", help="column of labels")
     parser.add_argument("--output", required=True)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     options = parser.parse_args()
 
-    pairs = load_pairs(options.data)
-    validation = load_pairs(options.validation) if options.validation else None
+    columns = {"label": options.label} if options.label else None
+    pairs = load_pairs(options.data, columns=columns)
+    validation = load_pairs(options.validation, columns=columns) if options.validation else None
     settings = FinetuningSettings.from_preset(
         "matching", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
     )

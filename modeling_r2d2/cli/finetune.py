@@ -25,6 +25,7 @@ def finetune(
     ] = 0.0,
     test: Annotated[list[str] | None, typer.Option(help="Test data, only to refuse them as validation data.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    label: Annotated[str | None, typer.Option(help="matching: column of labels (1, 0) in files of your own.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
     max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
@@ -97,6 +98,7 @@ def finetune(
         raise ValueError("give --validation or --validation-share, not both")
     check_splits(data, validation, test or ())
     reading = {
+        "columns": None if label is None else {"label": label},
         "image_root": image_root,
         "on_error": on_error,
         "max_error_rate": max_error_rate,

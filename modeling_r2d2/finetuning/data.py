@@ -84,7 +84,7 @@ def draw_other_text(pairs: Any, index: int, image_ids: np.ndarray, rng: np.rando
             return text
     raise ValueError(
         f"no negative text for pair {index} in {MAX_DRAWS} draws: nearly all pairs have its picture or its caption; "
-        "give labelled pairs (a `label` of 0 or 1)"
+        "give labelled pairs (1 or 0 in a column that --label names)"
     )
 
 

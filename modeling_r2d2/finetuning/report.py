@@ -23,7 +23,8 @@ UNKNOWN_SHARE = 0.01
 @dataclass(frozen=True)
 class DataSummary:
     """Counts of a set of pairs: pairs, different pictures, texts (looked at), different texts, the largest number of
-    pairs with one text, the share of tokens that the tokenizer does not know, and an example of such a text."""
+    pairs with one text, the share of tokens that the tokenizer does not know, and an example of such a text. labelled:
+    whether the pairs say if they match, None where the set does not tell; matching: how many of labelled ones do."""
 
     pairs: int
     images: int
@@ -32,6 +33,8 @@ class DataSummary:
     most_repeated: int
     unknown_share: float
     unknown_example: str | None
+    labelled: bool | None = None
+    matching: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ class FinetuningReport:
             f"  data: {data.pairs:,} pairs of {data.images:,} pictures, {data.distinct_texts:,} different texts in "
             f"{data.texts:,}; validation: {self.validation_pairs:,} pairs"
         )
+        if self.task == "matching" and data.labelled is not None:
+            lines.append(
+                f"  labels: {data.matching:,} of {data.pairs:,} pairs match"
+                if data.labelled
+                else "  labels: none, so every pair counts as true, and half of them get another picture's text"
+            )
         lines.append(
             f"  run: {self.epochs} epochs of {self.steps_per_epoch} steps of {self.batch} pairs "
             f"({self.epochs * self.steps_per_epoch:,} steps)"
@@ -99,6 +108,8 @@ def summarise(pairs: Any, image_ids: np.ndarray, tokenizer: Any) -> DataSummary:
         most_repeated=max(counts.values()),
         unknown_share=unknown / tokens,
         unknown_example=example,
+        labelled=getattr(pairs, "labelled", None),
+        matching=int(pairs.labels().sum()) if getattr(pairs, "labelled", False) else None,
     )
 
 

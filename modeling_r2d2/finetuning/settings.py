@@ -31,7 +31,7 @@ class LoRASettings:
 
 @dataclass
 class FinetuningSettings:
-    """What `finetune` does; the command line has the same names.
+    """What `finetune` does; most have an option of the same name on the command line.
 
     Args:
         output: folder of checkpoints and of the final model.

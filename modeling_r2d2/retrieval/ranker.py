@@ -1,4 +1,4 @@
-"""The ranker of a trained model, arranged for search: the same match logits with less than half of the work.
+"""The ranker of a trained model, arranged for search: the same match logits with little more than half of the work.
 
 Against running both cross encoders pair by pair:
 

@@ -33,9 +33,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def arguments(data, output, task: str, *more: str) -> list[str]:
+def arguments(data, output, task: str, *more: str, pairs: str = "train.jsonl") -> list[str]:
     return [
-        *("finetune", task, "--model", str(data / "base"), "--data", str(data / "train.jsonl")),
+        *("finetune", task, "--model", str(data / "base"), "--data", str(data / pairs)),
         *("--output", str(output), "--epochs", "2", "--batch-size", "4", "--workers", "0", *more),
     ]
 
@@ -87,6 +87,19 @@ def test_refused(data, tmp_path, monkeypatch, more, message):
     result = runner.invoke(app, command)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+
+
+def test_labels_of_matching_pairs(data, tmp_path):
+    """They are read where their column is named, and the run says what it takes the pairs for."""
+    labelled = arguments(data, tmp_path / "run", "matching", "--label", "label", pairs="labelled.jsonl")
+    result = runner.invoke(app, labelled, catch_exceptions=False)
+    assert "labels: 4 of 8 pairs match" in result.output
+    plain = arguments(data, tmp_path / "plain", "matching", "--rate", "text_model=0.1")
+    assert "labels: none, so every pair counts as true" in runner.invoke(app, plain, catch_exceptions=False).output
+    result = runner.invoke(app, arguments(data, tmp_path / "other", "matching", "--label", "match"))
+    assert "no column 'match'" in str(result.exception)
+    retrieval = arguments(data, tmp_path / "more", "retrieval", "--label", "label", pairs="labelled.jsonl")
+    assert "retrieval learns from true ones" in str(runner.invoke(app, retrieval).exception)
 
 
 def test_rates():
