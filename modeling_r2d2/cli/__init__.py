@@ -54,9 +54,6 @@ def main() -> None:
         message = f"[red]r2d2: {type(error).__name__}:[/red] {escape(str(error))}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("r2d2: interrupted; `--resume` goes on from the last checkpoint")
-        sys.exit(130)
 
 
 __all__ = ["app", "main"]

@@ -58,6 +58,7 @@ def finetune(
     """Fine-tune for retrieval, matching, captions or classification."""
     from ..finetuning import FinetuningSettings, split_validation
     from ..finetuning import finetune as run
+    from ..finetuning.data import class_names
     from ..finetuning.report import check_splits
     from ..hub_cards.record import TrainingData
     from ..processing.datasets import load_pairs
@@ -93,6 +94,12 @@ def finetune(
         arguments={"bf16": bf16} if bf16 else {},
     )
     _set_adapters(settings, lora, lora_alpha, dora)
+    if prompt and task != Task.classification:
+        raise ValueError(f"prompts belong to the task classification, not to {task.value}")
+    if multi_positive is not None and task != Task.retrieval:
+        raise ValueError(f"--multi-positive belongs to the task retrieval, not to {task.value}")
+    if freeze and freeze_nothing:
+        raise ValueError("give --freeze or --freeze-nothing, not both")
     refuse_existing_model(output, overwrite, resume)
     if validation is not None and validation_share:
         raise ValueError("give --validation or --validation-share, not both")
@@ -109,6 +116,8 @@ def finetune(
     if not hasattr(pairs, "select"):
         raise ValueError("fine-tuning reads its pairs in epochs, and a stream of shards has no length: unpack it")
     held_out = None if validation is None else load_pairs(validation, **reading)
+    # of all pairs: the part that is set aside may hold a class alone
+    classes = class_names(pairs) if task == Task.classification else None
     if validation_share:
         kept, set_aside = split_validation(pairs, validation_share, pairs.image_ids(), seed)
         pairs, held_out = pairs.select(kept), pairs.select(set_aside)
@@ -117,6 +126,7 @@ def finetune(
         pairs,
         settings,
         held_out,
+        classes,
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         data=TrainingData.of(data, pairs),
     )

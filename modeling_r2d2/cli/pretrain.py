@@ -40,7 +40,7 @@ def pretrain(
             help="Earlier pairs in the feature queue. Default: 65,536 (brivl 9,600), at most half of the data."
         ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of the teacher in the targets.")] = 0.4,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher in the targets. Default: 0.4.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of the momentum teacher. Default: 0.995, brivl 0.99.")] = None,
     grad_cache_chunk: Annotated[
         int, typer.Option(help="Pairs in memory at once while the whole batch is compared; 0: all.")
@@ -48,6 +48,7 @@ def pretrain(
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out pairs, for recall@K while training.")] = None,
+    eval_format: Annotated[str | None, typer.Option(help="Of the held-out pairs; default: that of --data.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
     max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
@@ -78,6 +79,7 @@ def pretrain(
     from ..processing.datasets import load_pairs
     from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
     from ..training.pretraining import pretrain as run
+    from ..training.progress import evaluation_line
     from ..training.recipes import find_recipe, recipe_for
     from ..training.start import StartingPoint, starting_point
 
@@ -90,7 +92,7 @@ def pretrain(
         "background": background,
     }
     pairs = load_pairs(data, format=format, **reading)
-    held_out = None if eval_data is None else load_pairs(eval_data, **reading)
+    held_out = None if eval_data is None else load_pairs(eval_data, format=eval_format or format, **reading)
     set_seed(seed)
     start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
@@ -135,5 +137,10 @@ def pretrain(
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     if held_out is not None:
-        trainer.evaluate()
+        last = [logs for logs in trainer.state.log_history if logs["step"] == trainer.state.global_step]
+        found = next((logs for logs in last if evaluation_line(logs)), None)
+        if found is None:  # the last step has not been evaluated yet
+            found = trainer.evaluate()
+            trainer.save_state()
+        console.print(f"held out: {evaluation_line(found)}", highlight=False, soft_wrap=True)
     console.print(f"model and processor are in [bold]{output}[/bold]")

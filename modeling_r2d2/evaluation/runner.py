@@ -110,6 +110,23 @@ class EvaluationSettings:
         return values
 
 
+def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
+    """The folder of classes, or its sub-folder of the split.
+
+    Raises:
+        ValueError: what only lists of pairs have.
+        FileNotFoundError: no such sub-folder.
+    """
+    for name, option in (("image_root", "--image-root"), ("columns", "--label")):
+        if reading.get(name) is not None:
+            raise ValueError(f"{option} belongs to lists of pairs; {folder} is a folder of classes")
+    if (split := reading.get("split")) is None:
+        return folder
+    if not (folder / split).is_dir():
+        raise FileNotFoundError(f"{folder} has no folder of the split {split!r}")
+    return folder / split
+
+
 class Evaluation:
     """A data set opened once for any number of models.
 
@@ -123,7 +140,7 @@ class Evaluation:
         self.pairs: Pairs | None = None
         folder = Path(settings.data)
         if settings.task == "classification" and folder.is_dir() and not settings.reading.get("format"):
-            self.classes = classification_folder(folder, settings.labels)
+            self.classes = classification_folder(_split_of(folder, settings.reading), settings.labels)
             stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in self.classes.images]
             self.data_hash = hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()
             return

@@ -106,6 +106,12 @@ class UniformNegatives:
         pair = self.pairs[index % len(self.pairs)]
         return {**pair, "text": self.texts(index)[0], "label": int(index < len(self.pairs))}
 
+    def record_unreadable(self, index: int, error: Exception) -> None:
+        """Count a broken picture in the pairs' own report, where they have one; without, the error is raised."""
+        if not hasattr(self.pairs, "record_unreadable"):
+            raise error
+        self.pairs.record_unreadable(index % len(self.pairs), error)
+
     def texts(self, index: int) -> list[str]:
         """The one text of a labelled pair."""
         true = index < len(self.pairs)
@@ -117,7 +123,7 @@ class UniformNegatives:
 
 
 class ClassPairs:
-    """Pairs with the number of their class: the first text is its name, or the pair has a `label` already.
+    """Pairs with the number of their class: the first text is its name.
 
     Raises:
         ValueError: a text that is no class, on the first such pair.

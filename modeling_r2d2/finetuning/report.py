@@ -201,10 +201,10 @@ def _run_warnings(
             warnings.append(
                 "the temperature is frozen: unless it fits these data already, the softmax is too sharp or too flat"
             )
-    if settings.schedule in ("retrieval", "matching") and steps <= settings.warmup_steps:
+    if steps <= (warmup := settings.warmup_of(steps)):
         warnings.append(
-            f"the run ends after {steps} steps, within the {int(settings.warmup_steps)} warm-up steps of the published "
-            "schedule, made for large sets: the full learning rate is never reached (the preset 'small' suits)"
+            f"the run ends after {steps} steps, within the {warmup} warm-up steps; the published ones are made for "
+            "large sets: the full learning rate is never reached (the preset 'small' suits, or --warmup-steps 0.1)"
         )
     elif steps < FEW_STEPS:
         warnings.append(f"{steps} steps are few: more epochs, or a smaller batch")

@@ -20,7 +20,7 @@ from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
-from ..training.pretraining import refuse_existing_model, remove_replaced_run
+from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, remove_replaced_run
 from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
@@ -42,7 +42,6 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 #: Parts that the loss of a task does not read: they do not train, nor wait for gradients on several workers.
 UNREAD: dict[str, tuple[str, ...]] = {"matching": ("vision_projection", "text_projection", "temperature")}
-ADAPTER_FOLDER = "adapter"
 
 
 def load_for(
@@ -202,6 +201,8 @@ def _datasets(
 
 
 def _labelled(pairs: Any) -> bool:
+    if hasattr(pairs, "labelled"):
+        return pairs.labelled
     return pairs[0].get("label") is not None
 
 

@@ -1,5 +1,6 @@
 """What fine-tuning does, and the presets: the authors' hyper-parameters, and ones for small data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -40,8 +41,7 @@ class FinetuningSettings:
         learning_rate, weight_decay, decay (what decays, see `parameter_groups`), rates (pattern -> factor on the
             rate), max_grad_norm (0: no clipping): AdamW.
         schedule: "retrieval" or "matching", the authors' (see `schedules`), or a scheduler of transformers.
-        warmup_steps: of the schedule; for "matching" half of its period. A share below 1 is one of all steps, for a
-            scheduler of transformers.
+        warmup_steps: of the schedule, a share of all steps where it is below 1; for "matching" half of its period.
         warmup_rate: where the retrieval schedule starts.
         freeze: patterns of parameters that do not train. lora: None: everything that is not frozen trains.
         multi_positive: pairs of one caption are positives of each other, not only pairs of one picture.
@@ -94,6 +94,12 @@ class FinetuningSettings:
             raise ValueError("retrieval compares the pairs of a batch: batch_size must be at least 2")
         if self.schedule == "matching" and self.warmup_steps < 1:
             raise ValueError("warmup_steps is half the period of the matching schedule: at least 1")
+        if without := [prompt for prompt in self.prompts if "{}" not in prompt]:
+            raise ValueError(f"the prompt {without[0]!r} has no {{}} for the class: all classes would begin alike")
+
+    def warmup_of(self, steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        return math.ceil(self.warmup_steps * steps) if self.warmup_steps < 1 else int(self.warmup_steps)
 
     @classmethod
     def from_preset(cls, task: Task, output: Path | str, preset: str | None = None, **overrides: Any):

@@ -50,7 +50,7 @@ class FinetuningTrainer(R2D2Trainer):
                 retrieval_rate,
                 epochs=settings.epochs,
                 steps_per_epoch=self.steps_per_epoch,
-                warmup_steps=int(settings.warmup_steps),
+                warmup_steps=settings.warmup_of(settings.epochs * self.steps_per_epoch),
                 start=settings.warmup_rate,
             )
         elif settings.schedule == "matching":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -151,6 +152,9 @@ class IndexBuilder:
                 elif item.id in known and known[item.id].same(item):
                     counts["unchanged"] += 1
                     self.progress(1, "unchanged")
+                elif item.id in known and (other := known[item.id].elsewhere(item)):
+                    reason = f"the index holds {other} by this id: index both folders in one command, or --remove it"
+                    problems.append(problem_of(item, reason))
                 else:
                     yield item
 
@@ -250,9 +254,9 @@ class IndexBuilder:
     def _known(self, records: Any) -> dict[str, "_Known"]:
         known = {}
         for record in records:
-            rows = Shard(self.root, record).rows.select(["id", "size", "mtime_ns", "content", "texts"])
-            for id, size, mtime, content, texts in zip(*(c.to_pylist() for c in rows.columns), strict=True):
-                known[id] = _Known(size, mtime, content, tuple(texts))
+            rows = Shard(self.root, record).rows.select(["id", "path", "size", "mtime_ns", "content", "texts"])
+            for id, path, size, mtime, content, texts in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+                known[id] = _Known(path, size, mtime, content, tuple(texts))
         return known
 
     def _contents(self, record: ShardRecord) -> list[str]:
@@ -353,10 +357,20 @@ _STAMP = "building"
 class _Known:
     """What the index remembers of a picture's file."""
 
+    path: str | None
     size: int | None
     mtime_ns: int | None
     content: str
     texts: tuple[str, ...]
+
+    def elsewhere(self, picture: Picture) -> str | None:
+        """The file that was indexed, where it is another one than the picture's and still there."""
+        if self.path is None or picture.path is None:
+            return None
+        try:
+            return None if os.path.samefile(self.path, picture.path) else self.path
+        except OSError:
+            return None
 
     def same(self, picture: Picture) -> bool:
         """Whether the picture is as it was: by size and time, else by its bytes; and has the same captions."""

@@ -66,6 +66,10 @@ class PretrainingSettings:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+#: Where fine-tuning leaves its adapters alone, beside the merged model.
+ADAPTER_FOLDER = "adapter"
+
+
 def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = False) -> None:
     """Nothing is overwritten by accident.
 
@@ -83,15 +87,15 @@ def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = 
 
 
 def remove_replaced_run(output: Path) -> None:
-    """Delete the records and checkpoints of the run that is replaced: nothing may describe or resume it.
+    """Delete the records, checkpoints and adapters of the run that is replaced: nothing may describe or resume it.
 
     Its card stays.
     """
     from ..hub_cards.record import remove_records
 
     remove_records(output)
-    for checkpoint in output.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    for folder in (*output.glob("checkpoint-*"), *output.glob(ADAPTER_FOLDER)):
+        shutil.rmtree(folder)
 
 
 def build_trainer(
@@ -113,8 +117,13 @@ def build_trainer(
         eval_pairs: the same, or a dictionary of them by name, for `eval_every`.
 
     Raises:
-        ValueError: a recipe that does not fit the model, see `Recipe.check`.
+        ValueError: a recipe that does not fit the model, see `Recipe.check`; labelled pairs.
     """
+    if getattr(pairs, "labelled", False):
+        raise ValueError(
+            "these are labelled pairs, some of which do not match, and pre-training learns from true ones: "
+            "`r2d2 finetune matching` learns from both"
+        )
     recipe = settings.recipe
     if recipe is None:
         own = Recipe(ranker=model.can_rank, target_guided=None, feature_guided=None)
@@ -134,7 +143,8 @@ def build_trainer(
             "seed": settings.seed,
             "dataloader_num_workers": settings.workers,
             "dataloader_pin_memory": torch.cuda.is_available(),
-            "logging_steps": settings.log_every,
+            "logging_strategy": "steps" if settings.log_every else "no",
+            "logging_steps": settings.log_every or 500,
             "eval_strategy": "steps" if settings.eval_every and eval_pairs is not None else "no",
             "eval_steps": settings.eval_every or None,
             "save_strategy": "steps" if settings.save_every else "no",
@@ -194,8 +204,7 @@ def pretrain(
 
     Raises:
         FileExistsError: `output` holds a model already.
-        ValueError: fewer pairs than a batch; a tokenizer that does not fit the model; no checkpoint to resume, or one
-            of another vocabulary.
+        ValueError: as `build_trainer`; no checkpoint to resume, or one of another vocabulary.
     """
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)

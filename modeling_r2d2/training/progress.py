@@ -14,6 +14,13 @@ _SHOWN = {
 }
 
 
+def evaluation_line(logs: dict[str, float]) -> str:
+    """The figures of an evaluation, without what it took; empty where `logs` holds none."""
+    results = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+    skipped = ("runtime", "samples_per_second", "steps_per_second")
+    return ", ".join(f"{name} {value:.4g}" for name, value in results.items() if name not in skipped)
+
+
 class LossProgressCallback(ProgressCallback):
     """Shows loss, its parts and images per second in the bar; evaluation results keep a line of their own."""
 
@@ -25,8 +32,5 @@ class LossProgressCallback(ProgressCallback):
         if shown:
             self.training_bar.set_postfix(shown, refresh=True)
             return
-        results = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
-        if results:
-            skipped = ("runtime", "samples_per_second", "steps_per_second")
-            line = ", ".join(f"{k} {v:.4g}" for k, v in results.items() if k not in skipped)
+        if line := evaluation_line(logs):
             self.training_bar.write(f"step {state.global_step}: {line}")

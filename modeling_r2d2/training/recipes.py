@@ -89,7 +89,7 @@ class Recipe:
         distil: bool = True,
         masking: bool = True,
         queue_size: int | None = None,
-        alpha: float = 0.4,
+        alpha: float | None = None,
         alpha_ramp_steps: int | None = None,
         momentum: float | None = None,
     ) -> "Recipe":
@@ -97,12 +97,22 @@ class Recipe:
 
         Without `queue_size` the queue holds at most half of the data: a pair that is about to come back teaches
         little from there. Without masked texts there is no FgD.
+
+        Raises:
+            ValueError: a setting of the teacher or its queue, and there is none.
         """
         targets = self.target_guided if distil else None
+        features = self.feature_guided if distil and masking else None
+        if targets is None and (queue_size is not None or alpha is not None):
+            raise ValueError(
+                "a queue size and alpha belong to target-guided distillation, which does not take place here"
+            )
+        if targets is None and features is None and momentum is not None:
+            raise ValueError("a momentum belongs to a teacher, and there is none here")
         if targets is not None:
             size = queue_size if queue_size is not None else min(targets.queue_size, pairs // 2 if pairs else 65536)
-            targets = replace(targets, queue_size=size, alpha=alpha, alpha_ramp_steps=alpha_ramp_steps)
-        features = self.feature_guided if distil and masking else None
+            weight = targets.alpha if alpha is None else alpha
+            targets = replace(targets, queue_size=size, alpha=weight, alpha_ramp_steps=alpha_ramp_steps)
         return replace(
             self,
             masking=self.masking and masking,
@@ -175,15 +185,17 @@ class BriVLRecipe(PlainRecipe):
         distil: bool = True,
         masking: bool = True,
         queue_size: int | None = None,
-        alpha: float = 0.4,
+        alpha: float | None = None,
         alpha_ramp_steps: int | None = None,
         momentum: float | None = None,
     ) -> "BriVLRecipe":
-        """As `Recipe.adapted`; masking and alpha are none of this recipe's.
+        """As `Recipe.adapted`; masking is none of this recipe's.
 
         Raises:
-            ValueError: without teacher.
+            ValueError: without teacher; with alpha.
         """
+        if alpha is not None:
+            raise ValueError("alpha weighs the teacher's soft targets, and the recipe brivl has none")
         if not distil:
             raise ValueError(
                 "the recipe brivl is the teacher's queue and nothing else: leave distillation on, or train with the "

@@ -43,6 +43,10 @@ def starting_point(
     if sum(way is not None for way in ways) != 1 or (start.clip is None) != (start.roberta is None):
         raise ValueError("name one starting point: --model, --preset, --config, or --clip together with --roberta")
     if start.model is not None:
+        if start.tokenizer is not None:
+            raise ValueError(
+                "--model comes with its tokenizer, to which its text tower is trained: leave --tokenizer out"
+            )
         if _is_wukong(start.model):
             return WukongModel.from_pretrained(start.model), WukongProcessor.from_pretrained(start.model)
         processor = R2D2Processor.from_pretrained(start.model)

@@ -111,6 +111,8 @@ def find_sources(spec: BenchmarkFormat, paths: list[str], split: str | None) -> 
             sources += _in_folder(spec, path, split)
         elif spec.name == "wukong":
             refuse_addresses(path)
+        elif split is not None:
+            raise ValueError(f"{path} is one file: give its folder with the split {split!r}, or the file alone")
         else:
             sources.append(_file(spec, path))
     return sources
@@ -125,7 +127,9 @@ def _in_folder(spec: BenchmarkFormat, folder: Path, split: str | None) -> list[S
     if split is None and len(found) == 1:
         split = next(iter(found))
     if split is None and found:
-        raise ValueError(f"{folder} has the splits {', '.join(sorted(found))} of {spec.title}: name one with split=")
+        raise ValueError(
+            f"{folder} has the splits {', '.join(sorted(found))} of {spec.title}: name one with split=, or its file"
+        )
     if split not in found:
         places = ", ".join(pattern.format(split=split or "SPLIT") for pattern in spec.files)
         others = f"; there are {', '.join(sorted(found))}" if found else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -252,6 +253,10 @@ def load_pairs(
         options = {"columns": columns, "image_root": image_root, "background": background}
         return load_published(BENCHMARKS[format], paths, split, report, check_images, streaming, **options)
     format = format or detect_format(paths)
+    if split is not None and format not in ("folder", "dataset"):
+        raise ValueError(
+            f"{paths[0]} ({format}) has no splits: name the file of the split {split!r} itself, without split="
+        )
     if format == "folder":
         paths = [part for path in paths for part in split_of_folder(Path(path), split)]
         format = "folder" if all(Path(path).is_dir() for path in paths) else detect_format(paths)
@@ -270,17 +275,29 @@ def load_pairs(
             dataset, ends = load_parquet(files)
         return _from_table(dataset, paths[0], files, ends, report, columns, image_root, check_images, background)
 
+    folders = {path if path.is_dir() else path.parent for path in map(Path, paths)}
+    several = image_root is None and len(folders) > 1
+
     def records() -> Iterator[tuple[Path, RawPair | Problem]]:
         for path in map(Path, paths):
             root = path if path.is_dir() else path.parent
             root = Path(image_root) if image_root is not None else root
             for item in _reader(format)(str(path), columns):
+                if several and isinstance(item, RawPair):
+                    item = _named_by_path(item, root)
                 yield root, item
 
     table = collect(records(), report, check_images)
     if format == "folder":
         _note_unused(paths, image_root, table, report)
     return finish(PairDataset(table, report, background=background), str(paths[0]))
+
+
+def _named_by_path(pair: RawPair, root: Path) -> RawPair:
+    """Without an id of its own a picture goes by its path: another folder may hold a picture of the same name."""
+    if isinstance(pair.image, str) and pair.image_id in (None, pair.image):
+        return replace(pair, image_id=str(root / pair.image))
+    return pair
 
 
 def _reader(format: str) -> Callable[[str, Columns], Iterator[RawPair | Problem]]:

@@ -42,6 +42,10 @@ def test_pretrain_and_resume(data):
     result = runner.invoke(app, arguments(data, "--eval-data", str(data / "pairs.jsonl")), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "8 pairs" in result.output
+    assert "held out: " in result.output
+    history = json.loads((data / "run" / "trainer_state.json").read_text())["log_history"]
+    (found,) = (logs for logs in history if "eval_loss" in logs)
+    assert f"loss {found['eval_loss']:.4g}" in " ".join(result.output.split())
     model, processor = AutoModel.from_pretrained(data / "run"), AutoProcessor.from_pretrained(data / "run")
     batch = processor(text=TEXTS[:2], images=[Image.new("RGB", (50, 20))], return_tensors="pt")
     assert model(**batch).logits_per_image.shape == (1, 2)
@@ -49,6 +53,26 @@ def test_pretrain_and_resume(data):
     assert isinstance(again.exception, FileExistsError)
     resumed = runner.invoke(app, [*arguments(data, "--resume"), "--steps", "6"], catch_exceptions=False)
     assert resumed.exit_code == 0, resumed.output
+
+
+def test_held_out_pairs_are_evaluated_once_after_the_last_step(data):
+    """Of a format of their own; and a run may log nothing."""
+    (data / "held.txt").write_text("image\ttext\n0.png\t一只小狗\n1.png\t一只小猫\n", encoding="utf-8")
+    more = ("--eval-data", str(data / "held.txt"), "--eval-format", "tsv", "--eval-every", "2", "--log-every", "0")
+    result = runner.invoke(app, arguments(data, *more), catch_exceptions=False)
+    assert "held out: " in result.output
+    history = json.loads((data / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [logs["step"] for logs in history if "eval_loss" in logs] == [2, 4]
+
+
+def test_labelled_pairs_are_no_pre_training_data(data):
+    lines = [json.loads(line) for line in (data / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [{"image_path": row["image"], "text": row["text"], "label": n % 2} for n, row in enumerate(lines)]
+    labelled = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (data / "pairs.jsonl").write_text(labelled, encoding="utf-8")
+    result = runner.invoke(app, arguments(data, "--format", "icm"))
+    assert "labelled pairs" in str(result.exception)
+    assert not (data / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
@@ -79,6 +79,8 @@ def test_tasks(data, tmp_path, task, more, kind):
         (("--rate", "text_model"), "write a part and a factor"),
         (("--preset", "huge"), "there are published, small"),
         (("--freeze", "poetry"), "matches no parameter"),
+        (("--freeze", "text_model", "--freeze-nothing"), "not both"),
+        (("--prompt", "一张{}的图片"), "prompts belong to the task classification"),
     ],
 )
 def test_refused(data, tmp_path, monkeypatch, more, message):
@@ -100,6 +102,17 @@ def test_labels_of_matching_pairs(data, tmp_path):
     assert "no column 'match'" in str(result.exception)
     retrieval = arguments(data, tmp_path / "more", "retrieval", "--label", "label", pairs="labelled.jsonl")
     assert "retrieval learns from true ones" in str(runner.invoke(app, retrieval).exception)
+
+
+def test_a_class_that_is_set_aside_whole(data, tmp_path):
+    """Every class here has one picture, so the part that is set aside holds classes of its own."""
+    more = ("--validation-share", "0.25", "--prompt", "一张{}的图片")
+    line = arguments(data, tmp_path / "run", "classification", *more)
+    result = runner.invoke(app, line, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.num_labels == 8
+    alike = arguments(data, tmp_path / "other", "classification", "--prompt", "一张图片")
+    assert "has no {} for the class" in str(runner.invoke(app, alike).exception)
 
 
 def test_rates():

@@ -60,6 +60,26 @@ def test_pretrain_by_recipe(data, options, objectives, ranks):  # noqa: F811
     assert state.is_file() == ("TgD" in objectives)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--recipe", "clip", "--queue-size", "8"), "belong to target-guided distillation"),
+        (("--no-distil", "--alpha", "0.5"), "belong to target-guided distillation"),
+        (("--no-distil", "--momentum", "0.9"), "belongs to a teacher"),
+        (("--recipe", "brivl", "--alpha", "0.5"), "the recipe brivl has none"),
+        (("--tokenizer", "run", "--model", "run"), "comes with its tokenizer"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(data, options, message):  # noqa: F811
+    line = arguments(data, *options)
+    if "--model" in options:
+        place = line.index("--config")
+        line = line[:place] + line[place + 2 :]
+    result = runner.invoke(app, line)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
 def test_a_recipe_that_ranks_needs_a_ranker(data):  # noqa: F811
     assert runner.invoke(app, arguments(data, "--recipe", "prd2")).exit_code == 0
     other = ["pretrain", "--data", str(data / "pairs.jsonl"), "--model", str(data / "run"), "--recipe", "r2d2"]

@@ -136,6 +136,20 @@ class TestFormats:
         check_good(load_pairs(tmp_path, split="val", image_root=pictures))
         with pytest.raises(ValueError, match="no split 'test'"):
             load_pairs(tmp_path, split="test")
+        with pytest.raises(ValueError, match=r"val.jsonl \(jsonl\) has no splits"):
+            load_pairs(tmp_path / "val.jsonl", split="val")
+
+    def test_pictures_of_one_name_in_two_folders_are_two(self, tmp_path):
+        for seed, shop in enumerate(("一店", "二店")):
+            (tmp_path / shop).mkdir()
+            Image.new("RGB", (16, 16), (99 * seed, 0, 0)).save(tmp_path / shop / "1.png")
+            rows = [{"image": "1.png", "text": "门"}, {"image": "1.png", "text": "窗"}]
+            write_jsonl(tmp_path / shop / "pairs.jsonl", rows)
+        pairs = load_pairs(str(tmp_path / "*" / "pairs.jsonl"))
+        assert pairs[0]["image_id"] == pairs[1]["image_id"] == str(tmp_path / "一店" / "1.png")
+        assert len(pairs) == 4
+        assert len(set(pairs.image_ids())) == 2
+        assert load_pairs(tmp_path / "一店" / "pairs.jsonl")[0]["image_id"] == "1.png"
 
     @pytest.mark.parametrize("decoded", [True, False])
     def test_parquet(self, pictures, tmp_path, decoded):

@@ -165,6 +165,25 @@ def test_adding_changing_pruning_removing(builder, model, processor, pictures, t
         torch.testing.assert_close(states[row].float(), want, atol=2e-2, rtol=1e-2, msg=id)
 
 
+def test_a_second_folder_with_the_same_names(builder, pictures, tmp_path):
+    """It does not take the place of what is indexed; moved or linked, a picture is itself."""
+    builder().add(pictures)
+    before = files_of(tmp_path / "index")
+    other = tmp_path / "other"
+    other.mkdir()
+    for seed, name in enumerate(("a.png", "e.PNG"), 90):
+        tiny_picture(seed).save(other / name)
+    built = builder().add(other)
+    assert (built.added, built.changed, built.pictures) == (0, 0, 9)
+    assert {entry["id"] for entry in built.unreadable} >= {"a.png", "e.PNG"}
+    assert any(f"the index holds {pictures / 'a.png'} by this id" in entry["reason"] for entry in built.unreadable)
+    (tmp_path / "link").symlink_to(pictures)
+    assert builder().add(tmp_path / "link").unchanged == 9
+    assert files_of(tmp_path / "index").keys() >= before.keys() - {"unreadable.jsonl"}
+    (pictures / "a.png").unlink()
+    assert builder().add(other).changed == 1  # the place is free
+
+
 def test_unreadable_pictures_are_skipped_listed_and_tried_again(builder, pictures, tmp_path):
     (pictures / "torn.png").write_bytes((pictures / "a.png").read_bytes()[:60])
     (pictures / "link.png").symlink_to(tmp_path / "nowhere.png")
