@@ -10,7 +10,7 @@ from rich.console import Console
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Model folder; the calibration is stored in it.")],
     data: Annotated[
-        str, typer.Option(help="Pairs that training has not seen (as `r2d2 pretrain` takes them), or 'demo'.")
+        str, typer.Option(help="Pairs that training has not seen (as `pretrain` takes them, but no shards), or 'demo'.")
     ],
     negatives: Annotated[str, typer.Option(help="'uniform', or 'hard': drawn as FGR draws.")] = "uniform",
     per_positive: Annotated[
@@ -21,6 +21,8 @@ def calibrate(
     ] = None,
     method: Annotated[str, typer.Option(help="'temperature', 'platt', or 'best' by held-out likelihood.")] = "best",
     test_data: Annotated[str | None, typer.Option(help="Other pairs, to report the error on.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     precision: Annotated[float | None, typer.Option(help="Report the threshold for this precision …")] = None,
     recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the reliability into this PNG.")] = None,
@@ -30,15 +32,16 @@ def calibrate(
     from ..retrieval.calibrating import calibrate_model, load_gallery, measure
 
     console = Console()
+    reading = {"format": format, "image_root": image_root}
     fitted, found = calibrate_model(
         model,
-        load_gallery(data),
+        load_gallery(data, **reading),
         negatives=negatives,
         per_positive=per_positive,
         prior=prior,
         method=method,
         seed=seed,
-        test=None if test_data is None else load_gallery(test_data),
+        test=None if test_data is None else load_gallery(test_data, **reading),
     )
     path = fitted.save(model)
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())

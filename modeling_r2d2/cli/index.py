@@ -1,5 +1,6 @@
 """`r2d2 index`: make an index of pictures, add to it, take from it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,10 +55,13 @@ def index(
         builder = IndexBuilder(
             network, processor, output, kept, vectors, batch_size, accelerator=accelerator, progress=progress
         )
+        removed = 0
         if remove:
             built = builder.remove(remove)
+            removed = built.removed
         if pictures is not None:
             built = builder.add(pictures, prune, format=format, image_root=image_root)
+            built = replace(built, removed=built.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
         return
     parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..evaluation.gallery import Pictures
 from .calibration import Calibration, Reliability, fit_calibration, ranker_digest, reliability
 from .calibration_pairs import Gallery, Negatives, PairList, draw_pairs
 from .retriever import load_model
@@ -22,15 +23,16 @@ class LabelledGallery:
     text_ids: Sequence
 
 
-def load_gallery(data: str | PathLike) -> LabelledGallery:
-    """A gallery of image-text pairs: each pair's picture and its first text, told apart by image_id.
+def load_gallery(data: str | PathLike, **reading: Any) -> LabelledGallery:
+    """A gallery of image-text pairs: pictures, decoded on access, and first texts, told apart by image_id.
 
     Args:
         data: what `load_pairs` reads, or "demo": the Samsung emoji that the demo's training leaves out; "demo:twitter"
             for another vendor.
+        reading: options of `load_pairs`; pairs whose picture is broken are left out within its `max_error_rate`.
 
     Raises:
-        DataRefusedError, FileNotFoundError, ValueError: as `load_pairs`.
+        DataRefusedError, FileNotFoundError, ValueError: as `load_pairs`; a stream of shards; labelled pairs.
     """
     if str(data).split(":")[0] == "demo":
         from ..processing.datasets.emoji import EmojiPairs
@@ -38,12 +40,21 @@ def load_gallery(data: str | PathLike) -> LabelledGallery:
         vendor = str(data).partition(":")[2]
         pairs = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
         ids = pairs.keys()
-        return LabelledGallery([pairs.image(place) for place in range(len(pairs))], pairs.names(), ids, ids)
+        return LabelledGallery(_pictures(pairs), pairs.names(), ids, ids)
     from ..processing.datasets import load_pairs
 
-    pairs = load_pairs(data)
+    pairs = load_pairs(data, **reading)
+    if not hasattr(pairs, "image_ids"):
+        raise ValueError(f"{data} is a stream of shards, and calibration draws pairs from a list: unpack it")
+    if pairs.labelled:
+        raise ValueError(f"{data} holds labelled pairs, and calibration draws its wrong pairs itself: give true ones")
+    pairs = pairs.drop_unreadable()
     ids = pairs.image_ids().tolist()
-    return LabelledGallery([pairs.image(place) for place in range(len(pairs))], pairs.first_texts(), ids, ids)
+    return LabelledGallery(_pictures(pairs), pairs.first_texts(), ids, ids)
+
+
+def _pictures(pairs: Any) -> Pictures:
+    return Pictures([(pairs, row) for row in range(len(pairs))])
 
 
 def pairs_of(

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app, main
+from modeling_r2d2.retrieval.calibrating import load_gallery
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
@@ -80,6 +81,8 @@ def test_add_remove_prune(place, tmp_path):
     assert "3 pictures (1 added, 1 unchanged)" in run("index", folder, *index)  # removed only if that is asked for
     assert "1 removed" in run("index", folder, *index, "--prune")
     assert "1 pictures (1 removed)" in run("index", *index, "--remove", "9.png")
+    assert "2 pictures (1 added, 1 unchanged)" in run("index", folder, *index)
+    assert "2 pictures (1 added, 1 removed, 1 unchanged)" in run("index", folder, *index, "--remove", "8.png")
 
 
 def test_match_and_heat_map(place, tmp_path):
@@ -91,6 +94,22 @@ def test_match_and_heat_map(place, tmp_path):
     assert f"{rows[0]['match_probability']:.4f}" in run(*command)
     run(*command, "--word", "猫", "--heat-map", tmp_path / "map.png")
     assert Image.open(tmp_path / "map.png").size == Image.open(picture).size
+
+
+def test_data_of_a_calibration(tmp_path):
+    """A broken picture is left out, and counted; a stream, labelled pairs and what is not there are refused."""
+    rows = [{"image": f"{n}.png", "text": text, "match": n % 2} for n, text in enumerate("猫狗马鱼")]
+    for n in range(4):
+        tiny_picture(n).save(tmp_path / f"{n}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    (tmp_path / "pairs.data").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    gallery = load_gallery(tmp_path / "pairs.data", format="jsonl", max_error_rate=0.5)
+    assert list(gallery.texts) == ["猫", "马", "鱼"]
+    assert [picture.size for picture in gallery.images] == [tiny_picture(0).size] * 3
+    with pytest.raises(ValueError, match="a stream of shards"):
+        load_gallery(tmp_path / "pairs.data", format="jsonl", streaming=True)
+    with pytest.raises(ValueError, match="labelled pairs"):
+        load_gallery(tmp_path / "pairs.data", format="jsonl", columns={"label": "match"})
 
 
 def test_calibrate(place, tmp_path):

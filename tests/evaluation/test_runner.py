@@ -201,6 +201,17 @@ class TestTasks:
         (same,) = evaluate_models(folder, [models / "prd2"])
         assert same.metrics == pytest.approx(pairs.metrics)
 
+        def split(name, **more):
+            reading = {"split": name, **more}
+            chosen = EvaluationSettings("classification", str(tmp_path.parent), reading, bootstrap=FEW)
+            return evaluate_models(chosen, [models / "prd2"])[0]
+
+        assert split(tmp_path.name).counts["classes"] == 5
+        with pytest.raises(FileNotFoundError, match="no folder of the split 'train'"):
+            split("train")
+        with pytest.raises(ValueError, match="--label belongs to lists of pairs"):
+            split(tmp_path.name, columns={"label": "label"})
+
     def test_token_wise_models(self, data, tmp_path):
         torch.manual_seed(0)
         tiny_wukong("wukong").save_pretrained(tmp_path)

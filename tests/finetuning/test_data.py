@@ -1,10 +1,12 @@
 """Samples of every task, drawn negatives, validation splits, metrics."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modeling_r2d2.finetuning.data import (
     ClassPairs,
@@ -15,6 +17,7 @@ from modeling_r2d2.finetuning.data import (
     class_names,
 )
 from modeling_r2d2.finetuning.run import split_validation
+from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.records import stable_id
 
 from .conftest import Colours
@@ -88,6 +91,20 @@ def test_uniform_negatives_are_the_same_every_time():
     drawn = [UniformNegatives(pairs, pairs.image_ids(), seed).negatives for seed in range(200)]
     shares = np.array([[n == text for n in (d[0] for d in drawn)] for text in sorted({t for d in drawn for t in d})])
     assert shares.mean(axis=1).max() < 0.3  # seven other colours: 1/7 each
+
+
+def test_a_broken_picture_among_drawn_negatives_is_reported(processor, tmp_path):
+    """As any other is: by the set that it comes from, and another pair takes its place."""
+    for number in range(6):
+        Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [json.dumps({"image": f"{n}.png", "text": text}) for n, text in enumerate("红橙黄绿蓝紫")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    pairs = load_pairs(tmp_path / "pairs.jsonl", max_error_rate=0.9)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])  # after loading
+    negatives = UniformNegatives(pairs, pairs.image_ids())
+    data = MatchingDataset(negatives, processor)
+    assert all(data[place] is not None for place in range(12))
+    assert "2.png" in pairs.report.summary()
 
 
 def test_no_negative_to_draw():

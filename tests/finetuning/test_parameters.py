@@ -110,6 +110,14 @@ def test_settings_that_make_no_sense(tmp_path):
         FinetuningSettings(tmp_path, batch_size=1)
     with pytest.raises(ValueError, match="half the period"):
         FinetuningSettings(tmp_path, task="matching", schedule="matching", warmup_steps=0.1)
+    with pytest.raises(ValueError, match="has no {} for the class"):
+        FinetuningSettings(tmp_path, task="classification", prompts=("{}的图片", "一张图片"))
+
+
+def test_warm_up_is_steps_or_a_share_of_them(tmp_path):
+    assert FinetuningSettings(tmp_path, warmup_steps=500).warmup_of(50) == 500
+    assert FinetuningSettings(tmp_path, warmup_steps=0.1).warmup_of(55) == 6
+    assert FinetuningSettings(tmp_path, warmup_steps=0).warmup_of(55) == 0
 
 
 def test_multi_positive_loss_is_the_formula():
