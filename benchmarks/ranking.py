@@ -77,6 +77,11 @@ def fast(ranker: FastRanker, text: Tensor, length: int, kept: dict[str, Tensor],
     return alone
 
 
+def bytes_of(kept: dict[str, Tensor]) -> int:
+    """What tensors take, all together."""
+    return sum(each.numel() * each.element_size() for each in kept.values())
+
+
 def spread_weights(model: R2D2Model) -> None:
     """Random weights whose probabilities differ between pictures, so that a difference of rounding could show."""
     generator = torch.Generator().manual_seed(1)
@@ -130,9 +135,7 @@ def measure(config: R2D2Config, candidates: int, cascade: int, rounds: int, mode
     model.set_attn_implementation("sdpa")
     seconds = interleave(contenders, rounds, warmup=0)
     speed = {name: ratio(seconds["published procedure"], each) for name, each in seconds.items()}
-    memory = {
-        name: sum(t.numel() * t.element_size() for t in each.values()) / candidates for name, each in kept.items()
-    }
+    memory = {name: bytes_of(each) / candidates for name, each in kept.items()}
     rows = [
         {
             "ranker": name,
@@ -238,12 +241,11 @@ def measure_precision(folder: Path, candidates: int) -> Table:
             kept = pack({"states": gallery.states}, precision)
             found = gallery.logits(unpack(kept, torch.float32, "cpu")["states"]).match_probability
             change = (found - exact).abs()
-            size = sum(each.numel() * each.element_size() for each in kept.values()) / len(gallery.states)
             rows.append(
                 {
                     "vendor": gallery.vendor,
                     "states": precision,
-                    "kB a picture": size / 1e3,
+                    "kB a picture": bytes_of(kept) / len(gallery.states) / 1e3,
                     "largest change": change.max().item(),
                     "mean change": change.mean().item(),
                     "R@1": gallery.recall(gallery.score(found)),

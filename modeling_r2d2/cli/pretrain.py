@@ -137,8 +137,8 @@ def pretrain(
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     if held_out is not None:
-        last = [logs for logs in trainer.state.log_history if logs["step"] == trainer.state.global_step]
-        found = next((logs for logs in last if evaluation_line(logs)), None)
+        done, history = trainer.state.global_step, trainer.state.log_history
+        found = next((logs for logs in history if logs["step"] == done and evaluation_line(logs)), None)
         if found is None:  # the last step has not been evaluated yet
             found = trainer.evaluate()
             trainer.save_state()

@@ -275,13 +275,12 @@ def load_pairs(
             dataset, ends = load_parquet(files)
         return _from_table(dataset, paths[0], files, ends, report, columns, image_root, check_images, background)
 
-    folders = {path if path.is_dir() else path.parent for path in map(Path, paths)}
-    several = image_root is None and len(folders) > 1
+    folders = {path: path if path.is_dir() else path.parent for path in map(Path, paths)}
+    several = image_root is None and len(set(folders.values())) > 1
 
     def records() -> Iterator[tuple[Path, RawPair | Problem]]:
         for path in map(Path, paths):
-            root = path if path.is_dir() else path.parent
-            root = Path(image_root) if image_root is not None else root
+            root = folders[path] if image_root is None else Path(image_root)
             for item in _reader(format)(str(path), columns):
                 if several and isinstance(item, RawPair):
                     item = _named_by_path(item, root)
