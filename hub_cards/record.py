@@ -38,12 +38,13 @@ class TrainingData:
     licence: str | None = None
 
     @classmethod
-    def of(cls, source: str, pairs: Any) -> TrainingData:
-        """The counts of what `load_pairs` made of a source."""
+    def of(cls, source: str, pairs: Any, split: str | None = None) -> TrainingData:
+        """The counts of what `load_pairs` made of a source, or of a split of it."""
         path = Path(source)
         # a pattern alone says nothing: shards/{000..127}.tar
         name = f"{path.parent.name}/{path.name}" if set("*?[{") & set(path.name) and path.parent.name else path.name
-        found = cls(name or path.resolve().name, bad_records=pairs.report.errors)
+        name = (name or path.resolve().name) + ("" if split is None else f" ({split})")
+        found = cls(name, bad_records=pairs.report.errors)
         if hasattr(pairs, "__len__"):
             import pyarrow.compute as pc
 

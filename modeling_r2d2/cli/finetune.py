@@ -25,6 +25,8 @@ def finetune(
     ] = 0.0,
     test: Annotated[list[str] | None, typer.Option(help="Test data, only to refuse them as validation data.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder to train on.")] = None,
+    validation_split: Annotated[str | None, typer.Option(help="Which split --validation is.")] = None,
     label: Annotated[str | None, typer.Option(help="matching: column of labels (1, 0) in files of your own.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
@@ -103,7 +105,9 @@ def finetune(
     refuse_existing_model(output, overwrite, resume)
     if validation is not None and validation_share:
         raise ValueError("give --validation or --validation-share, not both")
-    check_splits(data, validation, test or ())
+    if validation is None and validation_split is not None:
+        raise ValueError("--validation-split is of the validation pairs: name them with --validation")
+    check_splits(_within(data, split), validation and _within(validation, validation_split), test or ())
     reading = {
         "columns": None if label is None else {"label": label},
         "image_root": image_root,
@@ -112,10 +116,10 @@ def finetune(
         "background": background,
         "format": format,
     }
-    pairs = load_pairs(data, **reading)
+    pairs = load_pairs(data, split=split, **reading)
     if not hasattr(pairs, "select"):
         raise ValueError("fine-tuning reads its pairs in epochs, and a stream of shards has no length: unpack it")
-    held_out = None if validation is None else load_pairs(validation, **reading)
+    held_out = None if validation is None else load_pairs(validation, split=validation_split, **reading)
     # of all pairs: the part that is set aside may hold a class alone
     classes = class_names(pairs) if task == Task.classification else None
     if validation_share:
@@ -128,11 +132,15 @@ def finetune(
         held_out,
         classes,
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        data=TrainingData.of(data, pairs),
+        data=TrainingData.of(data, pairs, split),
     )
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"model and processor are in [bold]{output}[/bold]")
+
+
+def _within(data: str, split: str | None) -> str:
+    return data if split is None else f"{data}/{split}"
 
 
 def _set_adapters(settings, rank: int | None, alpha: int | None, dora: bool) -> None:

@@ -47,8 +47,10 @@ def pretrain(
     ] = 0,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out pairs, for recall@K while training.")] = None,
     eval_format: Annotated[str | None, typer.Option(help="Of the held-out pairs; default: that of --data.")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Which split the held-out pairs are.")] = None,
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
     max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
@@ -58,7 +60,9 @@ def pretrain(
     learning_rate: float = 1e-4,
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
     weight_decay: float = 0.05,
-    mask_ratio: Annotated[float, typer.Option(help="Share of text tokens to mask; 0: no MLM.")] = 0.15,
+    mask_ratio: Annotated[
+        float | None, typer.Option(help="Share of text tokens to mask; 0: no MLM. Default: 0.15.")
+    ] = None,
     whole_words: Annotated[bool, typer.Option(help="Mask whole Chinese words (needs jieba).")] = False,
     augment: Annotated[bool, typer.Option(help="The paper's augmentation of pictures.")] = True,
     workers: int = 2,
@@ -91,8 +95,12 @@ def pretrain(
         "max_error_rate": max_error_rate,
         "background": background,
     }
-    pairs = load_pairs(data, format=format, **reading)
-    held_out = None if eval_data is None else load_pairs(eval_data, format=eval_format or format, **reading)
+    pairs = load_pairs(data, format=format, split=split, **reading)
+    if eval_data is None and (eval_format or eval_split):
+        raise ValueError("--eval-format and --eval-split are of the held-out pairs: name them with --eval-data")
+    held_out = None
+    if eval_data is not None:
+        held_out = load_pairs(eval_data, format=eval_format or format, split=eval_split, **reading)
     set_seed(seed)
     start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
@@ -100,12 +108,14 @@ def pretrain(
     objectives = objectives.adapted(
         len(pairs) if hasattr(pairs, "__len__") else None,
         distil=distil,
-        masking=mask_ratio > 0,
+        masking=mask_ratio != 0,
         queue_size=queue_size,
         alpha=alpha,
         alpha_ramp_steps=None if hasattr(pairs, "__len__") else steps,
         momentum=momentum,
     )
+    if not objectives.reads_masked_texts and (whole_words or mask_ratio):
+        raise ValueError(f"--mask-ratio and --whole-words are of masked texts, which {objectives} does not read")
     (_, size), _ = picture_size(processor)
     settings = PretrainingSettings(
         output=output,
@@ -117,7 +127,7 @@ def pretrain(
         weight_decay=weight_decay,
         recipe=objectives,
         augmentation=R2D2Augmentation(size=size) if augment else None,
-        mask_ratio=mask_ratio,
+        mask_ratio=0.15 if mask_ratio is None else mask_ratio,
         whole_words=whole_words,
         seed=seed,
         workers=workers,
@@ -132,7 +142,7 @@ def pretrain(
     console.print(
         f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps of {objectives} → {output}"
     )
-    record = RunRecord([TrainingData.of(data, pairs)], *describe_start(start), objectives=str(objectives))
+    record = RunRecord([TrainingData.of(data, pairs, split)], *describe_start(start), objectives=str(objectives))
     trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, resume)])
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)

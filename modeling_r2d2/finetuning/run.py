@@ -18,6 +18,7 @@ from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
+from ..processing.datasets.records import require_true_pairs
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
 from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, remove_replaced_run
@@ -251,8 +252,8 @@ def finetune(
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
     bad = getattr(pairs, "report", None)
-    if settings.task != "matching" and any(getattr(part, "labelled", False) for part in (pairs, validation)):
-        raise ValueError(f"these are labelled pairs, and {settings.task} learns from true ones")
+    if settings.task != "matching":
+        require_true_pairs(settings.task, pairs, validation)
     if settings.task == "classification":
         classes = list(classes) if classes is not None else class_names(pairs)
         pairs = ClassPairs(pairs, classes)

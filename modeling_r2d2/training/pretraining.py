@@ -15,6 +15,7 @@ from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, StreamingPretrainingDataset
+from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
@@ -119,11 +120,7 @@ def build_trainer(
     Raises:
         ValueError: a recipe that does not fit the model, see `Recipe.check`; labelled pairs.
     """
-    if getattr(pairs, "labelled", False):
-        raise ValueError(
-            "these are labelled pairs, some of which do not match, and pre-training learns from true ones: "
-            "`r2d2 finetune matching` learns from both"
-        )
+    require_true_pairs("pre-training", pairs, *(eval_pairs.values() if isinstance(eval_pairs, dict) else [eval_pairs]))
     recipe = settings.recipe
     if recipe is None:
         own = Recipe(ranker=model.can_rank, target_guided=None, feature_guided=None)
@@ -157,7 +154,7 @@ def build_trainer(
     )
     step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
     masking = None
-    if settings.mask_ratio and recipe.masking and (model.can_rank or recipe.feature_guided):
+    if settings.mask_ratio and recipe.reads_masked_texts:
         masking = TextMasking(processor.tokenizer, mask_ratio=settings.mask_ratio, whole_words=settings.whole_words)
     sampling = {"augmentation": settings.augmentation, "masking": masking, "seed": settings.seed}
     if isinstance(pairs, StreamingPairs):

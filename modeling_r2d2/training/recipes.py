@@ -54,6 +54,11 @@ class Recipe:
         """Whether there is a teacher."""
         return self.target_guided is not None or self.feature_guided is not None
 
+    @property
+    def reads_masked_texts(self) -> bool:
+        """Whether an objective does: MLM, which needs the ranker, or FgD."""
+        return self.masking and (self.ranker or self.feature_guided is not None)
+
     def check(self, model: nn.Module):
         """That these objectives can train a model.
 

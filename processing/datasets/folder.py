@@ -61,7 +61,7 @@ def read_sidecars(folder: Path) -> Iterator[RawPair | Problem]:
         except ValueError as error:
             yield Problem(str(text), 1, str(error))
         else:
-            yield RawPair(str(text), 1, name, texts, name)
+            yield RawPair(str(text), 1, name, texts)
 
 
 def read_caption_lines(path: Path) -> Iterator[RawPair | Problem]:

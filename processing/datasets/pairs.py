@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from .folder import find_captions_file, list_images, read_captions_file, read_si
 from .formats import BENCHMARKS
 from .images import ImageReadError, check_image, open_image
 from .jsonl import read_jsonl
-from .records import Columns, RawPair, stable_ids
+from .records import Columns, RawPair, picture_folder, picture_id, stable_ids
 from .report import ErrorReport, Problem
 from .sources import FORMATS, detect_format, expand, split_of_folder
 from .streaming import StreamingPairs
@@ -275,28 +274,13 @@ def load_pairs(
             dataset, ends = load_parquet(files)
         return _from_table(dataset, paths[0], files, ends, report, columns, image_root, check_images, background)
 
-    folders = {path: path if path.is_dir() else path.parent for path in map(Path, paths)}
-    several = image_root is None and len(set(folders.values())) > 1
-
-    def records() -> Iterator[tuple[Path, RawPair | Problem]]:
-        for path in map(Path, paths):
-            root = folders[path] if image_root is None else Path(image_root)
-            for item in _reader(format)(str(path), columns):
-                if several and isinstance(item, RawPair):
-                    item = _named_by_path(item, root)
-                yield root, item
-
-    table = collect(records(), report, check_images)
+    roots = [picture_folder(path) if image_root is None else Path(image_root) for path in paths]
+    read = _reader(format)
+    records = ((root, item) for path, root in zip(paths, roots, strict=True) for item in read(path, columns))
+    table = collect(records, report, check_images, apart=len(set(roots)) > 1)
     if format == "folder":
         _note_unused(paths, image_root, table, report)
     return finish(PairDataset(table, report, background=background), str(paths[0]))
-
-
-def _named_by_path(pair: RawPair, root: Path) -> RawPair:
-    """Without an id of its own a picture goes by its path: another folder may hold a picture of the same name."""
-    if isinstance(pair.image, str) and pair.image_id in (None, pair.image):
-        return replace(pair, image_id=str(root / pair.image))
-    return pair
 
 
 def _reader(format: str) -> Callable[[str, Columns], Iterator[RawPair | Problem]]:
@@ -337,18 +321,28 @@ def _from_table(
     from .records import resolve_columns
 
     image_column = resolve_columns(dataset.column_names, columns)["image"]
-    root = Path(image_root) if image_root is not None else (files[0].parent if files else Path())
+    root = Path() if image_root is None else Path(image_root)
+    roots = {str(file): file.parent if image_root is None else root for file in files}
     rows = read_table(dataset, columns, name=name, files=files, file_ends=ends)
-    table = collect(((root, item) for item in rows), report, check_images)
+    records = ((roots.get(item.source, root), item) for item in rows)
+    table = collect(records, report, check_images, apart=len(set(roots.values())) > 1)
     pairs = PairDataset(table, report, images=ImageColumn(dataset, image_column), background=background)
     return finish(pairs, name)
 
 
 def collect(
-    records: Iterable[tuple[Path, RawPair | Problem]], report: ErrorReport, check_images: CheckImages
+    records: Iterable[tuple[Path, RawPair | Problem]],
+    report: ErrorReport,
+    check_images: CheckImages,
+    *,
+    apart: bool = False,
 ) -> pa.Table:
     """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row, label
     and text_id.
+
+    Args:
+        records: the folder in which a picture's relative path begins, and the record.
+        apart: the folders are several, and pictures without an id are known by their whole path.
 
     Raises:
         DataRefusedError: too many are bad.
@@ -394,7 +388,7 @@ def collect(
         values = (
             path,
             item.texts,
-            item.image_id or item.image,
+            picture_id(item, root, apart),
             item.source,
             item.line,
             place,

@@ -58,15 +58,24 @@ def load_published(
             root = root or image_root_of(spec, sources[0].path)
             reader = partial(_located, spec, root, reader)
         names = [source.name for source in sources]
-        return StreamingPairs(names, reader, columns=columns, image_root=root, background=background, report=report)
+        return StreamingPairs(
+            names,
+            reader,
+            columns=columns,
+            image_root=root,
+            background=background,
+            report=report,
+            labelled=spec.task == "matching",
+        )
+
+    roots = [image_root_of(spec, source.path) if image_root is None else Path(image_root) for source in sources]
 
     def records() -> Iterator[tuple[Path, Any]]:
-        for source in sources:
-            root = Path(image_root) if image_root is not None else image_root_of(spec, source.path)
+        for source, root in zip(sources, roots, strict=True):
             for item in in_folders(spec, root, source.read(source.name, columns)):
                 yield root, item
 
-    table = collect(records(), report, check_images)
+    table = collect(records(), report, check_images, apart=len(set(roots)) > 1)
     return finish(PairDataset(table, report, background=background), sources[0].name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -151,6 +152,35 @@ def read_label(value: object) -> int:
         return int(value)
     reason = "no label" if value is None else f"the label is {value!r:.40}"
     raise ValueError(f"{reason}; a labelled pair has 1 (match) or 0 (no match)")
+
+
+def picture_folder(source: str) -> Path:
+    """Where the relative picture paths of a file begin: its folder, or the folder itself."""
+    path = Path(source)
+    return path if path.is_dir() else path.parent
+
+
+def picture_id(pair: RawPair, root: Path, apart: bool) -> str | None:
+    """The id of a pair's picture: its own, else its path as the file gives it or, of bytes in an archive, where it
+    lies in it; with what leads to `root` or the archive where `apart`, since another folder may hold the same names.
+    """
+    if pair.image_id is not None:
+        return pair.image_id
+    if isinstance(pair.image, bytes):
+        return pair.source if apart else PurePosixPath(pair.source).relative_to(root.as_posix()).as_posix()
+    return str(root / pair.image) if apart and pair.image is not None else pair.image
+
+
+def require_true_pairs(learner: str, *parts: object) -> None:
+    """Refuse labelled pairs where every pair is taken for a match.
+
+    Raises:
+        ValueError: one of the sets of pairs has labels.
+    """
+    if any(getattr(part, "labelled", False) for part in parts):
+        raise ValueError(
+            f"these are labelled pairs, and {learner} learns from true ones: `r2d2 finetune matching` learns from both"
+        )
 
 
 def make_pair(row: Mapping, columns: Mapping[str, str], source: str, line: int | None) -> RawPair | Problem:

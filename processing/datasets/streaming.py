@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .images import ImageReadError, open_image
-from .records import Columns, RawPair
+from .records import LABEL, Columns, RawPair, picture_folder, picture_id
 from .report import ErrorReport, Problem
 from .tables import require_datasets
 
@@ -35,6 +35,10 @@ class StreamingPairs(_Base):
         columns: as in `load_pairs`.
         image_root: relative paths begin here; default the shard's own folder.
         background: as in `open_image`.
+        labelled: whether the reader gives every pair a label; default: whether `columns` names a column of labels.
+
+    Attributes:
+        report: what was bad so far. labelled: whether every pair has a label.
     """
 
     def __init__(
@@ -46,13 +50,21 @@ class StreamingPairs(_Base):
         image_root: str | Path | None = None,
         background: str | tuple[int, int, int] | None = None,
         report: ErrorReport | None = None,
+        labelled: bool = False,
     ) -> None:
         super().__init__()
         self.report = report or ErrorReport()
         self.background = background
-        self.image_root = None if image_root is None else Path(image_root)
+        self.labelled = labelled or (isinstance(columns, Mapping) and LABEL in columns)
         self.stream = require_datasets().IterableDataset.from_generator(
-            _generate, gen_kwargs={"shards": list(shards), "reader": reader, "columns": columns}
+            _generate,
+            gen_kwargs={
+                "shards": list(shards),
+                "reader": reader,
+                "columns": columns,
+                "image_root": None if image_root is None else Path(image_root),
+                "apart": len({picture_folder(shard) for shard in shards}) > 1,
+            },
         )
         self._shuffled = False
         self._epoch = 0
@@ -87,7 +99,7 @@ class StreamingPairs(_Base):
                 self._refuse_or_skip(source, line, f"{row['empty_texts']} empty captions beside good ones")
             location = source if line is None else f"{source}:{line}"
             try:
-                image = open_image(self._picture(row), background=self.background, name=location)
+                image = open_image(row["image"], background=self.background, name=location)
             except ImageReadError as error:
                 self._refuse_or_skip(source, line, str(error).removeprefix(f"{location}: "))
                 continue
@@ -95,16 +107,10 @@ class StreamingPairs(_Base):
             yield {
                 "image": image,
                 "text": texts[0] if len(texts) == 1 else list(texts),
-                "image_id": row["image_id"] or str(row["image"]),
+                "image_id": row["image_id"],
                 "location": location,
                 **({} if row["label"] is None else {"label": row["label"]}),
             }
-
-    def _picture(self, row: dict) -> Path | bytes:
-        image = row["image"]
-        if isinstance(image, bytes):
-            return image
-        return (self.image_root or Path(row["shard"]).parent) / image
 
     def _refuse_or_skip(self, source: str, line: int | None, reason: str) -> None:
         self.report.add(Problem(source, line, reason))
@@ -167,18 +173,22 @@ class StreamingPairs(_Base):
         return other
 
 
-def _generate(shards: list[str], reader: Reader, columns: Columns) -> Iterator[dict]:
+def _generate(
+    shards: list[str], reader: Reader, columns: Columns, image_root: Path | None, apart: bool
+) -> Iterator[dict]:
     for shard in shards:
+        folder = picture_folder(shard)
+        root = image_root or folder
         for item in reader(shard, columns):
             bad = isinstance(item, Problem)
+            packed = not bad and isinstance(item.image, bytes)
             yield {
-                "shard": shard,
                 "source": item.source,
                 "line": item.line,
                 "problem": item.reason if bad else None,
-                "image": None if bad else item.image,
+                "image": None if bad else item.image if packed else str(root / item.image),
                 "texts": None if bad else list(item.texts),
-                "image_id": None if bad else item.image_id,
+                "image_id": None if bad else picture_id(item, folder if packed else root, apart),
                 "empty_texts": 0 if bad else item.empty_texts,
                 "label": None if bad else item.label,
             }

@@ -26,8 +26,8 @@ def read_tar(path: str, columns: Columns = None, describe: Describe | None = Non
     """Samples of one shard in order, read as a stream, pictures as undecoded bytes.
 
     `path` may be an address that fsspec opens (`https://`, `hf://`, ...). A sample is placed as
-    `shard.tar/key` and numbered from 1; its id is its image_id, else `shard name/key`. A shard that ends early
-    or is no tar file gives a `Problem` after the samples that could be read.
+    `shard.tar/key` and numbered from 1. A shard that ends early or is no tar file gives a `Problem` after the
+    samples that could be read.
 
     Args:
         describe: takes a sample's .json in place of our own reading of it.
@@ -89,7 +89,7 @@ def _make_sample(
             if "json" not in members:
                 return Problem(source, number, f"no .json among its members {sorted(members)}")
             pair = describe(json.loads(members["json"].decode("utf-8-sig")), source, number)
-            return pair if isinstance(pair, Problem) else _identified(replace(pair, image=image), path, key)
+            return pair if isinstance(pair, Problem) else replace(pair, image=image)
         if "json" in members:
             row = json.loads(members["json"].decode("utf-8-sig"))
             if not isinstance(row, dict):
@@ -104,9 +104,4 @@ def _make_sample(
         resolved = resolve_columns(tuple(row), {**wanted, "image": "image"})
     except ValueError as error:
         return Problem(source, number, str(error))
-    pair = make_pair(row, resolved, source, number)
-    return pair if isinstance(pair, Problem) else _identified(pair, path, key)
-
-
-def _identified(pair: RawPair, path: str, key: str) -> RawPair:
-    return pair if pair.image_id is not None else replace(pair, image_id=f"{PurePosixPath(path).name}/{key}")
+    return make_pair(row, resolved, source, number)

@@ -65,12 +65,24 @@ def test_held_out_pairs_are_evaluated_once_after_the_last_step(data):
     assert [logs["step"] for logs in history if "eval_loss" in logs] == [2, 4]
 
 
+def test_splits_of_one_folder(data):
+    (data / "held.jsonl").write_text((data / "pairs.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    splits = ("--data", str(data), "--split", "pairs", "--eval-data", str(data), "--eval-split", "held")
+    result = runner.invoke(app, arguments(data, *splits), catch_exceptions=False)
+    assert "held out: " in result.output
+    assert f"{data.name} (pairs)" in (data / "run" / "pretraining.json").read_text(encoding="utf-8")
+    result = runner.invoke(app, arguments(data, "--eval-split", "held", "--overwrite"))
+    assert "name them with --eval-data" in str(result.exception)
+
+
 def test_labelled_pairs_are_no_pre_training_data(data):
     lines = [json.loads(line) for line in (data / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [{"image_path": row["image"], "text": row["text"], "label": n % 2} for n, row in enumerate(lines)]
     labelled = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (data / "pairs.jsonl").write_text(labelled, encoding="utf-8")
     result = runner.invoke(app, arguments(data, "--format", "icm"))
+    assert "labelled pairs" in str(result.exception)
+    result = runner.invoke(app, arguments(data, "--eval-data", str(data / "pairs.jsonl"), "--eval-format", "icm"))
     assert "labelled pairs" in str(result.exception)
     assert not (data / "run").exists()
 

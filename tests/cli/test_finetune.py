@@ -75,6 +75,8 @@ def test_tasks(data, tmp_path, task, more, kind):
         (("--validation", "train.jsonl"), "the validation data are the training data"),
         (("--validation", "val.jsonl", "--test", "val.jsonl"), "are test data"),
         (("--validation", "val.jsonl", "--validation-share", "0.1"), "not both"),
+        (("--validation-split", "val"), "name them with --validation"),
+        (("--validation", ".", "--validation-split", "test"), "is a test split by its name"),
         (("--lora", "0", "--dora"), "trains whole weights"),
         (("--rate", "text_model"), "write a part and a factor"),
         (("--preset", "huge"), "there are published, small"),
@@ -89,6 +91,18 @@ def test_refused(data, tmp_path, monkeypatch, more, message):
     result = runner.invoke(app, command)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+
+
+def test_splits_of_one_folder(data, tmp_path):
+    splits = ("--split", "train", "--validation", str(data), "--validation-split", "val", "--patience", "1")
+    result = runner.invoke(
+        app, arguments(data, tmp_path / "run", "retrieval", *splits, pairs="."), catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    assert f"{data.name} (train)" in (tmp_path / "run" / "finetuning.json").read_text(encoding="utf-8")
+    same = ("--split", "train", "--validation", str(data), "--validation-split", "train")
+    result = runner.invoke(app, arguments(data, tmp_path / "other", "retrieval", *same, pairs="."))
+    assert "the validation data are the training data" in str(result.exception)
 
 
 def test_labels_of_matching_pairs(data, tmp_path):

@@ -32,6 +32,13 @@ def test_recipes_of_the_command_line():
         Recipe(masking=False)
 
 
+@pytest.mark.parametrize(
+    "options", [("--recipe", "clip", "--mask-ratio", "0.3"), ("--mask-ratio", "0", "--whole-words")]
+)
+def test_masking_that_nothing_reads_is_refused(data, options):  # noqa: F811
+    assert "of masked texts, which" in str(runner.invoke(app, arguments(data, *options)).exception)
+
+
 def test_queue_of_a_small_data_set():
     recipe = find_recipe("r2d2")
     assert recipe.adapted(1000).target_guided.queue_size == 500

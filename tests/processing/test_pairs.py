@@ -165,6 +165,18 @@ class TestFormats:
         assert pairs.location(2) == f"{tmp_path / 'part-1.parquet'}:2"
         assert len(set(pairs.image_ids())) == 3
 
+    def test_parquet_of_several_folders(self, tmp_path):
+        import datasets
+
+        for n, shop in enumerate(("一店", "二店")):
+            (tmp_path / shop).mkdir()
+            (tmp_path / shop / "1.png").write_bytes(png(n))
+            rows = datasets.Dataset.from_dict({"image": ["1.png"], "text": [f"图{n}"]})
+            rows.to_parquet(tmp_path / shop / "pairs.parquet")
+        pairs = load_pairs([tmp_path / "一店" / "pairs.parquet", tmp_path / "二店" / "pairs.parquet"])
+        assert pairs.keys() == [str(tmp_path / "一店" / "1.png"), str(tmp_path / "二店" / "1.png")]
+        assert pairs[1]["image"].tobytes() != pairs[0]["image"].tobytes()
+
     def test_datasets_object_and_saved_folder(self, tmp_path):
         import datasets
 

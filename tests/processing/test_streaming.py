@@ -56,6 +56,34 @@ def test_samples(shards):
     assert pairs.report.errors == 0
 
 
+@pytest.mark.parametrize("kind", ["tar", "jsonl", "folder"])
+def test_pictures_of_one_name_in_two_folders_are_two(tmp_path, kind):
+    for n, shop in enumerate(("一店", "二店")):
+        (tmp_path / shop).mkdir()
+        if kind == "tar":
+            write_tar(tmp_path / shop / "0.tar", [("1.png", png(n)), ("1.txt", f"图{n}")])
+            continue
+        (tmp_path / shop / "1.png").write_bytes(png(n))
+        name = "pairs.jsonl" if kind == "jsonl" else "captions.jsonl"
+        (tmp_path / shop / name).write_text(json.dumps({"image": "1.png", "text": f"图{n}"}), encoding="utf-8")
+    names = {"tar": "0.tar", "jsonl": "pairs.jsonl", "folder": ""}
+    files = [str(tmp_path / shop / names[kind]) for shop in ("一店", "二店")]
+    within = "0.tar/1" if kind == "tar" else "1.png"
+    both = list(load_pairs(files, streaming=True))
+    assert texts(both) == ["图0", "图1"]
+    assert [s["image_id"] for s in both] == [str(tmp_path / shop / within) for shop in ("一店", "二店")]
+    assert [s["image_id"] for s in load_pairs(files[:1], streaming=True)] == [within]
+
+
+def test_a_stream_tells_whether_its_pairs_are_labelled(tmp_path):
+    member = json.dumps({"caption": "猫", "match": 1})
+    path = write_tar(tmp_path / "x.tar", [("1.png", png(0)), ("1.json", member)])
+    assert not load_pairs(path).labelled
+    labelled = load_pairs(path, columns={"label": "match"})
+    assert labelled.labelled
+    assert [sample["label"] for sample in labelled] == [1]
+
+
 def test_captions_in_json(tmp_path):
     members = [
         ("a/1.jpg", png(0)),
