@@ -163,7 +163,7 @@ def measure(config: R2D2Config, rows: int, rounds: int, quick: bool = False) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, save."""
-    options = arguments(__doc__, rounds=15).parse_args(argv)
+    options = arguments(__doc__, rounds=45).parse_args(argv)
     torch.set_num_threads(1 if options.quick else options.threads)
     config = demo_config(VOCABULARY)
     if options.quick:

@@ -65,7 +65,8 @@ def measure(texts: list[str], text_config: dict, batch_sizes: list[int], rounds:
     for size in batch_sizes:
         contenders[f"own {size}"] = lambda size=size: encode_texts(model, processor, texts, size, keep_states=False)
         contenders[f"padded {size}"] = lambda size=size: encode_padded(model, processor, texts, size)
-    seconds = interleave(contenders, rounds)
+        encode_texts(model, processor, texts[:size], size, keep_states=False)  # warm: a whole round takes a minute
+    seconds = interleave(contenders, rounds, warmup=0)
     rows = []
     for size in batch_sizes:
         own, padded = seconds[f"own {size}"], seconds[f"padded {size}"]

@@ -39,7 +39,10 @@ class _AllGather(torch.autograd.Function):
 def _all_gather(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()
     gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather(list(gathered.chunk(world_size())), tensor)
+    if hasattr(dist, "all_gather_single"):  # its name from torch 2.13 on
+        dist.all_gather_single(gathered, tensor)
+    else:
+        dist.all_gather_into_tensor(gathered, tensor)
     return gathered
 
 
@@ -83,30 +86,58 @@ class RowExchange:
     Args:
         index: (B,) int64 into the rows of all workers, B per worker: what this worker needs.
         needed: (W, B), the `index` of every worker.
+        lengths: (W, B) int64, where the rows are texts: a text's tokens up to its last. Padding does not travel.
+        width: L, the tokens of this worker's rows, padding included.
 
     Attributes:
         position: (B,) int64, where each needed row is in "local rows, then the fetched ones".
+        fetched: how many rows are fetched.
+        width: at least L, and the length of the longest text that is fetched: the tensors must be as wide.
     """
 
-    def __init__(self, index: torch.Tensor, needed: torch.Tensor):
-        batch, own = len(index), process_index()
-        away = index // batch != own
-        wanted, inverse = index[away].unique(return_inverse=True)  # sorted, so by worker
-        self.position = index - own * batch
-        self.position[away] = batch + inverse
-        self.received = torch.bincount(wanted // batch, minlength=world_size()).tolist()
-        worker = torch.arange(world_size(), device=index.device)[:, None]
-        asked = (needed // batch == own) & (worker != own)
-        keys = (worker * batch + needed - own * batch)[asked].unique()  # by asking worker, then by row
-        self.rows = keys % batch
-        self.sent = torch.bincount(keys // batch, minlength=world_size()).tolist()
+    def __init__(self, index: torch.Tensor, needed: torch.Tensor, lengths: torch.Tensor | None = None, width: int = 1):
+        workers, batch = needed.shape
+        own = slice(process_index() * batch, (process_index() + 1) * batch)
+        wanted = index.new_zeros(workers * batch, dtype=torch.bool)
+        wanted[index] = True
+        wanted[own] = False
+        position = wanted.cumsum(0) + (batch - 1)
+        position[own] = torch.arange(batch, device=index.device)
+        self.position = position[index]
+        arriving = wanted.nonzero().squeeze(1)  # in order, so by worker
+
+        local = needed - own.start
+        local = torch.where((local >= 0) & (local < batch), local, batch)  # of other workers: into a column to drop
+        asked = index.new_zeros((workers, batch + 1), dtype=torch.bool).scatter_(1, local, True)[:, :batch]
+        asked[process_index()] = False
+        asking, leaving = asked.nonzero(as_tuple=True)  # by asking worker, then by row
+
+        self.fetched, self.width, self.padded = len(arriving), width, lengths is not None
+        fetched = torch.arange(self.fetched, device=index.device)
+        if lengths is None:
+            self.rows, self.places = leaving, fetched
+            sent, received = asked.sum(1), wanted.view(workers, batch).sum(1)
+        else:
+            away, home = lengths.flatten()[arriving], lengths[process_index()][leaving]
+            self.width = max(width, int(away.max())) if self.fetched else width
+            self.rows, self.places = _tokens(leaving, home, self.width), _tokens(fetched, away, self.width)
+            none = lengths.new_zeros(workers)
+            sent, received = none.index_add(0, asking, home), none.index_add(0, arriving // batch, away)
+        self.sent, self.received = torch.stack([sent, received]).tolist()
+
+
+def _tokens(rows: torch.Tensor, lengths: torch.Tensor, width: int) -> torch.Tensor:
+    """Where the first `lengths` tokens of every row lie, of rows of `width` tokens laid end to end."""
+    token = torch.arange(width, device=rows.device)
+    return (rows[:, None] * width + token)[token < lengths[:, None]]
 
 
 def exchange_rows(*requests: tuple[RowExchange, list[torch.Tensor]]) -> list[list[torch.Tensor]]:
-    """The tensors of every request, (B, …) each, with the fetched rows behind them: (B + fetched, …).
+    """The tensors of every request, (B, …) each or, of texts, (B, width, …), with the fetched rows behind them:
+    (B + fetched, …), 0 where a fetched text is padded.
 
-    All travels in one message; differentiable. Every worker must call it with tensors of the same row shapes, and
-    all tensors must be of one dtype.
+    All travels in one message; differentiable. Every worker must call it with tensors of the same row shapes (of
+    texts: token shapes), and all tensors must be of one dtype.
     """
     exchanges = [exchange for exchange, tensors in requests for _ in tensors]
     together = iter(_ExchangeRows.apply(exchanges, *(t for _, tensors in requests for t in tensors)))
@@ -119,50 +150,74 @@ class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, exchanges: list[RowExchange], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.exchanges, ctx.local = exchanges, len(tensors[0])
-        message, leaving = _blocks(tensors, [e.sent for e in exchanges])
-        for exchange, tensor, blocks in zip(exchanges, tensors, leaving, strict=True):
-            for rows, block in zip(exchange.rows.split(exchange.sent), blocks, strict=True):
-                torch.index_select(tensor, 0, rows, out=block)
-        arrived, blocks_in = _blocks(tensors, [e.received for e in exchanges])
-        _send(message, leaving, arrived, blocks_in)
-        outputs = tuple(torch.cat([t, *blocks]) for t, blocks in zip(tensors, blocks_in, strict=True))
+        parts = [_parts(t, e) for t, e in zip(tensors, exchanges, strict=True)]
+        arriving, on_the_way = _send(parts, [(e.rows, e.sent, e.received) for e in exchanges])
+        outputs = tuple(map(_with_room, tensors, exchanges))
+        on_the_way.wait()
+        for output, exchange, blocks in zip(outputs, exchanges, arriving, strict=True):
+            fetched = _parts(output[ctx.local :], exchange)
+            for places, block in zip(exchange.places.split(exchange.received), blocks, strict=True):
+                fetched.index_copy_(0, places, block)
         ctx.mark_non_differentiable(*(o for o, t in zip(outputs, tensors, strict=True) if not t.requires_grad))
         return outputs
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        exchanges, local = ctx.exchanges, ctx.local
-        message, leaving = _blocks(gradients, [e.received for e in exchanges])
-        for exchange, gradient, blocks in zip(exchanges, gradients, leaving, strict=True):
-            for rows, block in zip(gradient[local:].split(exchange.received), blocks, strict=True):
-                block.copy_(rows)
-        arrived, blocks_in = _blocks(gradients, [e.sent for e in exchanges])
-        _send(message, leaving, arrived, blocks_in)
-        results = []
-        for exchange, gradient, blocks in zip(exchanges, gradients, blocks_in, strict=True):
-            results.append(gradient[:local].clone())
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        exchanges, gradients = [ctx.exchanges[i] for i in wanted], [gradients[i] for i in wanted]
+        parts = [_parts(g[ctx.local :], e) for g, e in zip(gradients, exchanges, strict=True)]
+        arriving, on_the_way = _send(parts, [(e.places, e.received, e.sent) for e in exchanges])
+        results = [g[: ctx.local].clone(memory_format=torch.contiguous_format) for g in gradients]
+        on_the_way.wait()
+        for result, exchange, blocks in zip(results, exchanges, arriving, strict=True):
             for rows, block in zip(exchange.rows.split(exchange.sent), blocks, strict=True):
-                results[-1].index_add_(0, rows, block)
-        return None, *results
+                _parts(result, exchange).index_add_(0, rows, block)
+        by_input = dict(zip(wanted, results, strict=True))
+        return None, *(by_input.get(i) for i in range(len(ctx.exchanges)))
 
 
-def _blocks(tensors: tuple, counts: list[list[int]]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
-    """An empty message that holds, worker by worker, counts[k][worker] rows of every tensor k; and those places in
-    it, by tensor and worker."""
-    widths = [math.prod(t.shape[1:]) for t in tensors]
-    sizes = [n * width for of_worker in zip(*counts, strict=True) for n, width in zip(of_worker, widths, strict=True)]
-    message = tensors[0].new_empty(sum(sizes))
-    pieces = message.split(sizes)
-    return message, [
-        [piece.view(-1, *t.shape[1:]) for piece in pieces[k :: len(tensors)]] for k, t in enumerate(tensors)
+def _parts(rows: torch.Tensor, exchange: RowExchange) -> torch.Tensor:
+    """What travels alone: the tokens of texts, laid end to end (rows · width, …), or whole rows."""
+    return rows.flatten(0, 1) if exchange.padded else rows
+
+
+def _with_room(tensor: torch.Tensor, exchange: RowExchange) -> torch.Tensor:
+    """The tensor with room behind it for the fetched rows."""
+    output = tensor.new_empty((len(tensor) + exchange.fetched, *tensor.shape[1:]))
+    output[: len(tensor)] = tensor
+    if exchange.padded:
+        output[len(tensor) :] = 0
+    return output
+
+
+def _send(
+    parts: list[torch.Tensor], ways: list[tuple[torch.Tensor, list[int], list[int]]]
+) -> tuple[list[list[torch.Tensor]], "dist.Work"]:
+    """Starts one exchange of all tensors: which parts leave, how many to each worker and how many come from each.
+
+    Returns the places of what arrives, by tensor and worker, filled once the exchange has been waited for.
+    """
+    message, leaving, sizes_out = _blocks(parts, [sent for _, sent, _ in ways])
+    for part, (index, sent, _), blocks in zip(parts, ways, leaving, strict=True):
+        for rows, block in zip(index.split(sent), blocks, strict=True):
+            torch.index_select(part, 0, rows, out=block)
+    arrived, arriving, sizes_in = _blocks(parts, [received for _, _, received in ways])
+    return arriving, dist.all_to_all_single(arrived, message, sizes_in, sizes_out, async_op=True)
+
+
+def _blocks(
+    tensors: list[torch.Tensor], counts: list[list[int]]
+) -> tuple[torch.Tensor, list[list[torch.Tensor]], list[int]]:
+    """An empty message that holds, worker by worker, counts[k][worker] rows of every tensor k; those places in it, by
+    tensor and worker; and the message's size by worker."""
+    widths = [math.prod(tensor.shape[1:]) for tensor in tensors]
+    sizes = [[n * width for n, width in zip(of_worker, widths, strict=True)] for of_worker in zip(*counts, strict=True)]
+    message = tensors[0].new_empty(sum(map(sum, sizes)))
+    pieces = message.split([size for of_worker in sizes for size in of_worker])
+    places = [
+        [piece.view(-1, *tensor.shape[1:]) for piece in pieces[k :: len(tensors)]] for k, tensor in enumerate(tensors)
     ]
-
-
-def _send(message: torch.Tensor, leaving: list, arrived: torch.Tensor, arriving: list):
-    def sizes(blocks: list) -> list[int]:
-        return [sum(block.numel() for block in of_worker) for of_worker in zip(*blocks, strict=True)]
-
-    dist.all_to_all_single(arrived, message, sizes(arriving), sizes(leaving))
+    return message, places, [sum(of_worker) for of_worker in sizes]
 
 
 def global_mean(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

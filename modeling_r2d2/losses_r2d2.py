@@ -106,8 +106,9 @@ def _negative_logits(logits_per_image: Tensor, logits_per_text: Tensor, positive
     valid = ~positives.all(dim=1)
     # The softmax over the negatives alone has the same ratios as the masked softmax, and never underflows.
     blocked = positives & valid[:, None]
-    logits = torch.cat([logits_per_text, logits_per_image]).float()
-    return logits.masked_fill(blocked.repeat(2, 1), -torch.inf), valid
+    logits = torch.cat([logits_per_text, logits_per_image]).float()  # a copy
+    logits.view(2, *blocked.shape).masked_fill_(blocked, -torch.inf)
+    return logits, valid
 
 
 def ranking_loss(

@@ -460,21 +460,22 @@ def fetch_drawn_states(
         queries, text_states: (B, L, D), attention_mask: (B, L), image_states: (B, N, E); L may differ by worker.
 
     Returns:
-        the four with the fetched rows behind the local ones, texts padded to the longest of all workers; and the
+        the four with the fetched rows behind the local ones, texts as wide as the longest fetched one needs; and the
         drawn texts and images (B,) as indices into them.
     """
-    batch, length = text_states.shape[:2]
-    wanted = torch.cat([negatives.text_index, negatives.image_index, negatives.text_index.new_tensor([length])])
-    wanted = gather(wanted).view(world_size(), -1)
-    missing = int(wanted[:, -1].max()) - length
-    texts = RowExchange(negatives.text_index, wanted[:, :batch])
-    images = RowExchange(negatives.image_index, wanted[:, batch:-1])
+    length = text_states.shape[1]
+    lengths = ((attention_mask != 0) * torch.arange(1, length + 1, device=attention_mask.device)).amax(dim=1)
+    all_wanted = gather(torch.stack([negatives.text_index, negatives.image_index, lengths]).unsqueeze(0))
+    wanted_texts, wanted_images, all_lengths = all_wanted.unbind(1)
+    texts = RowExchange(negatives.text_index, wanted_texts, all_lengths, length)
+    images = RowExchange(negatives.image_index, wanted_images)
     mask = attention_mask.unsqueeze(-1).to(text_states.dtype)
     same = queries is text_states  # ranking on unmasked texts: sent once
     of_texts = [text_states, mask] if same else [text_states, mask, queries]
-    if missing:  # padding by nothing would copy
+    if missing := texts.width - length:  # padding by nothing would copy
         of_texts = [nn.functional.pad(t, (0, 0, 0, missing)) for t in of_texts]
-    (text_states, mask, *masked), (image_states,) = exchange_rows((texts, of_texts), (images, [image_states]))
+    of_images = image_states.to(text_states.dtype)  # autocast may leave a convolutional tower in another
+    (text_states, mask, *masked), (image_states,) = exchange_rows((texts, of_texts), (images, [of_images]))
     queries = masked[0] if masked else text_states
     states = (queries, text_states, mask.squeeze(-1).long(), image_states)
     return states, texts.position, images.position

@@ -22,6 +22,8 @@ def calibrate(
     method: Annotated[str, typer.Option(help="'temperature', 'platt', or 'best' by held-out likelihood.")] = "best",
     test_data: Annotated[str | None, typer.Option(help="Other pairs, to report the error on.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Which split --test-data is.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     precision: Annotated[float | None, typer.Option(help="Report the threshold for this precision …")] = None,
     recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
@@ -32,16 +34,18 @@ def calibrate(
     from ..retrieval.calibrating import calibrate_model, load_gallery, measure
 
     console = Console()
+    if test_data is None and test_split is not None:
+        raise ValueError("--test-split is of the pairs to report on: name them with --test-data")
     reading = {"format": format, "image_root": image_root}
     fitted, found = calibrate_model(
         model,
-        load_gallery(data, **reading),
+        load_gallery(data, split=split, **reading),
         negatives=negatives,
         per_positive=per_positive,
         prior=prior,
         method=method,
         seed=seed,
-        test=None if test_data is None else load_gallery(test_data, **reading),
+        test=None if test_data is None else load_gallery(test_data, split=test_split, **reading),
     )
     path = fitted.save(model)
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())

@@ -107,7 +107,7 @@ def finetune(
         raise ValueError("give --validation or --validation-share, not both")
     if validation is None and validation_split is not None:
         raise ValueError("--validation-split is of the validation pairs: name them with --validation")
-    check_splits(_within(data, split), validation and _within(validation, validation_split), test or ())
+    check_splits(data, validation, test or (), split, validation_split)
     reading = {
         "columns": None if label is None else {"label": label},
         "image_root": image_root,
@@ -137,10 +137,6 @@ def finetune(
     if pairs.report.errors:
         console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"model and processor are in [bold]{output}[/bold]")
-
-
-def _within(data: str, split: str | None) -> str:
-    return data if split is None else f"{data}/{split}"
 
 
 def _set_adapters(settings, rank: int | None, alpha: int | None, dora: bool) -> None:

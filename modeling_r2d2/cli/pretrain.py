@@ -88,6 +88,8 @@ def pretrain(
     from ..training.start import StartingPoint, starting_point
 
     console = Console()
+    if eval_data is None and (eval_format or eval_split):
+        raise ValueError("--eval-format and --eval-split are of the held-out pairs: name them with --eval-data")
     refuse_existing_model(output, overwrite, resume)
     reading = {
         "image_root": image_root,
@@ -96,8 +98,6 @@ def pretrain(
         "background": background,
     }
     pairs = load_pairs(data, format=format, split=split, **reading)
-    if eval_data is None and (eval_format or eval_split):
-        raise ValueError("--eval-format and --eval-split are of the held-out pairs: name them with --eval-data")
     held_out = None
     if eval_data is not None:
         held_out = load_pairs(eval_data, format=eval_format or format, split=eval_split, **reading)

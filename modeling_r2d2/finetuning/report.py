@@ -225,8 +225,18 @@ def _listed(sizes: dict[str, int]) -> str:
     return ", ".join(f"{name} {size:,}" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def check_splits(train: str, validation: str | None, test: Sequence[str] = ()) -> None:
+def check_splits(
+    train: str,
+    validation: str | None,
+    test: Sequence[str] = (),
+    train_split: str | None = None,
+    validation_split: str | None = None,
+) -> None:
     """Early stopping must not see the test split.
+
+    Args:
+        train, validation, test: what is read, each a file or a folder.
+        train_split, validation_split: which split of it; None: it has one alone, or the reader chooses.
 
     Raises:
         ValueError: the validation data are the training data, are among the test data, or say by their name that they
@@ -234,16 +244,18 @@ def check_splits(train: str, validation: str | None, test: Sequence[str] = ()) -
     """
     if validation is None:
         return
-    path = Path(validation).resolve()
-    if path == Path(train).resolve():
-        raise ValueError(f"the validation data are the training data: {validation}")
-    if path in [Path(name).resolve() for name in test]:
+    path, split = Path(validation).resolve(), validation_split
+    if path == Path(train).resolve() and (train_split == split or None in (train_split, split)):
+        unnamed = "" if train_split == split else "; name the split of both"
+        raise ValueError(f"the validation data are the training data: {validation}{unnamed}")
+    tests = [Path(name).resolve() for name in test]
+    if path in tests or (split is not None and path / split in tests):
         raise ValueError(f"the validation data are test data: {validation}; choose by a validation split")
-    words = Path(validation).stem.lower().replace("-", "_").split("_")
+    words = (split or Path(validation).stem).lower().replace("-", "_").split("_")
     if "test" in words or path.parent.name.lower() == "test":
         raise ValueError(
-            f"{validation} is a test split by its name: a model chosen by it has seen the test. Give a validation "
-            "split, or --validation-share to set some of the training pairs aside"
+            f"{split or validation} is a test split by its name: a model chosen by it has seen the test. Give a "
+            "validation split, or --validation-share to set some of the training pairs aside"
         )
 
 

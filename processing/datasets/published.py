@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .chinese_clip import Base64Images, images_of, read_chinese_clip
 from .formats import BenchmarkFormat, Records, find_sources, image_root_of, in_folders
 from .img2dataset import not_fetched
 from .pairs import CheckImages, PairDataset, collect, finish
-from .records import Columns
+from .records import Columns, RawPair
 from .report import ErrorReport
 from .streaming import StreamingPairs
 
@@ -53,16 +54,14 @@ def load_published(
         if len({source.streamed for source in sources}) > 1:
             raise ValueError("tar shards and other files cannot be read as one stream: read them one by one")
         reader = sources[0].read
-        root = None if image_root is None else Path(image_root)
         if not sources[0].streamed:
-            root = root or image_root_of(spec, sources[0].path)
-            reader = partial(_located, spec, root, reader)
+            reader = partial(_located, spec, image_root, reader)
         names = [source.name for source in sources]
         return StreamingPairs(
             names,
             reader,
             columns=columns,
-            image_root=root,
+            image_root=image_root,
             background=background,
             report=report,
             labelled=spec.task == "matching",
@@ -79,8 +78,13 @@ def load_published(
     return finish(PairDataset(table, report, background=background), sources[0].name)
 
 
-def _located(spec: BenchmarkFormat, root: Path, read: Any, path: str, columns: Columns) -> Records:
-    yield from in_folders(spec, root, read(path, columns))
+def _located(spec: BenchmarkFormat, image_root: Any, read: Any, path: str, columns: Columns) -> Records:
+    """Records of one file of a stream, with the whole path of each picture."""
+    root = image_root_of(spec, Path(path)) if image_root is None else Path(image_root)
+    for item in in_folders(spec, root, read(path, columns)):
+        if isinstance(item, RawPair):
+            item = replace(item, image=str(root / item.image), image_id=item.image_id or item.image)
+        yield item
 
 
 def _chinese_clip(texts: Path, report: ErrorReport, check_images: CheckImages, background: Any) -> PairDataset:

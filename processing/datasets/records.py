@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -167,7 +167,7 @@ def picture_id(pair: RawPair, root: Path, apart: bool) -> str | None:
     if pair.image_id is not None:
         return pair.image_id
     if isinstance(pair.image, bytes):
-        return pair.source if apart else PurePosixPath(pair.source).relative_to(root.as_posix()).as_posix()
+        return pair.source if apart else Path(pair.source).relative_to(root).as_posix()
     return str(root / pair.image) if apart and pair.image is not None else pair.image
 
 

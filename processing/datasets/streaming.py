@@ -61,7 +61,8 @@ class StreamingPairs(_Base):
             gen_kwargs={
                 "shards": list(shards),
                 "reader": reader,
-                "columns": columns,
+                # of lists the library takes every item for a shard
+                "columns": tuple(columns) if isinstance(columns, list) else columns,
                 "image_root": None if image_root is None else Path(image_root),
                 "apart": len({picture_folder(shard) for shard in shards}) > 1,
             },
@@ -178,17 +179,20 @@ def _generate(
 ) -> Iterator[dict]:
     for shard in shards:
         folder = picture_folder(shard)
-        root = image_root or folder
+        root = folder if image_root is None else image_root
         for item in reader(shard, columns):
-            bad = isinstance(item, Problem)
-            packed = not bad and isinstance(item.image, bytes)
+            bad, image, image_id = isinstance(item, Problem), None, None
+            if not bad and isinstance(item.image, bytes):  # an archive holds its pictures wherever `image_root` is
+                image, image_id = item.image, picture_id(item, folder, apart)
+            elif not bad:
+                image, image_id = str(root / item.image), picture_id(item, root, apart and image_root is None)
             yield {
                 "source": item.source,
                 "line": item.line,
                 "problem": item.reason if bad else None,
-                "image": None if bad else item.image if packed else str(root / item.image),
+                "image": image,
                 "texts": None if bad else list(item.texts),
-                "image_id": None if bad else picture_id(item, folder if packed else root, apart),
+                "image_id": image_id,
                 "empty_texts": 0 if bad else item.empty_texts,
                 "label": None if bad else item.label,
             }

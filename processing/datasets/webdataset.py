@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from .folder import IMAGE_SUFFIXES
-from .records import Columns, RawPair, make_pair, resolve_columns
+from .records import LABEL, Columns, RawPair, make_pair, resolve_columns
 from .report import Problem
 
 #: Makes a record without its picture from a sample's .json, for sets with columns of their own.
@@ -94,13 +94,15 @@ def _make_sample(
             row = json.loads(members["json"].decode("utf-8-sig"))
             if not isinstance(row, dict):
                 return Problem(source, number, f"its .json is a {type(row).__name__}, not an object")
-        if "txt" in members:
-            row = {"text": members["txt"].decode("utf-8-sig"), "image_id": row.get("image_id")}
+        if "txt" in members:  # the caption; of the .json the columns that are no text
+            kept = {"image_id", *(columns[name] for name in ("image_id", LABEL) if name in (columns or {}))}
+            row = {name: value for name, value in row.items() if name in kept}
+            row["text"] = members["txt"].decode("utf-8-sig")
     except (ValueError, RecursionError) as error:
         return Problem(source, number, f"its text cannot be read: {error}")
     row = {**{name: value for name, value in row.items() if name != "image"}, "image": image}
     try:
-        wanted = {name: value for name, value in dict(columns or {}).items() if value in row}
+        wanted = {name: value for name, value in dict(columns or {}).items() if value in row or name == LABEL}
         resolved = resolve_columns(tuple(row), {**wanted, "image": "image"})
     except ValueError as error:
         return Problem(source, number, str(error))

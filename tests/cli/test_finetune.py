@@ -103,6 +103,8 @@ def test_splits_of_one_folder(data, tmp_path):
     same = ("--split", "train", "--validation", str(data), "--validation-split", "train")
     result = runner.invoke(app, arguments(data, tmp_path / "other", "retrieval", *same, pairs="."))
     assert "the validation data are the training data" in str(result.exception)
+    result = runner.invoke(app, arguments(data, tmp_path / "other", "retrieval", *same[:-2], pairs="."))
+    assert "name the split of both" in str(result.exception)
 
 
 def test_labels_of_matching_pairs(data, tmp_path):

@@ -40,6 +40,14 @@ def _worker(number: int, port: int, folder: str):
     exchange = RowExchange(index[number], index)
     ((exchanged,),) = exchange_rows((exchange, [owned[:, None]]))
     (exchanged[exchange.position, 0] * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
+    # texts of 2 and 4 tokens; worker 0 needs both of worker 1, one of them of 3 tokens, worker 1 its own alone
+    texts = (torch.arange(4.0 * (1 + number)).view(2, -1, 1) + 10 * (1 + number)).requires_grad_()
+    index, lengths = torch.tensor([[3, 2], [2, 2]]), torch.tensor([[2, 1], [1, 3]])
+    of_texts = RowExchange(index[number], index, lengths, texts.shape[1])
+    padded = torch.nn.functional.pad(texts, (0, 0, 0, of_texts.width - texts.shape[1]))
+    mask = (torch.arange(of_texts.width) < lengths[number][:, None]).float()[..., None]
+    ((fetched_texts, fetched_mask),) = exchange_rows((of_texts, [padded, mask]))
+    (fetched_texts * torch.arange(1.0, 1 + of_texts.width)[:, None]).sum().backward()
     mean = global_mean(torch.tensor(3.0 + number), torch.tensor(1.0 + number))
     model = torch.nn.parallel.DistributedDataParallel(_model())
     rows = slice(4 * number, 4 * number + 4)
@@ -60,6 +68,10 @@ def _worker(number: int, port: int, folder: str):
             "needed": exchanged[exchange.position, 0].detach(),
             "fetched": len(exchanged) - 3,
             "exchange_gradient": owned.grad,
+            "texts": fetched_texts.detach()[..., 0],
+            "text_mask": fetched_mask[..., 0],
+            "text_position": of_texts.position,
+            "text_gradient": texts.grad[..., 0],
             "mean": mean,
         },
         f"{folder}/{number}.pt",
@@ -104,4 +116,12 @@ def test_gathering(workers):
     assert (first["fetched"], second["fetched"]) == (1, 0)
     assert first["exchange_gradient"].tolist() == [1, 0, 0]
     assert second["exchange_gradient"].tolist() == [6, 6, 1]  # 2 + 4 of its own row 0, 2 + 4 from worker 0 for row 1
+    # padding does not travel: of worker 1's texts 1 and 3 tokens, behind two texts of 2 tokens padded to 3
+    assert first["texts"].tolist() == [[10, 11, 0], [12, 13, 0], [20, 0, 0], [24, 25, 26]]
+    assert first["text_mask"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]]
+    assert first["text_position"].tolist() == [3, 2]
+    assert second["texts"].tolist() == [[20, 21, 22, 23], [24, 25, 26, 27]]
+    assert second["text_position"].tolist() == [0, 0]
+    assert first["text_gradient"].tolist() == [[1, 2], [1, 2]]
+    assert second["text_gradient"].tolist() == [[2, 2, 3, 4], [2, 4, 6, 4]]  # 1, and 1, 2, 3 from worker 0
     assert (first["mean"] + second["mean"]).item() / 2 == pytest.approx(7 / 3)  # Σ totals / Σ weights

@@ -82,6 +82,33 @@ def test_a_stream_tells_whether_its_pairs_are_labelled(tmp_path):
     labelled = load_pairs(path, columns={"label": "match"})
     assert labelled.labelled
     assert [sample["label"] for sample in labelled] == [1]
+    members = [("1.png", png(0)), ("1.json", member), ("1.txt", "狗"), ("2.png", png(1)), ("2.txt", "鸟")]
+    mixed = load_pairs(write_tar(tmp_path / "y.tar", members), columns={"label": "match"}, max_error_rate=1.0)
+    assert [(sample["text"], sample["label"]) for sample in mixed] == [("狗", 1)]
+    assert "no column 'match'" in mixed.report.problems[0].reason
+
+
+def test_columns_named_by_a_list(pictures):
+    for name, numbers in (("a", (0, 1)), ("b", (2, 3))):
+        lines = "".join(f"{n}.png,图{n}\n" for n in numbers)
+        (pictures / f"{name}.csv").write_text(lines, encoding="utf-8")
+    pairs = load_pairs(str(pictures / "?.csv"), columns=["image", "text"], streaming=True)
+    assert texts(pairs) == ALL[:4]
+    assert sorted(texts(DataLoader(pairs.shuffle(0), batch_size=None, num_workers=2))) == ALL[:4]
+
+
+def test_streams_of_a_published_set_find_each_files_own_pictures(tmp_path):
+    for n in range(2):
+        folder = tmp_path / f"wukong{n}" / "00000"
+        folder.mkdir(parents=True)
+        (folder.parent / "00000_stats.json").write_text('{"count": 1, "status_dict": {"success": 1}}')
+        (folder / "0.png").write_bytes(png(n))
+        (folder / "0.json").write_text(json.dumps({"caption": f"图{n}", "url": f"http://x/{n}"}), encoding="utf-8")
+    folders = [str(tmp_path / f"wukong{n}") for n in range(2)]
+    streamed, listed = (list(load_pairs(folders, format="wukong", streaming=way)) for way in (True, False))
+    assert [s["image_id"] for s in streamed] == [s["image_id"] for s in listed] == ["http://x/0", "http://x/1"]
+    assert [s["image"].tobytes() for s in streamed] == [s["image"].tobytes() for s in listed]
+    assert streamed[0]["image"].tobytes() != streamed[1]["image"].tobytes()
 
 
 def test_captions_in_json(tmp_path):
