@@ -127,7 +127,7 @@ class SampleEncoder:
         whole = len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
         if whole > length:
             self._warned = True
-            logger.warning("a text of %d tokens was truncated to %d (said once): %.40s", whole, length, text)
+            logger.warning("a text of %d tokens was truncated to %d: %.40s", whole, length, text)
 
 
 def _rgb(image: Any) -> Image.Image:

@@ -48,6 +48,7 @@ def calibrate(
         test=None if test_data is None else load_gallery(test_data, split=test_split, **reading),
     )
     path = fitted.save(model)
+    console.print(f"stored in {path}", markup=False, highlight=False, soft_wrap=True)
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())
     share = f"{fitted.true_share:.1%} of them true" + (f", prior {fitted.prior:.1%}" if fitted.prior else "")
     console.print(f"{fitted.method} scaling on {fitted.pairs:,} pairs, {share}; held-out log-likelihood: {held_out}")
@@ -67,4 +68,3 @@ def calibrate(
         from ..retrieval.calibration import reliability_plot
 
         reliability_plot(curves, plot, title=f"{model.name}: match probability")
-    console.print(f"stored in {path}", markup=False, highlight=False, soft_wrap=True)

@@ -92,7 +92,9 @@ def matching_pairs(
     if model is not None:
         from transformers import AutoModel, AutoProcessor
 
-        network, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+        from ..loading import load_whole
+
+        network, processor = load_whole(AutoModel, model).eval(), AutoProcessor.from_pretrained(model)
     pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
     about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)

@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoProcessor
 
+from ..loading import load_whole
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
@@ -203,7 +204,7 @@ class Evaluation:
         else:
             raise ValueError(
                 f"{settings.data} has no labels: give a saved list with --pairs (`r2d2 data matching-pairs` makes "
-                "one), a set of labelled pairs (ICM, IQM), or name the column of labels"
+                "one), a set of labelled pairs (ICM, IQM), or name the column of labels (--label)"
             )
         scores = pair_probabilities(model, processor, images, index, texts, 8 * settings.batch_size)
         metrics, intervals = matching_metrics(scores, labels, settings.bootstrap)
@@ -250,7 +251,7 @@ def evaluate_models(
             raise ValueError("give captions to judge, or models to write them, not both")
         models = [str(settings.captions)]
     if not models:
-        raise ValueError("there is no model to evaluate")
+        raise ValueError("there is no model to evaluate: name one with --model")
     evaluation = Evaluation(settings)
     results = []
     for place in map(str, models):
@@ -339,13 +340,13 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
     """Model, in evaluation mode on `settings.device`, and processor.
 
     Raises:
-        ValueError: matching or two stages asked of a model without a ranker; says which.
+        ValueError: matching or two stages asked of a model without a ranker, or weights are missing; says which.
     """
     if settings.task == "captioning":
         from .. import R2D2ForConditionalGeneration as kind
     else:
         kind = AutoModel
-    model = kind.from_pretrained(place).eval().to(settings.device)
+    model = load_whole(kind, place).eval().to(settings.device)
     if (settings.two_stage or settings.task == "matching") and not getattr(model, "can_rank", False):
         raise ValueError(
             f"{place} is pre-ranking only (PRD2: cross_encoder_config is None): it has no match probability. "

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..configuration_r2d2 import R2D2Config
 from ..evaluation.retrieval import evaluating
+from ..loading import load_whole
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -228,7 +229,7 @@ def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) 
         if kind != R2D2Config.model_type:
             raise ValueError(f"{model}: only R2D2 and PRD2 models can be exported, and its model_type is {kind!r}")
         processor = processor or R2D2Processor.from_pretrained(model)
-        return R2D2Model.from_pretrained(model, dtype=torch.float32), processor
+        return load_whole(R2D2Model, model, dtype=torch.float32), processor
     if processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     if not isinstance(model, R2D2Model):

@@ -125,7 +125,9 @@ def build_trainer(
     step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
     steps_per_epoch = len(pairs) // step_size
     if not steps_per_epoch:
-        raise ValueError(f"{len(pairs)} pairs are fewer than a batch of {step_size}: lower batch_size")
+        raise ValueError(
+            f"{len(pairs)} pairs are fewer than a batch of {step_size}: lower the batch size (--batch-size)"
+        )
     arguments.max_steps = settings.epochs * steps_per_epoch
     arguments.eval_steps = arguments.save_steps = settings.eval_every * steps_per_epoch
     train, evaluation = _datasets(processor, pairs, settings, validation, step_size)

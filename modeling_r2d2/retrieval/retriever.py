@@ -21,6 +21,7 @@ from ..evaluation.retrieval import (
     encode_texts,
     is_token_wise,
 )
+from ..loading import load_whole
 from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image
@@ -190,7 +191,7 @@ class R2D2Retriever:
         if self.index is None:
             raise ValueError("this retriever has no index: R2D2Retriever.open(INDEX), or use match()")
         if (texts is None) == (images is None):
-            raise ValueError("give texts or images as queries, and not both")
+            raise ValueError("give texts or images as queries, one and not both (r2d2 search: texts, or --image)")
         if find not in ("images", "texts"):
             raise ValueError(f"find is {find!r}; use 'images' or 'texts'")
         if top_k < 1 or candidates < 0 or (cascade is not None and cascade < 1):
@@ -351,7 +352,8 @@ def load_model(
     A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
 
     Raises:
-        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind.
+        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind, also
+            one that lacks weights.
     """
     if isinstance(model, str | PathLike):
         if (Path(model) / "manifest.json").is_file():
@@ -362,7 +364,7 @@ def load_model(
             kind = AutoConfig.from_pretrained(model).model_type
             if kind not in _MODELS:
                 raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong")
-            network = _MODELS[kind].from_pretrained(model)
+            network = load_whole(_MODELS[kind], model)
         processor = processor or AutoProcessor.from_pretrained(model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")

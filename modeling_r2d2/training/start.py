@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig
 from ..configuration_r2d2 import PRESETS, R2D2Config
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from ..configuration_wukong import WukongConfig
+from ..loading import load_whole
 from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.processing_r2d2 import R2D2Processor
@@ -48,9 +49,9 @@ def starting_point(
                 "--model comes with its tokenizer, to which its text tower is trained: leave --tokenizer out"
             )
         if _is_wukong(start.model):
-            return WukongModel.from_pretrained(start.model), WukongProcessor.from_pretrained(start.model)
+            return load_whole(WukongModel, start.model), WukongProcessor.from_pretrained(start.model)
         processor = R2D2Processor.from_pretrained(start.model)
-        return R2D2ForPreTraining.from_pretrained(start.model), processor
+        return load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",)), processor
     if start.clip is not None:
         without = {} if ranker in (None, True) else {"cross_encoder_config": None}
         model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **without)

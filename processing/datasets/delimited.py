@@ -48,6 +48,12 @@ def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") ->
                 try:
                     resolved = resolve_columns(names, columns)
                 except ValueError as error:
+                    other = next((mark for mark in (";", "\t", "|", ",") if len(names) == 1 and mark in names[0]), None)
+                    if other is not None:
+                        raise ValueError(
+                            f"{source}: its fields are parted by {other!r}, not by {delimiter!r}: "
+                            + ("read it as format tsv" if other == "\t" else "write it with commas")
+                        ) from error
                     raise ValueError(
                         f"{source}: header line: {error}, or give columns=['image', 'text', ...] "
                         "for a file without header"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from .chinese_clip import Base64Images
 from .delimited import read_delimited
@@ -237,6 +237,11 @@ def load_pairs(
         raise ValueError(f"check_images is {check_images!r}; use 'header', 'exists' or 'none'")
     if format is not None and format not in (*FORMATS, *BENCHMARKS):
         raise ValueError(f"format is {format!r}; use one of {', '.join([*FORMATS, *BENCHMARKS])}")
+    if isinstance(background, str):
+        try:
+            ImageColor.getrgb(background)
+        except ValueError as error:
+            raise ValueError(f"background is {background!r}, no colour: use a name or #rrggbb") from error
     report = ErrorReport(on_error, max_error_rate)
     if _is_hf(source):
         dataset, name = choose_split(source, split, "the data set"), "data set"
@@ -254,7 +259,7 @@ def load_pairs(
     format = format or detect_format(paths)
     if split is not None and format not in ("folder", "dataset"):
         raise ValueError(
-            f"{paths[0]} ({format}) has no splits: name the file of the split {split!r} itself, without split="
+            f"{paths[0]} ({format}) has no splits: name the file of the split {split!r} itself, and no split"
         )
     if format == "folder":
         paths = [part for path in paths for part in split_of_folder(Path(path), split)]

@@ -44,9 +44,9 @@ def expand(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
         return [text]
     found = sorted(glob.glob(text, recursive=True))
     if not found:
-        raise FileNotFoundError(
-            f"{text} does not exist. A data set of the Hub is loaded first: load_pairs(datasets.load_dataset(...))"
-        )
+        hub = ". A data set of the Hub is loaded first: load_pairs(datasets.load_dataset(...))"
+        like_hub = re.fullmatch(r"[\w-]+/[\w.-]+", text) and not Path(text).suffix
+        raise FileNotFoundError(f"{text} does not exist{hub if like_hub else ''}")
     return found
 
 
@@ -71,7 +71,7 @@ def _detect_one(path: str) -> str:
         return "webdataset"
     kind = _BY_SUFFIX.get(Path(name).suffix)
     if kind is None:
-        raise ValueError(f"{path}: unknown format; name one with format= ({', '.join(FORMATS)})")
+        raise ValueError(f"{path}: unknown format; name one with format=, --format ({', '.join(FORMATS)})")
     return kind
 
 

@@ -146,7 +146,8 @@ def test_ranker_weights_are_read_back(r2d2):
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
     assert any(transposed for _, transposed in places.values())
-    assert [name for name, place in places.items() if place[0] == ""] == ["text_image_match_head.bias"]
+    left_out = [name for name, place in places.items() if place[0] == ""]  # torch 2.10's exporter keeps all zeros
+    assert left_out in ([], ["text_image_match_head.bias"])
 
 
 def _expected_int8(weight: np.ndarray) -> np.ndarray:

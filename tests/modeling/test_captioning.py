@@ -196,7 +196,7 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_none():
     for checkpointing in (False, True):
         model = captioner().train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()  # the name in all supported versions
         ids, mask = batch["input_ids"], batch["attention_mask"]
         model(ids, batch["pixel_values"], mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})

@@ -126,7 +126,7 @@ class TestBatch:
             ]
         assert lengths == [16, 16, 16]
         assert [record.message for record in caplog.records] == [
-            "a text of 17 tokens was truncated to 16 (said once): " + 15 * "猫"
+            "a text of 17 tokens was truncated to 16: " + 15 * "猫"
         ]
 
     def test_pictures_may_be_paths_or_of_other_modes(self, processor, tmp_path):
