@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from ..pipelines.inputs import text_limit
+from ..pipelines.inputs import text_limit, unknown_parts
 from ..processing.datasets.images import ImageReadError, open_image
 from ..retrieval import SearchHit
 from .models import AppModels
@@ -114,17 +114,11 @@ def checked_number(value: object, low: float, high: float, name: str) -> float:
 
 def reading_notes(tokenizer: PreTrainedTokenizerBase, limit: int, texts: list[str]) -> list[str]:
     """What of the texts a model does not read: tokens beyond its limit, characters beyond its vocabulary."""
-    encoded = tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
-    unknown: dict[str, None] = {}
-    cut = 0
-    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        cut += len(ids) > limit
-        for token, (start, end) in zip(ids[:limit], offsets, strict=False):
-            if token == tokenizer.unk_token_id:
-                unknown[text[start:end]] = None
+    unknown = unknown_parts(tokenizer, texts, limit)
+    cut = sum(len(ids) > limit for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"])
     notes = []
     if unknown:
-        shown = " ".join(list(unknown)[:10])
+        shown = " ".join(unknown[:10])
         notes.append(f"模型不认识 / the model does not know: {shown}")
     if cut:
         notes.append(f"{cut} 条文字被截到 {limit} 个词元 / cut to the model's {limit} tokens: {cut}")

@@ -23,11 +23,13 @@ def match(
     """Match probability and cosine of a picture with texts, most probable first."""
     from ..retrieval.calibration import Calibration
     from ..retrieval.retriever import R2D2Retriever, load_model
+    from .notes import note_unknown
 
     network, processor = load_model(model, device=device)
     calibration = Calibration.of_model(model, network) if calibrated else None
     retriever = R2D2Retriever(network, processor, calibration=calibration)
     found = retriever.match(image, texts)
+    note_unknown(processor, texts)
     rows = [
         {"text": text, "match_probability": probability, "cosine": cosine}
         for text, probability, cosine in zip(

@@ -40,6 +40,7 @@ def search(
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
     from ..retrieval.results import print_table, to_csv, to_json, write_sheet
     from ..retrieval.retriever import R2D2Retriever
+    from .notes import note_unknown
 
     if format == Format.sheet and output is None:
         raise ValueError("a sheet is a file: name it with --output FILE.png")
@@ -53,6 +54,7 @@ def search(
         min_match_probability=min_match_probability,
         cascade=cascade,
     )
+    note_unknown(retriever.processor, texts or [])
     if format == Format.sheet:
         png, page = write_sheet(results, output)
         Console(stderr=True).print(f"wrote {png} and {page}", markup=False, highlight=False, soft_wrap=True)

@@ -51,6 +51,18 @@ def text_limit(tokenizer, config) -> int:
     )
 
 
+def unknown_parts(tokenizer, texts: list[str], limit: int | None = None) -> list[str]:
+    """What of the texts (of their first `limit` tokens) the vocabulary lacks, each part once: it is read as [UNK]."""
+    encoded = tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
+    parts = (
+        text[start:end]
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for token, (start, end) in zip(ids[:limit], offsets[:limit], strict=True)
+        if token == tokenizer.unk_token_id
+    )
+    return list(dict.fromkeys(parts))
+
+
 def tokenize(tokenizer, config, texts: list[str]):
     """Token tensors of `texts`, padded to the longest and cut to `text_limit`, which is reported by a warning."""
     limit = text_limit(tokenizer, config)

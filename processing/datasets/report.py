@@ -99,7 +99,8 @@ class ErrorReport:
         advice = (
             "Repair them, or skip bad records with on_error='skip'"
             if self.on_error == "refuse"
-            else f"More than {self.max_error_rate:.2%} are bad. Repair them, or allow more (--max-error-rate)"
+            else f"More than {self.max_error_rate:.2%} are bad. Repair them, or allow more: "
+            "max_error_rate (--max-error-rate)"
         )
         raise DataRefusedError(f"{self.summary()}\n{advice}.")
 

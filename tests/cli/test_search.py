@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from modeling_r2d2 import R2D2ForImageClassification
 from modeling_r2d2.cli import app, main
 from modeling_r2d2.retrieval.calibrating import load_gallery
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.tiny import tiny_config
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -169,3 +171,34 @@ def test_errors_are_one_line(place, arguments, message, monkeypatch, capsys):
         main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_words_that_the_model_does_not_know_are_named(place):
+    for command in (
+        ("match", place / "pictures" / "马.png", "马", "xylophone"),
+        ("search", place / "index", "xylophone"),
+    ):
+        model = ("--model", place / "model")
+        result = runner.invoke(app, [str(part) for part in (*command, *model)], catch_exceptions=False)
+        assert "not in the model's vocabulary, read as [UNK]: " in result.stderr
+    known = runner.invoke(app, ["search", str(place / "index"), "马", "--model", str(place / "model")])
+    assert "vocabulary" not in known.stderr
+
+
+def test_a_model_that_lacks_weights_is_refused(place, tmp_path):
+    """A classifier has no text tower and no ranker: they would be random."""
+    config = tiny_config(num_labels=2)
+    R2D2ForImageClassification(config).save_pretrained(tmp_path / "classes")
+    tiny_processor().save_pretrained(tmp_path / "classes")
+    folder = str(tmp_path / "classes")
+    pairs = str(place / "pictures" / "metadata.jsonl")
+    for command in (
+        ("match", str(place / "pictures" / "马.png"), "马", "--model", folder),
+        ("index", str(place / "pictures"), "--model", folder, "--output", str(tmp_path / "index")),
+        ("evaluate", "--data", pairs, "--model", folder),
+        ("pretrain", "--data", pairs, "--model", folder, "--output", str(tmp_path / "run"), "--steps", "1"),
+    ):
+        result = runner.invoke(app, command)
+        assert "it holds a model of another kind" in str(result.exception), command
+    missing = runner.invoke(app, ("evaluate", "--data", pairs, "--model", "runs/nothing"))
+    assert "runs/nothing: there is no such folder" in str(missing.exception)

@@ -165,6 +165,16 @@ class TestFormats:
         assert pairs.location(2) == f"{tmp_path / 'part-1.parquet'}:2"
         assert len(set(pairs.image_ids())) == 3
 
+    def test_semicolons(self, pictures):
+        (pictures / "data.csv").write_text("image;text\n0.png;图0\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="fields are parted by ';', not by ','"):
+            load_pairs(pictures / "data.csv")
+
+    def test_background_that_is_no_colour(self, pictures):
+        write_jsonl(pictures / "data.jsonl", GOOD)
+        with pytest.raises(ValueError, match="background is 'whit', no colour"):
+            load_pairs(pictures / "data.jsonl", background="whit")
+
     def test_parquet_of_several_folders(self, tmp_path):
         import datasets
 

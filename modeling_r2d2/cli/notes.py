@@ -1,0 +1,20 @@
+"""What several commands say beside their results."""
+
+from typing import Any
+
+from rich.console import Console
+
+from ..pipelines.inputs import unknown_parts
+
+SHOWN = 10
+
+
+def note_unknown(processor: Any, texts: list[str]) -> None:
+    """Say on stderr which parts of the texts the model's vocabulary lacks."""
+    if unknown := unknown_parts(processor.tokenizer, texts) if texts else []:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        line = f"note: not in the model's vocabulary, read as [UNK]: {' '.join(unknown[:SHOWN])}{more}"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+__all__ = ["note_unknown"]
