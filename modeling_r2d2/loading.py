@@ -1,4 +1,4 @@
-"""Loading a model to use it: nothing in it may be random."""
+"""Loading a model to use it, with all its weights."""
 
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,8 @@ def load_whole(kind: Any, place: str | PathLike, fresh: tuple[str, ...] = (), **
     except OSError as error:
         if Path(place).exists():
             raise
-        raise OSError(f"{place}: there is no such folder, and the Hub gives no model of that name") from error
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"{place}: there is no such folder here, and from the Hub: {reason}") from error
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(fresh)):
         raise ValueError(
             f"{place} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}: it holds a model "

@@ -29,7 +29,7 @@ def match(
     calibration = Calibration.of_model(model, network) if calibrated else None
     retriever = R2D2Retriever(network, processor, calibration=calibration)
     found = retriever.match(image, texts)
-    note_unknown(processor, texts)
+    note_unknown(processor.tokenizer, network.config, texts)
     rows = [
         {"text": text, "match_probability": probability, "cosine": cosine}
         for text, probability, cosine in zip(

@@ -4,16 +4,16 @@ from typing import Any
 
 from rich.console import Console
 
-from ..pipelines.inputs import unknown_parts
+from ..pipelines.inputs import text_limit, unknown_parts
 
 SHOWN = 10
 
 
-def note_unknown(processor: Any, texts: list[str]) -> None:
+def note_unknown(tokenizer: Any, config: Any, texts: list[str]) -> None:
     """Say on stderr which parts of the texts the model's vocabulary lacks."""
-    if unknown := unknown_parts(processor.tokenizer, texts) if texts else []:
+    if unknown := unknown_parts(tokenizer, texts, text_limit(tokenizer, config)) if texts else []:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        line = f"note: not in the model's vocabulary, read as [UNK]: {' '.join(unknown[:SHOWN])}{more}"
+        line = f"note: not in the model's vocabulary, read as {tokenizer.unk_token}: {' '.join(unknown[:SHOWN])}{more}"
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 

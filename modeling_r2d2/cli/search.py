@@ -54,7 +54,7 @@ def search(
         min_match_probability=min_match_probability,
         cascade=cascade,
     )
-    note_unknown(retriever.processor, texts or [])
+    note_unknown(retriever.processor.tokenizer, retriever.model.config, texts or [])
     if format == Format.sheet:
         png, page = write_sheet(results, output)
         Console(stderr=True).print(f"wrote {png} and {page}", markup=False, highlight=False, soft_wrap=True)

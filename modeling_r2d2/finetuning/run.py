@@ -16,6 +16,7 @@ from ..captioning_r2d2 import R2D2ForConditionalGeneration
 from ..configuration_r2d2 import R2D2Config
 from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
+from ..loading import load_whole
 from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.records import require_true_pairs
@@ -75,8 +76,9 @@ def load_for(
         raise ValueError(f"{source} lacks {len(missing)} weights that fine-tuning begins with, such as {missing[0]}")
     if task == "caption":
         model.set_special_tokens(processor.tokenizer)
-    if task == "classification" and prompts:
-        whole = R2D2Model.from_pretrained(source)
+    untrained_head = any(name.startswith("classifier.") for name in info["missing_keys"])
+    if task == "classification" and prompts and untrained_head:  # a second round goes on with its head
+        whole = load_whole(R2D2Model, source)
         model.init_classifier(prompt_embeddings(whole, processor, classes, prompts))
     return model, processor
 

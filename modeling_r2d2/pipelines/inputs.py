@@ -52,7 +52,10 @@ def text_limit(tokenizer, config) -> int:
 
 
 def unknown_parts(tokenizer, texts: list[str], limit: int | None = None) -> list[str]:
-    """What of the texts (of their first `limit` tokens) the vocabulary lacks, each part once: it is read as [UNK]."""
+    """What of the texts (of their first `limit` tokens) the vocabulary lacks, each part once: it is read as [UNK].
+    Nothing of a tokenizer that does not tell where its tokens come from (one written in Python)."""
+    if not tokenizer.is_fast:
+        return []
     encoded = tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
     parts = (
         text[start:end]

@@ -282,7 +282,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"{len(generator)} generators for {count} pictures: give one, or one for each picture")
         if latents is None:
-            # drawn in float32: a seed gives the same picture in every type
+            # drawn in float32: a seed gives the same starting noise in every type
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents have the shape {tuple(latents.shape)}, this call needs {shape}")

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from rich.console import Console
 from transformers import AutoProcessor
 
+from ..loading import load_whole
 from ..modeling_r2d2 import R2D2Model
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
@@ -152,7 +153,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
 def _judge(settings: DemoSettings) -> tuple[R2D2Model, Any]:
     if settings.judge.resolve() == settings.r2d2.resolve():
         raise ValueError(f"{settings.judge} conditions the generator: name an R2D2 of another seed as the judge")
-    return R2D2Model.from_pretrained(settings.judge).eval(), AutoProcessor.from_pretrained(settings.judge)
+    return load_whole(R2D2Model, settings.judge).eval(), AutoProcessor.from_pretrained(settings.judge)
 
 
 def _flat(images: list[list]) -> tuple[list, list[int]]:

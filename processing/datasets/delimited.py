@@ -13,6 +13,8 @@ from pathlib import Path
 from .records import Columns, RawPair, is_unicode, make_pair, resolve_columns
 from .report import Problem
 
+_OTHER_DELIMITERS = {"\t": "name it .tsv, or read it as format tsv", ",": "name it .csv, or read it as format csv"}
+
 
 def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") -> Iterator[RawPair | Problem]:
     """Records of a UTF-8 file in order; malformed rows come as a `Problem` with the line where they begin.
@@ -48,11 +50,13 @@ def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") ->
                 try:
                     resolved = resolve_columns(names, columns)
                 except ValueError as error:
-                    other = next((mark for mark in (";", "\t", "|", ",") if len(names) == 1 and mark in names[0]), None)
+                    other = next(
+                        (mark for mark in ";\t|," if len(names) == 1 and mark != delimiter and mark in names[0]), None
+                    )
                     if other is not None:
                         raise ValueError(
                             f"{source}: its fields are parted by {other!r}, not by {delimiter!r}: "
-                            + ("read it as format tsv" if other == "\t" else "write it with commas")
+                            f"{_OTHER_DELIMITERS.get(other, 'write it with commas')}"
                         ) from error
                     raise ValueError(
                         f"{source}: header line: {error}, or give columns=['image', 'text', ...] "

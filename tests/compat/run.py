@@ -58,7 +58,9 @@ def environment(end: str, python: str, pins: list[str]) -> Path:
     """The interpreter of an environment with these versions and this project."""
     folder = CACHE / end
     interpreter = folder / "bin" / "python"
-    wanted = hashlib.sha256("\n".join([python, PROJECT, *pins]).encode()).hexdigest()
+    wanted = hashlib.sha256(
+        "\n".join([python, PROJECT, *pins, (ROOT / "setup.cfg").read_text(encoding="utf-8")]).encode()
+    ).hexdigest()
     stamp = folder / ".made-for"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)

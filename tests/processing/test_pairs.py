@@ -169,6 +169,9 @@ class TestFormats:
         (pictures / "data.csv").write_text("image;text\n0.png;图0\n", encoding="utf-8")
         with pytest.raises(ValueError, match="fields are parted by ';', not by ','"):
             load_pairs(pictures / "data.csv")
+        (pictures / "data.tsv").write_text("image,text\n0.png,图0\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="name it .csv"):
+            load_pairs(pictures / "data.tsv")
 
     def test_background_that_is_no_colour(self, pictures):
         write_jsonl(pictures / "data.jsonl", GOOD)

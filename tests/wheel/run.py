@@ -39,15 +39,15 @@ SET_UP = """
 import sys
 from pathlib import Path
 import modeling_r2d2
-from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 installed = Path(modeling_r2d2.__file__)
 assert installed.is_relative_to(sys.prefix), f"not the installed wheel: {installed}"
-emoji = EmojiPairs(["twitter"])
-emoji.image(emoji.names().index("猫脸")).save("cat.png")
 """
 #: Each block is a user's own program; what it leaves in its scope is looked at, so that an empty block cannot pass.
 CHECKS = """
-if "output" in scope:
+if "emoji" in scope:
+    from PIL import Image
+    Image.open("cat.png").verify()
+elif "output" in scope:
     assert scope["output"].logits_per_image.shape == (1, 2), scope["output"].logits_per_image.shape
     scores = scope["classify"]("cat.png", candidate_labels=["猫", "狗", "火车"], hypothesis_template="{}")
     assert {each["label"] for each in scores} == {"猫", "狗", "火车"}
