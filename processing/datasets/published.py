@@ -15,7 +15,7 @@ from .chinese_clip import Base64Images, images_of, read_chinese_clip
 from .formats import BenchmarkFormat, Records, find_sources, image_root_of, in_folders
 from .img2dataset import not_fetched
 from .pairs import CheckImages, PairDataset, collect, finish
-from .records import Columns, RawPair
+from .records import Columns, RawPair, picture_id
 from .report import ErrorReport
 from .streaming import StreamingPairs
 
@@ -83,7 +83,7 @@ def _located(spec: BenchmarkFormat, image_root: Any, read: Any, path: str, colum
     root = image_root_of(spec, Path(path)) if image_root is None else Path(image_root)
     for item in in_folders(spec, root, read(path, columns)):
         if isinstance(item, RawPair):
-            item = replace(item, image=str(root / item.image), image_id=item.image_id or item.image)
+            item = replace(item, image=str(root / item.image), image_id=picture_id(item, root, apart=False))
         yield item
 
 

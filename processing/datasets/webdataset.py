@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -95,7 +95,8 @@ def _make_sample(
             if not isinstance(row, dict):
                 return Problem(source, number, f"its .json is a {type(row).__name__}, not an object")
         if "txt" in members:  # the caption; of the .json the columns that are no text
-            kept = {"image_id", *(columns[name] for name in ("image_id", LABEL) if name in (columns or {}))}
+            named = columns if isinstance(columns, Mapping) else {}
+            kept = {"image_id", *(named[name] for name in ("image_id", LABEL) if name in named)}
             row = {name: value for name, value in row.items() if name in kept}
             row["text"] = members["txt"].decode("utf-8-sig")
     except (ValueError, RecursionError) as error:

@@ -88,6 +88,12 @@ def test_a_stream_tells_whether_its_pairs_are_labelled(tmp_path):
     assert "no column 'match'" in mixed.report.problems[0].reason
 
 
+def test_shards_have_no_columns_to_list(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("1.png", png(0)), ("1.json", "{}"), ("1.txt", "猫")])
+    with pytest.raises(DataRefusedError, match="1 bad of 1 records"):
+        list(load_pairs(path, columns=["image", "text", "image_id"]))
+
+
 def test_columns_named_by_a_list(pictures):
     for name, numbers in (("a", (0, 1)), ("b", (2, 3))):
         lines = "".join(f"{n}.png,图{n}\n" for n in numbers)
