@@ -227,7 +227,12 @@ def _rows(path: Path, format: str) -> Iterator[tuple[dict | Problem, int]]:
                 problem = Problem(str(path), reader.line_num, f"not {len(reader.fieldnames)} fields, as the header")
                 yield (problem if wrong else row), reader.line_num
         except csv.Error as error:
-            yield Problem(str(path), reader.line_num, f"malformed row, and the rest is not read: {error}"), 0
+            yield (
+                Problem(
+                    str(path), reader.line_num, f"malformed row, and the rest is not read: {error}", incomplete=True
+                ),
+                0,
+            )
 
 
 def _merged(rows: Iterable[tuple[dict | Problem, int, Path, Path]]) -> Iterator[Picture | Problem]:
@@ -340,7 +345,7 @@ def _from_tar(path: str) -> Iterator[Picture | Problem]:
         yield from finished()
     except (tarfile.TarError, EOFError, OSError) as error:
         yield from finished()
-        yield Problem(path, None, f"the shard cannot be read from here on: {error}")
+        yield Problem(path, None, f"the shard cannot be read from here on: {error}", incomplete=True)
 
 
 def _member_texts(suffix: str, data: bytes) -> list[str]:

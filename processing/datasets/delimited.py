@@ -41,7 +41,7 @@ def read_delimited(path: Path, columns: Columns = None, delimiter: str = ",") ->
             except csv.Error as error:
                 spoiled = max(reader.line_num - begin + 1, 1)
                 span = "" if spoiled == 1 else f" (lines {begin} to {reader.line_num}: an unclosed quote?)"
-                yield Problem(source, begin, f"malformed row: {error}{span}", spoiled)
+                yield Problem(source, begin, f"malformed row: {error}{span}", spoiled, incomplete=True)
                 continue
             if not row or row == [""]:
                 continue

@@ -49,7 +49,7 @@ def _array(path: Path) -> Iterator[tuple[int, dict] | Problem]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield Problem(source, 1, f"not UTF-8: {error.reason} at byte {error.start}")
+        yield Problem(source, 1, f"not UTF-8: {error.reason} at byte {error.start}", incomplete=True)
         return
     decoder = json.JSONDecoder()
     place, line, element = text.index("[") + 1, 1, 0
@@ -64,7 +64,7 @@ def _array(path: Path) -> Iterator[tuple[int, dict] | Problem]:
             row, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", error)
-            yield Problem(source, line, f"not JSON from element {element + 1} on: {reason}")
+            yield Problem(source, line, f"not JSON from element {element + 1} on: {reason}", incomplete=True)
             return
         element += 1
         yield (line, row) if isinstance(row, dict) else _not_an_object(source, line, row)
@@ -73,7 +73,7 @@ def _array(path: Path) -> Iterator[tuple[int, dict] | Problem]:
             return
         if text[place : place + 1] != ",":
             line += text.count("\n", counted, place)
-            yield Problem(source, line, f"the array ends early, behind element {element}")
+            yield Problem(source, line, f"the array ends early, behind element {element}", incomplete=True)
             return
         place += 1
 

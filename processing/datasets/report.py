@@ -7,6 +7,8 @@ import os
 import tempfile
 import uuid
 import weakref
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +23,15 @@ class DataRefusedError(ValueError):
 class Problem:
     """One bad record: `source` (file, archive member or data set), `line` counted from 1, and the reason.
 
-    `lines` is how many lines it spoils (an unclosed quote in a CSV file swallows several).
+    `lines` is how many lines it spoils (an unclosed quote in a CSV file swallows several). `incomplete`: the source is
+    damaged here, so that more records than this one may be missing; what is absent from it may not be taken for gone.
     """
 
     source: str
     line: int | None
     reason: str
     lines: int = 1
+    incomplete: bool = False
 
     @property
     def location(self) -> str:
@@ -36,6 +40,17 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.location}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Note(Problem):
+    """What is worth telling of a source and spoils no record; it passes wherever problems pass.
+
+    counts: of what, and how many; those of equal reasons are added up ("ignored: 2 .svg, 1 .pdf").
+    """
+
+    lines: int = 0
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 class ErrorReport:
@@ -52,6 +67,9 @@ class ErrorReport:
         max_error_rate: largest tolerated share of bad records; 1.0 tolerates all.
         examples: how many are listed in messages.
 
+    Attributes:
+        incomplete: a source was damaged, so that records may be missing of which nothing is known.
+
     Raises:
         ValueError: another `on_error`, or a rate that is no share.
     """
@@ -67,7 +85,8 @@ class ErrorReport:
         self.seen = 0
         self.loading_errors = 0
         self.problems: list[Problem] = []
-        self.notes: list[str] = []
+        self.incomplete = False
+        self._notes: dict[str, Counter[str]] = {}
         self._recorded: set[str] = set()
         self._spool = Path(tempfile.gettempdir()) / f"r2d2-data-errors-{uuid.uuid4().hex}.jsonl"
         self._finalizer = weakref.finalize(self, _remove, self._spool, os.getpid())
@@ -82,14 +101,24 @@ class ErrorReport:
         self.seen += records
 
     def add(self, problem: Problem) -> None:
-        """A bad record found while loading."""
+        """A bad record found while loading, or a `Note`."""
+        if isinstance(problem, Note):
+            self.note(problem.reason, dict(problem.counts))
+            return
         self.loading_errors += problem.lines
+        self.incomplete |= problem.incomplete
         if len(self.problems) < MAX_REMEMBERED:
             self.problems.append(problem)
 
-    def note(self, text: str) -> None:
-        """Something worth telling that spoils no record, such as pictures without a caption."""
-        self.notes.append(text)
+    def note(self, text: str, counts: Mapping[str, int] | None = None) -> None:
+        """Something worth telling that spoils no record, such as pictures without a caption; equal ones once."""
+        self._notes.setdefault(text, Counter()).update(counts or {})
+
+    @property
+    def notes(self) -> list[str]:
+        """What was noted, with counts from most to least."""
+        parts = {text: ", ".join(f"{n:,} {what}" for what, n in c.most_common()) for text, c in self._notes.items()}
+        return [f"{text}: {counts}" if counts else text for text, counts in parts.items()]
 
     def check(self) -> None:
         """Raise `DataRefusedError` if the user's choice does not allow this many bad records."""

@@ -58,9 +58,9 @@ def read_tar(path: str, columns: Columns = None, describe: Describe | None = Non
             number += 1
             yield _make_sample(path, number, key, members, columns, describe)
         if not complete:
-            yield Problem(path, number + 1, "the shard ends early: samples may be missing")
+            yield Problem(path, number + 1, "the shard ends early: samples may be missing", incomplete=True)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        yield Problem(path, number + 1, f"the shard cannot be read from here on: {error}")
+        yield Problem(path, number + 1, f"the shard cannot be read from here on: {error}", incomplete=True)
 
 
 def _open_binary(path: str):

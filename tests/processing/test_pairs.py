@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from modeling_r2d2.processing.datasets import PairDataset, load_pairs
 from modeling_r2d2.processing.datasets.images import ImageReadError
 from modeling_r2d2.processing.datasets.records import stable_id, stable_ids
-from modeling_r2d2.processing.datasets.report import DataRefusedError, ErrorReport, Problem
+from modeling_r2d2.processing.datasets.report import DataRefusedError, ErrorReport, Note, Problem
 
 from .conftest import png
 
@@ -456,3 +456,23 @@ class TestIds:
         assert len(set(ids.tolist())) == 1000
         assert ids.min() >= 0
         assert stable_ids(["a", "b", "a"]).tolist() == [stable_id("a"), stable_id("b"), stable_id("a")]
+
+
+class TestDamagedSources:
+    """A source that ends early or swallows rows says so: what is absent from it may not be taken for gone."""
+
+    def test_bad_quote(self, pictures):
+        path = pictures / "data.csv"
+        path.write_text('image,text\n0.png,图0\n1.png,"图1\n2.png,图2\n', encoding="utf-8")
+        assert tolerant(path).report.incomplete
+        path.write_text("image,text\n0.png,图0\n1.png,\n", encoding="utf-8")
+        assert not tolerant(path).report.incomplete
+
+    def test_notes_of_one_kind_are_added_up(self):
+        report = ErrorReport()
+        for counts in ({".svg": 1}, {".svg": 1, ".pdf": 1}):
+            report.add(Note("a", None, "ignored", counts=tuple(counts.items())))
+        report.note("once")
+        report.note("once")
+        assert report.notes == ["ignored: 2 .svg, 1 .pdf", "once"]
+        assert report.errors == 0
