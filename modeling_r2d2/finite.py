@@ -1,0 +1,144 @@
+"""Nothing that is not finite goes on silently: weights, results and JSON are checked here, and refused by name."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class NotFiniteError(ValueError, FloatingPointError):
+    """A loss, a weight or a result is NaN or infinite."""
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of any shape and type holds neither NaN nor infinity; True where its type has none."""
+    return not names_not_finite([("", tensor)])
+
+
+def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """The names of the tensors that hold a NaN or an infinity, in their order; memory is read once.
+
+    Args:
+        tensors: names and tensors on any device, of any type; integers and empty ones are finite.
+    """
+    sums: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = {}
+    for name, tensor in tensors:
+        floating = tensor.is_floating_point() or tensor.is_complex()
+        if not floating or not tensor.numel() or tensor.device.type == "meta":
+            continue
+        tensor = tensor.detach()
+        if tensor.element_size() == 1:  # float8 has no sum
+            tensor = tensor.float()
+        # A sum carries every NaN and infinity along.
+        total = tensor.abs().sum() if tensor.is_complex() else tensor.sum(dtype=_sum_type(tensor))
+        sums.setdefault(total.device, []).append((name, tensor, total.to(torch.float64)))
+    found = []
+    for entries in sums.values():  # one synchronisation a device
+        finite = torch.stack([total for _, _, total in entries]).isfinite().tolist()
+        for (name, tensor, _), good in zip(entries, finite, strict=True):
+            # A sum may overflow where every number is finite.
+            if not good and not bool(tensor.isfinite().all()):
+                found.append(name)
+    return found
+
+
+def _sum_type(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def require_finite_weights(weights: nn.Module | Mapping[str, Tensor], place: str | PathLike) -> None:
+    """Refuse weights (a module's parameters and buffers, or tensors by name) that are not finite.
+
+    Args:
+        place: what holds them, for the message: a folder, a file or a Hub name.
+
+    Raises:
+        NotFiniteError: names the place and the first of them.
+    """
+    held = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = [(name, value) for name, value in held.items() if isinstance(value, Tensor)]
+    if found := names_not_finite(tensors):
+        raise NotFiniteError(
+            f"{place}: {_counted(len(found), len(tensors), 'weights')} not finite (NaN or infinity), such as "
+            f"{found[0]}: the run that made them diverged, or the file is damaged. Take an earlier checkpoint, or the "
+            "original file"
+        )
+
+
+def require_finite(values: Any, what: str, names: Sequence[Any] | None = None) -> None:
+    """Refuse results that are not finite.
+
+    Args:
+        values: a number, an array or a tensor; its first dimension is counted, as rows. Or a mapping of named numbers.
+        what: what they are, for the message: "match probabilities of MODEL".
+        names: of the rows.
+
+    Raises:
+        NotFiniteError: says how many are not finite, and which is the first.
+    """
+    if isinstance(values, Mapping):
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float | np.floating)}
+        if found := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            raise NotFiniteError(f"{what}: {found[0]} is {values[found[0]]}, no finite number{_and_others(len(found))}")
+        return
+    if isinstance(values, Tensor):
+        if is_finite(values):
+            return
+        rows = values.detach().isfinite().reshape(len(values) if values.dim() else 1, -1).all(dim=1).cpu().numpy()
+    else:
+        values = np.asarray(values)
+        if values.dtype.kind not in "fc" or np.isfinite(values).all():
+            return
+        rows = np.isfinite(values).reshape(len(values) if values.ndim else 1, -1).all(axis=1)
+    bad = np.flatnonzero(~rows)
+    first = "" if len(rows) == 1 and names is None else f", first {bad[0] if names is None else names[bad[0]]}"
+    raise NotFiniteError(
+        f"{what}: {_counted(len(bad), len(rows), 'results')} not finite (NaN or infinity){first}. The model's weights "
+        "are damaged, or its numbers overflow in this precision: try float32"
+    )
+
+
+def to_json(value: Any, what: str | PathLike, **options: Any) -> str:
+    """`json.dumps(value, ensure_ascii=False, **options)`, which never writes NaN or Infinity: they are no JSON.
+
+    Args:
+        what: the file or the answer, for the message.
+
+    Raises:
+        NotFiniteError: names the entry.
+    """
+    try:
+        return json.dumps(value, **{"ensure_ascii": False, **options}, allow_nan=False)
+    except ValueError:
+        found = next(_entries_not_finite(value), None)
+        if found is None:
+            raise
+        raise NotFiniteError(f"{what}: {found[0] or 'the value'} is {found[1]}, which is no finite number") from None
+
+
+def _entries_not_finite(value: Any, path: str = "") -> Iterable[tuple[str, float]]:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield path, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _entries_not_finite(entry, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for place, entry in enumerate(value):
+            yield from _entries_not_finite(entry, f"{path}[{place}]")
+
+
+def _counted(found: int, total: int, what: str) -> str:
+    return f"{found:,} of {total:,} {what} {'is' if found == 1 else 'are'}"
+
+
+def _and_others(count: int) -> str:
+    return "" if count == 1 else f" ({count - 1} more are not)"
+
+
+__all__ = ["NotFiniteError", "is_finite", "names_not_finite", "require_finite", "require_finite_weights", "to_json"]

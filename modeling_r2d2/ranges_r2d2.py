@@ -1,0 +1,46 @@
+"""Numbers and their ranges: one check for every setting, that NaN and infinity do not pass either.
+
+This file travels to the Hub beside the weights, so it imports nothing but the standard library.
+"""
+
+import math
+import numbers
+from typing import Any
+
+
+def require_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Refuse a setting that is no finite number within its range.
+
+    Args:
+        name: of the setting, for the message. value: what it was given.
+        least, most: bounds that it may reach. above, below: bounds that it may not. whole: it counts something.
+
+    Raises:
+        ValueError: names the setting, its value and what it may be.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if (
+        number
+        and (isinstance(value, numbers.Integral) or (math.isfinite(value) and not whole))
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        return
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    range_ = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    kind = "a whole number" if whole else "a finite number"
+    raise ValueError(f"{name} is {value!r}; it must be {kind}{' ' * bool(range_)}{range_}")
+
+
+__all__ = ["require_number"]
