@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
+
+from .manifest import IndexFileError
 
 Kind = Literal["flat", "hnsw", "ivf"]
 #: Up to how many pictures each kind is chosen; beyond the last, inverted lists.
 LARGEST_FLAT, LARGEST_GRAPH = 50_000, 5_000_000
 #: How much wider than the sample's range the 8-bit range of each dimension is, for vectors that come later.
 _MARGIN = 0.1
+#: Of inverted lists, unless told otherwise: vectors compared for each one that is asked for, and at least.
+_SEEN_FOR_EACH, _LEAST_SEEN = 10, 2048
+_PIECE = 1 << 20
 
 
 class VectorSearch(Protocol):
@@ -67,6 +72,7 @@ def build_vectors(
         centres.this.disown()  # owned by the index from here on
         index.own_fields = True
         index.sq.rangestat_arg = _MARGIN
+        index.cp.min_points_per_centroid = 1  # few vectors are all compared, whatever the centres: no warning
     else:
         raise ValueError(f"vector index {kind!r}: use 'flat', 'hnsw' or 'ivf'")
     pieces = list(embeds)  # memory-mapped views: nothing is read yet
@@ -89,17 +95,26 @@ class FaissVectors:
     """Search in a FAISS index whose row i is picture i.
 
     Args:
-        effort: HNSW's efSearch or the share of IVF's lists that are visited, in percent. Default: 2 k, at least 256;
-            3 %. More finds more of the true neighbours and takes longer.
+        effort: HNSW's efSearch or the share of IVF's lists that are visited, in percent. More finds more of the true
+            neighbours and takes longer. Default: 2 k, at least 256; 3 %, and at least so many lists as hold, on
+            average, 10 k vectors and 2,048. As many vectors as are asked for are found with any effort.
     """
 
     def __init__(self, index: Any, kind: Kind, effort: int | None = None):
         self.index, self.kind, self.effort = index, kind, effort
 
     @classmethod
-    def load(cls, path: Path, kind: Kind, effort: int | None = None) -> "FaissVectors":
-        """From a file of `faiss.write_index`."""
-        return cls(require_faiss().read_index(str(path)), kind, effort)
+    def load(cls, file: Path | BinaryIO, kind: Kind, effort: int | None = None) -> "FaissVectors":
+        """From a file of `faiss.write_index`, by its path or open for reading."""
+        faiss = require_faiss()
+        try:
+            if isinstance(file, Path):
+                return cls(faiss.read_index(str(file)), kind, effort)
+            file.seek(0)
+            return cls(faiss.read_index(faiss.PyCallbackIOReader(file.read, _PIECE)), kind, effort)
+        except RuntimeError as error:  # of any error in a file, with FAISS's own source lines in its message
+            name = file if isinstance(file, Path) else file.name
+            raise IndexFileError(f"{name} cannot be read as a vector index; index anew") from error
 
     def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """Rows of the `count` nearest of each query (Q, D) float32, and, unless the kind is flat, a quarter more: 8-bit
@@ -108,13 +123,31 @@ class FaissVectors:
         if count == 0:
             return [np.empty(0, np.int64) for _ in queries]
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        _, rows = self.index.search(queries, count, params=self._parameters(count))
-        return [found[found >= 0] for found in rows]
-
-    def _parameters(self, count: int) -> Any:
-        faiss = require_faiss()
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(self.effort or max(256, 2 * count), count))
         if self.kind == "ivf":
-            return faiss.SearchParametersIVF(nprobe=max(1, round(self.index.nlist * (self.effort or 3) / 100)))
-        return None
+            return list(self._in_lists(queries, count))
+        parameters = None
+        if self.kind == "hnsw":
+            wide = max(self.effort or max(256, 2 * count), count)
+            parameters = require_faiss().SearchParametersHNSW(efSearch=wide)
+        _, rows = self.index.search(queries, count, params=parameters)
+        if self.kind == "hnsw" and (short := np.flatnonzero((rows < 0).any(axis=1))).size:
+            # many equal vectors make islands that the graph's links do not leave: compare with all vectors
+            storage = require_faiss().downcast_index(self.index.storage)
+            rows[short] = storage.search(queries[short], count)[1]
+        return list(rows)
+
+    def _in_lists(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Rows of the `count` nearest of each query; more lists are visited where these hold fewer."""
+        lists, total = self.index.nlist, self.index.ntotal
+        share = lists * (self.effort or 3) / 100
+        if self.effort is None:
+            share = max(share, lists * max(_SEEN_FOR_EACH * count, _LEAST_SEEN) / total)
+        probes = min(max(1, round(share)), lists)
+        found = np.full((len(queries), count), -1, np.int64)
+        short = np.arange(len(queries))
+        while short.size:
+            parameters = require_faiss().SearchParametersIVF(nprobe=probes)
+            found[short] = self.index.search(queries[short], count, params=parameters)[1]
+            short = short[(found[short] < 0).any(axis=1)] if probes < lists else short[:0]
+            probes = min(2 * probes, lists)
+        return found
