@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig
 from .cross_encoder_r2d2 import R2D2Attention, R2D2CrossEncoder, R2D2CrossEncoderLayer, eager_attention_forward
 from .losses_r2d2 import masked_language_modeling_loss
-from .modeling_r2d2 import R2D2Model, R2D2PreTrainedModel, R2D2TextModel, _refuse_empty, _vision_tower
+from .modeling_r2d2 import R2D2Model, R2D2PreTrainedModel, R2D2TextModel, _vision_tower
 from .pretraining_r2d2 import R2D2MLMHead
 
 IGNORED_LABEL = -100
@@ -196,7 +196,6 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
     get_input_embeddings = R2D2Model.get_input_embeddings
     set_input_embeddings = R2D2Model.set_input_embeddings
     enable_input_require_grads = R2D2Model.enable_input_require_grads
-    _vision_arguments = R2D2Model._vision_arguments
     _check_tokens = R2D2Model._check_tokens
 
     def _auto_map(self) -> dict[str, str]:
@@ -218,10 +217,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
 
     def get_image_states(self, pixel_values: Tensor) -> Tensor:
         """What the decoder reads: images (B, 3, H, W) -> last hidden states (B, N, E) of the image tower."""
-        _refuse_empty(pixel_values, "pixel_values")
-        pixel_values = pixel_values.to(self.text_model.dtype)
-        states = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, {})).last_hidden_state
-        return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
+        return self._encode_images(pixel_values)[0]
 
     @can_return_tuple
     def forward(

@@ -12,7 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
-from .modeling_r2d2 import R2D2Model, R2D2PreTrainedModel, _refuse_empty, _vision_tower, normalize
+from .modeling_r2d2 import R2D2PreTrainedModel, _vision_tower, normalize
 
 
 class R2D2ForImageClassification(R2D2PreTrainedModel):
@@ -38,14 +38,6 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
-
-    _vision_arguments = R2D2Model._vision_arguments
-    bounded_temperature = R2D2Model.bounded_temperature
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the tower; the temperature stays in float32."""
-        return self.vision_projection.weight.dtype
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -83,12 +75,7 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """Images (B, 3, H, W) -> `logits` (B, classes) float32; labels (B,) int64 give the mean cross-entropy."""
-        _refuse_empty(pixel_values, "pixel_values")
-        pixel_values = pixel_values.to(self.dtype)
-        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
-        states = outputs.last_hidden_state
-        if states.dim() == 4:  # a feature map (B, D, h, w)
-            states = states.flatten(2).transpose(1, 2)
+        states, outputs = self._encode_images(pixel_values, **kwargs)
         pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
         logits = self.classifier(normalize(self.vision_projection(pooled))).float() / self.bounded_temperature()
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)

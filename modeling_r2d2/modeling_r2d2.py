@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .batch_norms_r2d2 import batch_norms
 from .configuration_r2d2 import R2D2Config, R2D2TextConfig
 from .cross_encoder_r2d2 import R2D2CrossEncoder, R2D2CrossEncoderOutput
 from .distributed_r2d2 import gather, process_index, world_size
@@ -94,6 +95,13 @@ class R2D2PreTrainedModel(PreTrainedModel):
         was loaded. True would skip a tower's modules without parameters of their own where weights are missing."""
         return False
 
+    def post_init(self):
+        """As in transformers. DistributedDataParallel, which writes to every buffer before each forward pass, is told
+        of the constant ones (positions), so that several forward passes may come before a backward pass."""
+        super().post_init()
+        changing = tuple(f"{name}." for name in batch_norms(self))
+        self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_buffers() if not n.startswith(changing)]
+
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
         if not _has_attention(self.config.vision_config):
@@ -101,6 +109,57 @@ class R2D2PreTrainedModel(PreTrainedModel):
                 attn_implementation = dict.fromkeys(("", *self.config.sub_configs), attn_implementation)
             attn_implementation = {**attn_implementation, "vision_config": "eager"}
         super().set_attn_implementation(attn_implementation, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: that of the first parameter but the temperature, which stays in float32, that is not
+        the integers or float8 of a quantised weight."""
+        return computing_dtype(self)
+
+    def bounded_temperature(self) -> Tensor:
+        """The learned temperature τ within [temperature_min, temperature_max], float32.
+
+        Its gradient is that of the parameter, so that it never dies at the bounds. While training, the parameter
+        itself is put back within them, as the authors' code does: no optimizer step begins outside.
+        """
+        low, high = self.config.temperature_min, self.config.temperature_max
+        if not (torch.is_grad_enabled() and self.temperature.requires_grad):
+            return self.temperature.float().clamp(low, high)
+        # Tensors that torch.func hands in are the caller's. By `data`, since graphs of earlier forward passes hold the
+        # parameter's version, and their values stay right: only an optimizer step can have left the bounds.
+        if self.training and isinstance(self.temperature, nn.Parameter):
+            self.temperature.data.clamp_(low, high)
+        temperature = self.temperature.float()
+        return temperature.detach().clamp(low, high) + (temperature - temperature.detach())
+
+    def _encode_images(self, pixel_values: Tensor, **kwargs) -> tuple[Tensor, ModelOutput]:
+        """Images (I, 3, H, W) to the image tower's last hidden states (I, N, D), a feature map's flattened, and to all
+        that it returns."""
+        _refuse_empty(pixel_values, "pixel_values")
+        pixel_values = pixel_values.to(computing_dtype(self.vision_model))
+        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
+        states = outputs.last_hidden_state
+        if states.dim() == 4:  # a feature map (I, D, h, w)
+            states = states.flatten(2).transpose(1, 2)
+        return states, outputs
+
+    def _vision_arguments(self, pixel_values: Tensor, kwargs: dict) -> dict:
+        """What of `kwargs` the tower takes, and the interpolation of position embeddings where it is needed."""
+        accepted = inspect.signature(type(self.vision_model).forward).parameters
+        arguments = {"return_dict": True, **kwargs}
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            arguments = {k: v for k, v in arguments.items() if k in accepted}
+        if "interpolate_pos_encoding" not in accepted or "interpolate_pos_encoding" in kwargs:
+            return arguments
+        height, width = pixel_values.shape[-2:]
+        trained, patch = (_pair(getattr(self.config.vision_config, n)) for n in ("image_size", "patch_size"))
+        if (height, width) != trained:
+            if height % patch[0] or width % patch[1]:
+                raise ValueError(
+                    f"image size {height}×{width} is not a multiple of the patch size {patch[0]}×{patch[1]}"
+                )
+            arguments["interpolate_pos_encoding"] = True
+        return arguments
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; a class registered for remote code also records every Auto class that applies."""
@@ -192,11 +251,6 @@ class R2D2Model(R2D2PreTrainedModel):
         self._require_grads_hook = self._require_grads_hooks[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the towers and the ranker; the temperature stays in float32."""
-        return self.text_projection.weight.dtype
-
-    @property
     def can_rank(self) -> bool:
         """Whether this model has a ranker (a PRD2 has none)."""
         return self.config.cross_encoder_config is not None
@@ -213,12 +267,7 @@ class R2D2Model(R2D2PreTrainedModel):
         Raises:
             ValueError: empty batch, or an image side that is not a multiple of a ViT's patch size.
         """
-        _refuse_empty(pixel_values, "pixel_values")
-        pixel_values = pixel_values.to(self.dtype)
-        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
-        states = outputs.last_hidden_state
-        if states.dim() == 4:  # a feature map (I, D, h, w)
-            states = states.flatten(2).transpose(1, 2)
+        states, outputs = self._encode_images(pixel_values, **kwargs)
         pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
@@ -226,24 +275,6 @@ class R2D2Model(R2D2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
         )
-
-    def _vision_arguments(self, pixel_values: Tensor, kwargs: dict) -> dict:
-        """What of `kwargs` the tower takes, and the interpolation of position embeddings where it is needed."""
-        accepted = inspect.signature(type(self.vision_model).forward).parameters
-        arguments = {"return_dict": True, **kwargs}
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            arguments = {k: v for k, v in arguments.items() if k in accepted}
-        if "interpolate_pos_encoding" not in accepted or "interpolate_pos_encoding" in kwargs:
-            return arguments
-        height, width = pixel_values.shape[-2:]
-        trained, patch = (_pair(getattr(self.config.vision_config, n)) for n in ("image_size", "patch_size"))
-        if (height, width) != trained:
-            if height % patch[0] or width % patch[1]:
-                raise ValueError(
-                    f"image size {height}×{width} is not a multiple of the patch size {patch[0]}×{patch[1]}"
-                )
-            arguments["interpolate_pos_encoding"] = True
-        return arguments
 
     @can_return_tuple
     def get_text_features(
@@ -337,19 +368,6 @@ class R2D2Model(R2D2PreTrainedModel):
             scaled_similarity(text_embeds, gather(image_embeds), temperature),
             contrastive_targets(same_identity(ids, all_ids)),
         )
-
-    def bounded_temperature(self) -> Tensor:
-        """The learned temperature τ within [temperature_min, temperature_max], float32.
-
-        While training, the parameter itself is put back within the bounds (as the authors' code does), so that
-        its gradient never dies there.
-        """
-        low, high = self.config.temperature_min, self.config.temperature_max
-        if self.training and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.temperature.clamp_(low, high)
-            return self.temperature.float()
-        return self.temperature.float().clamp(low, high)
 
     def match(
         self,
@@ -500,6 +518,18 @@ class R2D2ForImageTextMatching(R2D2Model):
                 + nn.functional.cross_entropy(output.image_match_logits.float(), labels)
             ) / 2
         return output
+
+
+#: What is computed in; weights that are stored otherwise are quantised.
+_COMPUTING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def computing_dtype(module: nn.Module) -> torch.dtype:
+    """Of the first parameter of a tower or model that is neither quantised (integers, float8) nor its temperature."""
+    for name, parameter in module.named_parameters():
+        if parameter.dtype in _COMPUTING_DTYPES and name != "temperature":
+            return parameter.dtype
+    return torch.get_default_dtype()
 
 
 def normalize(embeddings: Tensor) -> Tensor:

@@ -139,12 +139,9 @@ class WukongModel(WukongPreTrainedModel):
         self.lock_image_tower(config.lock_image_tower)
 
     # The towers are handled as in R2D2.
-    dtype = R2D2Model.dtype
     get_input_embeddings = R2D2Model.get_input_embeddings
     set_input_embeddings = R2D2Model.set_input_embeddings
     enable_input_require_grads = R2D2Model.enable_input_require_grads
-    bounded_temperature = R2D2Model.bounded_temperature
-    _vision_arguments = R2D2Model._vision_arguments
     _check_tokens = R2D2Model._check_tokens
 
     @property
@@ -192,12 +189,7 @@ class WukongModel(WukongPreTrainedModel):
         Raises:
             ValueError: empty batch, or an image side that is not a multiple of a ViT's patch size.
         """
-        _refuse_empty(pixel_values, "pixel_values")
-        pixel_values = pixel_values.to(self.dtype)
-        outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
-        states = outputs.last_hidden_state
-        if states.dim() == 4:  # a feature map (I, D, h, w)
-            states = states.flatten(2).transpose(1, 2)
+        states, outputs = self._encode_images(pixel_values, **kwargs)
         if self.is_token_wise:
             compared = states[:, self.config.vision_prefix_tokens :]
         else:

@@ -225,9 +225,7 @@ class R2D2ForPreTraining(R2D2Model):
             text_embeds=features.text_embeds,
             image_embeds=features.image_embeds,
             ranking_accuracy=accuracy,
-            temperature=self.temperature.detach()
-            .float()
-            .clamp(self.config.temperature_min, self.config.temperature_max),
+            temperature=self.current_temperature(),
             **losses,
         )
 
