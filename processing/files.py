@@ -326,7 +326,7 @@ def refuse_no_folder(output: str | PathLike) -> None:
         if place.is_dir():
             break
         if place.exists() or place.is_symlink():
-            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file, not a folder")
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file, not a folder, and cannot be written to as one")
 
 
 # -- inside --------------------------------------------------------------------------------------------

@@ -15,18 +15,19 @@ from ..evaluation.retrieval import is_token_wise
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import ImageReadError
 from ..processing.datasets.report import Problem
+from ..processing.files import atomic_path, write_text
 from ..processing.processing_r2d2 import R2D2Processor
 from .cache import CacheOptions
 from .encoding import Progress, ShardEncoder, problem_of
 from .locking import only_writer
-from .manifest import FileRecord, Manifest, ModelIdentity, ShardRecord, written_aside
+from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ModelIdentity, ShardRecord
+from .ownership import Building, files_of, numbers_in_use, refuse_foreign
 from .pictures import Picture, digest_of, list_pictures
-from .store import PictureIndex, Shard, finished_shards, sweep, with_unreadable, write_shard
+from .store import PictureIndex, Shard, finished_shards, with_unreadable, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
 logger = logging.getLogger(__name__)
 
-REPORT = "unreadable.jsonl"
 #: Smaller vector indexes are built anew when pictures are added: that is quick.
 GROWS_FROM = 10_000
 
@@ -94,6 +95,7 @@ class IndexBuilder:
             vectors = "flat"
         self.vectors, self.batch_size, self.accelerator = vectors, batch_size, accelerator
         self.shard_size = shard_size
+        self._building: Building | None = None
         self.progress = progress or (lambda count, doing: None)
         self.encoder = ShardEncoder(model, processor, self.cache, batch_size, self.progress)
 
@@ -110,23 +112,22 @@ class IndexBuilder:
 
         Raises:
             OtherModelError: the index belongs to another model. IndexLockedError: another writer.
+            FileExistsError: the folder holds something else than an index; nothing was changed.
             ValueError: no readable picture in the source, nor in the index.
         """
+        refuse_foreign(self.root)
         if self._number == 0:
             with only_writer(self.root):
                 return self._add(source, prune, reading)
         return self._add(source, prune, reading)
 
     def _add(self, source: Any, prune: bool, reading: dict) -> Built:
-        if self._number:  # the first process clears away what is not ours before the others look
+        if self._number:  # the first process clears away what an interrupted run has left before the others look
             self._wait()
         manifest = self._manifest()
-        named = {record.name for record in manifest.shards}
-        pending = self._pending(named)
+        pending = self._pending(manifest)
         if self._number == 0:
-            sweep(self.root, named | {record.name for record in pending})
-            with written_aside(self.root / _STAMP) as aside:
-                aside.write_text(self._stamp, encoding="utf-8")
+            self._building = Building.begin(self.root, manifest, self._run, pending)
             self._wait()
         self._wait()  # nobody writes before all have seen what is there
         known, resumed = self._known(manifest.shards), self._known(pending)
@@ -158,16 +159,14 @@ class IndexBuilder:
                 else:
                     yield item
 
-        taken = {int(record.name) for record in (*manifest.shards, *pending)}
-        first = max((int(record.name) for record in manifest.shards), default=-1) + 1
-        made = self._encode_all(waiting(), first, taken)
+        made = self._encode_all(waiting(), Building.after(manifest, self._run).first, numbers_in_use(self.root))
         fresh = sorted([*pending, *made], key=lambda record: record.name)
         fresh_ids = self._known(fresh)
         gone = {id for id in known if id in fresh_ids or (prune and id not in seen)}
         if self._number == 0:
             shards = self._without(manifest.shards, gone, fresh, problems)
             if not sum(record.rows for record in shards):
-                sweep(self.root, named)
+                self._building.finish(self.root, files_of(manifest))
                 listed = [entry for record in fresh for entry in record.unreadable] + problems
                 reason = f"; the first of {len(listed)} problems: {_line(listed[0])}" if listed else ""
                 raise ValueError(f"{source}: no readable picture in it, so there is no index to make{reason}")
@@ -175,7 +174,7 @@ class IndexBuilder:
             if shards != manifest.shards or self.vectors not in (None, manifest.vectors.get("kind")):
                 self._publish(manifest, shards, appended)
             else:
-                (self.root / _STAMP).unlink(missing_ok=True)
+                self._building.finish(self.root, files_of(manifest))
         self._wait()
         now = Manifest.load(self.root)
         return Built(
@@ -193,14 +192,16 @@ class IndexBuilder:
         """Take pictures out of the index.
 
         Raises:
-            ValueError: an id that is not in the index; nothing was removed.
+            ValueError: an id that is not in the index; nothing was removed. FileExistsError: as `add`.
         """
+        refuse_foreign(self.root)
         with only_writer(self.root):
             manifest = Manifest.load(self.root)
             manifest.model.refuse_other(self.identity, self.root)
             known = self._known(manifest.shards)
             if missing := [id for id in ids if id not in known]:
                 raise ValueError(f"not in {self.root}: {', '.join(map(repr, missing[:5]))}; nothing was removed")
+            self._building = Building.begin(self.root, manifest, self._run)
             shards = self._without(manifest.shards, set(ids), [], [])
             self._publish(manifest, shards, appended=False)
             now = Manifest.load(self.root)
@@ -211,6 +212,7 @@ class IndexBuilder:
     def _encode_all(self, pictures: Iterator[Picture], first: int, taken: set[int]) -> list[ShardRecord]:
         """Encode pictures shard by shard under the lowest free names; of all processes, the records of their shards."""
         made: list[ShardRecord] = []
+        start = first
         size = self.shard_size or self.encoder.shard_size()
         number, turn = first, 0
         with ThreadPoolExecutor(1, "r2d2-read") as reader:
@@ -223,13 +225,13 @@ class IndexBuilder:
         self._wait()
         if self._processes == 1:
             return made
-        return finished_shards(self.root, {f"{number:08}" for number in taken})
+        return finished_shards(self.root, start, {f"{number:08}" for number in taken})
 
     # -- publishing -----------------------------------------------------------------------------
 
     def _manifest(self) -> Manifest:
         """The index's state, or an empty one; refuses another model's, or another cache."""
-        if not (self.root / "manifest.json").exists():
+        if not (self.root / MANIFEST).exists():
             return Manifest(self.identity, self.encoder.dimension, vars(self.cache))
         manifest = Manifest.load(self.root)
         manifest.model.refuse_other(self.identity, self.root)
@@ -240,16 +242,16 @@ class IndexBuilder:
             )
         return manifest
 
-    def _pending(self, named: set[str]) -> list[ShardRecord]:
+    def _pending(self, manifest: Manifest) -> list[ShardRecord]:
         """Whole shards that an interrupted run of this model, with these options, has left."""
-        stamp = self.root / _STAMP
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") == self._stamp:
-            return finished_shards(self.root, named)
-        return []
+        left = Building.read(self.root)
+        if left is None or left.run != self._run:
+            return []
+        return finished_shards(self.root, left.first, {record.name for record in manifest.shards})
 
     @property
-    def _stamp(self) -> str:
-        return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}\n"
+    def _run(self) -> str:
+        return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}"
 
     def _known(self, records: Any) -> dict[str, "_Known"]:
         known = {}
@@ -270,6 +272,7 @@ class IndexBuilder:
         problems: list[dict],
     ) -> tuple[ShardRecord, ...]:
         """The shards without some pictures, then the fresh ones; shards that held one of them are written anew."""
+        taken = numbers_in_use(self.root)
         number = max((int(record.name) for record in (*shards, *fresh)), default=-1) + 1
         # what was tried again is listed by its new shard, if at all
         tried = {*self._known(fresh), *(entry["id"] for record in fresh for entry in record.unreadable)}
@@ -281,6 +284,8 @@ class IndexBuilder:
             rows = [row for row, id in enumerate(ids) if id not in gone]
             if len(rows) < len(ids):
                 if rows or unreadable:
+                    while number in taken:
+                        number += 1
                     kept.append(write_shard(self.root, f"{number:08}", shard.select(rows, unreadable)))
                     number += 1
             elif unreadable != record.unreadable:
@@ -300,12 +305,8 @@ class IndexBuilder:
         vectors = self._build_vectors(state, manifest if appended else None)
         state = replace(state, vectors=vectors)
         state.save(self.root)
-        sweep(self.root, {record.name for record in shards})
-        for path in self.root.glob("vectors.*"):
-            if path.name != vectors.get("file"):
-                path.unlink()
-        (self.root / _STAMP).unlink(missing_ok=True)
         self._write_report(state)
+        self._building.finish(self.root, files_of(state))
 
     def _build_vectors(self, state: Manifest, before: Manifest | None) -> dict:
         kind = self.vectors or choose_kind(state.rows)
@@ -325,15 +326,14 @@ class IndexBuilder:
             embeds = (shard.embeds["image"] for shard in shards if shard.record.rows)
             index = build_vectors(embeds, state.dimension, state.rows, kind)
         name = f"vectors.{state.generation:06}.faiss"
-        with written_aside(self.root / name) as aside:
-            faiss.write_index(index, str(aside))
-            record = FileRecord.of(aside)
+        with atomic_path(self.root / name) as partial:
+            faiss.write_index(index, str(partial))
+            record = FileRecord.of(partial)
         return {"kind": kind, "file": name, "record": vars(record)}
 
     def _write_report(self, state: Manifest) -> None:
         lines = [json.dumps(entry, ensure_ascii=False) for entry in state.unreadable]
-        with written_aside(self.root / REPORT) as aside:
-            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(self.root / REPORT, "".join(f"{line}\n" for line in lines))
 
     # -- processes ------------------------------------------------------------------------------
 
@@ -348,9 +348,6 @@ class IndexBuilder:
     def _wait(self) -> None:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
-
-
-_STAMP = "building"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .manifest import canonical, tensor_bytes, written_aside
+from ..processing.files import write_text
+from .manifest import canonical, tensor_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class Calibration:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder: a calibration is stored with the model it belongs to")
-        with written_aside(folder / FILE) as aside:
-            aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_text(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
         return folder / FILE
 
     @classmethod

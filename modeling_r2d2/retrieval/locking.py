@@ -1,6 +1,7 @@
 """One writer at a time, and a full disk explained."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,8 @@ def only_writer(root: Path) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"the disk of {root} is full ({error.strerror}). What was there before is intact; make room and run the "
-            "same command again: it goes on from the last finished shard",
+            f"the disk of {root} is full ({os.strerror(error.errno)}). What was there before is intact; make room and "
+            "run the same command again: it goes on from the last finished shard",
         ) from error
     finally:
         lock.release()

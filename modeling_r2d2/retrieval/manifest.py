@@ -7,8 +7,6 @@ sees the state before or after a change and never a part of it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..processing.files import write_text
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
+REPORT = "unreadable.jsonl"
 _CHUNK = 1 << 22
 #: What of a configuration, beside those of the parts, changes the embeddings.
 _IDENTIFYING = (
@@ -180,8 +181,7 @@ class Manifest:
         """Replace the manifest of `root` in one step."""
         body = self.to_dict()
         body["checksum"] = hashlib.blake2b(canonical(body), digest_size=16).hexdigest()
-        with written_aside(root / MANIFEST) as aside:
-            aside.write_text(json.dumps(body, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(root / MANIFEST, json.dumps(body, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, root: Path) -> "Manifest":
@@ -192,7 +192,7 @@ class Manifest:
         """
         path = root / MANIFEST
         if not path.is_file():
-            started = (root / SHARDS).is_dir()
+            started = (root / ".building.json").is_file()
             hint = (
                 "an interrupted run has not finished it: run the same `r2d2 index` again"
                 if started
@@ -201,7 +201,11 @@ class Manifest:
             raise IndexFileError(f"{root} holds no index ({MANIFEST} is missing); {hint}")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(body, dict) and not {"format", "shards", "checksum"} <= body.keys():
+                raise IndexFileError(f"{root} holds no index: its {MANIFEST} is of something else")
             version = body.pop("format")
+        except IndexFileError:
+            raise
         except (ValueError, KeyError, AttributeError) as error:
             raise IndexFileError(f"{path} is torn or no manifest ({error}); index the pictures anew") from error
         if version != FORMAT:
@@ -220,32 +224,6 @@ class Manifest:
     def with_shards(self, shards: tuple[ShardRecord, ...]) -> "Manifest":
         """The next state."""
         return replace(self, shards=shards, generation=self.generation + 1)
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path`, on the disk, when all went well, and vanishes when it did not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the rename itself on the disk; not every system lets a folder be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _lasting(source: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Shards of an index on disk: written aside and renamed, read memory-mapped.
+"""Shards of an index on disk: written whole or not at all, read memory-mapped.
 
 A shard has `NAME.rows` (Arrow: id, path, content hash, captions … of each picture), `NAME.embeds` (safetensors: the
 L2-normalised embeddings of pictures and captions, float32), `NAME.cache` (safetensors: what is kept for the ranker)
@@ -7,18 +7,18 @@ and `NAME.json`, which is written last: a shard without it was interrupted and d
 
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..processing.files import atomic_path, save_safetensors, write_text
 from .cache import checksum_of_row
-from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord, written_aside
+from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord
 from .pictures import Picture
 
 _TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
@@ -45,21 +45,16 @@ def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
         OSError: the disk is full or may not be written to.
     """
     folder = root / SHARDS
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    with written_aside(folder / f"{name}.rows") as aside:
-        _write_rows(aside, content)
-        files["rows"] = FileRecord.of(aside)
-    with written_aside(folder / f"{name}.embeds") as aside:
-        save_file({"image": content.embeds.contiguous(), "text": content.text_embeds.contiguous()}, str(aside))
-        files["embeds"] = FileRecord.of(aside)
+    places = {kind: folder / f"{name}.{kind}" for kind in ("rows", "embeds", "cache")}
+    with atomic_path(places["rows"]) as partial:
+        _write_rows(partial, content)
+    save_safetensors({"image": content.embeds, "text": content.text_embeds}, places["embeds"])
+    files = {kind: FileRecord.of(places[kind]) for kind in ("rows", "embeds")}
     if content.cache:
-        with written_aside(folder / f"{name}.cache") as aside:
-            save_file(content.cache, str(aside))
-            files["cache"] = FileRecord.of(aside, hashed=False)  # a checksum for each picture lies with its row
+        save_safetensors(content.cache, places["cache"])
+        files["cache"] = FileRecord.of(places["cache"], hashed=False)  # a checksum for each picture lies with its row
     record = ShardRecord(name, len(content.pictures), len(content.text_embeds), files, content.unreadable)
-    with written_aside(folder / f"{name}.json") as aside:
-        aside.write_text(json.dumps(asdict(record), ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(asdict(record), ensure_ascii=False) + "\n")
     return record
 
 
@@ -83,26 +78,22 @@ def _write_rows(path: Path, content: ShardContent) -> None:
         writer.write_table(table)
 
 
-def finished_shards(root: Path, but: set[str]) -> list[ShardRecord]:
-    """Every whole shard in the folder but those named, in the order of their names."""
+def finished_shards(root: Path, first: int, but: set[str]) -> list[ShardRecord]:
+    """Every whole shard from the number `first` on but those named, in the order of their names."""
     found = []
-    for path in sorted(path for path in (root / SHARDS).glob("[!.]*.json") if path.stem not in but):
+    for path in sorted((root / SHARDS).glob("????????.json")):
+        if not path.stem.isdecimal() or int(path.stem) < first or path.stem in but:
+            continue
         try:
             record = ShardRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            if record.name != path.stem:
+                continue
             for kind, file in record.files.items():
                 file.check(record.path(root, kind))
         except (ValueError, TypeError, KeyError, AttributeError):  # torn by the system: its pictures are encoded anew
             continue
         found.append(record)
     return found
-
-
-def sweep(root: Path, keep: Iterable[str]) -> None:
-    """Remove the files of all shards but `keep`, and what interrupted writers left aside."""
-    names = set(keep)
-    for path in (root / SHARDS).iterdir() if (root / SHARDS).is_dir() else ():
-        if path.name.startswith(".") or path.stem not in names:
-            path.unlink(missing_ok=True)
 
 
 class Shard:

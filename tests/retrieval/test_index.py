@@ -233,7 +233,7 @@ def test_full_disk_leaves_the_old_index(builder, pictures, tmp_path, monkeypatch
     builder().add(pictures)
     before = files_of(tmp_path / "index")
     save_pictures(pictures, ["n1.png", "n2.png", "n3.png"], first_seed=60)
-    write, calls = store.save_file, []
+    write, calls = store.save_safetensors, []
 
     def fail(*args, **kwargs):
         calls.append(args)
@@ -241,13 +241,13 @@ def test_full_disk_leaves_the_old_index(builder, pictures, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(store, "save_file", fail)
+    monkeypatch.setattr(store, "save_safetensors", fail)
     with pytest.raises(OSError, match="is full.*make room") as caught:
         builder().add(pictures)
     assert caught.value.errno == errno.ENOSPC
     after = files_of(tmp_path / "index")
     assert {name: after[name] for name in before} == before
-    assert not [name for name in after if "aside" in name]
+    assert not [name for name in after if "partial" in name]
     assert len(PictureIndex(tmp_path / "index")) == 9
     monkeypatch.undo()
     built = builder().add(pictures)

@@ -1,0 +1,159 @@
+"""Nothing in the folder of an index that the index has not written is removed, replaced or shadowed."""
+
+import os
+import signal
+import stat
+
+import pytest
+
+from modeling_r2d2.retrieval import IndexFileError, PictureIndex
+from modeling_r2d2.retrieval.building import IndexBuilder
+from modeling_r2d2.retrieval.manifest import Manifest
+from modeling_r2d2.retrieval.ownership import BUILDING
+from tests.retrieval.conftest import save_pictures
+
+FOREIGN = {
+    "vectors.npy": b"1",
+    "building": b"2",
+    "unreadable.txt": b"3",
+    "shards/photo.jpg": b"4",
+    "shards/00000.tar": b"5",
+    "shards/00000001.json": b"{}",
+    "shards/00000002.rows": b"6",
+    "shards/.hidden": b"7",
+    ".manifest.json.12.aside": b"8",
+    "vectors.000009.faiss.bak": b"9",
+}
+
+
+@pytest.fixture
+def make(model, processor, tmp_path):
+    """A builder of small shards in a folder."""
+    return lambda name="index", **options: IndexBuilder(
+        model, processor, tmp_path / name, **{"batch_size": 2, "shard_size": 2, **options}
+    )
+
+
+def put(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def held(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "notes.txt", "unreadable.jsonl", "config.json"])
+def test_folder_of_something_else_is_refused_and_left_as_it_is(make, pictures, tmp_path, name):
+    put(tmp_path / "index", {name: b"mine"})
+    with pytest.raises(FileExistsError, match="holds no index, but .*: an index needs a folder of its own"):
+        make().add(pictures)
+    assert held(tmp_path / "index") == {name: b"mine"}
+
+
+def test_output_that_is_or_contains_its_source(make, pictures, tmp_path):
+    before = held(pictures)
+    for root in (pictures, tmp_path):
+        with pytest.raises(FileExistsError, match="holds no index"):
+            make(root).add(pictures)
+    assert held(pictures) == before
+    built = make(pictures / "index").add(pictures)  # within it there is room for one
+    assert built.pictures == make(pictures / "index").add(pictures).unchanged == 9
+
+
+def test_torn_or_foreign_manifest_is_refused(make, pictures, tmp_path):
+    put(tmp_path / "index", {"manifest.json": b'{"name": "web app"}', "shards/00000000.rows": b"mine"})
+    before = held(tmp_path / "index")
+    with pytest.raises(IndexFileError, match="holds no index: its manifest.json is of something else"):
+        make().add(pictures)
+    assert held(tmp_path / "index") == before
+
+
+def test_files_that_came_later_survive_every_change(make, pictures, tmp_path):
+    root = tmp_path / "index"
+    make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    put(root, FOREIGN)
+    make(vectors="hnsw").add(pictures)
+    make(vectors="flat").add(pictures, prune=True)
+    make().remove(["a.png"])
+    found = held(root)
+    assert {name: found.get(name) for name in FOREIGN} == FOREIGN
+    assert len(PictureIndex(root)) == 8
+    own = {name.partition(".")[0] for name in found if name.startswith("shards/0") and name not in FOREIGN}
+    assert own == {f"shards/{record.name}" for record in Manifest.load(root).shards}
+    assert not own & {"shards/00000001", "shards/00000002"}
+    assert not [name for name in found if name.endswith(".faiss")]
+
+
+def test_shards_folder_that_leads_elsewhere(make, pictures, tmp_path):
+    """A link in the place of the shards brings nobody's files into danger."""
+    make().add(pictures)
+    root, elsewhere = tmp_path / "index", tmp_path / "elsewhere"
+    (root / "shards").rename(elsewhere)
+    (root / "shards").symlink_to(elsewhere)
+    put(elsewhere, {"photo.jpg": b"mine", "00000099.tar": b"mine"})
+    make().remove(["a.png", "e.PNG"])
+    assert (elsewhere / "photo.jpg").read_bytes() == (elsewhere / "00000099.tar").read_bytes() == b"mine"
+    assert len(PictureIndex(root)) == 7
+
+
+@pytest.mark.parametrize("name", ["unreadable.jsonl", "vectors.000002.faiss"])
+def test_file_in_the_place_of_one_of_ours_is_named(make, pictures, tmp_path, name):
+    root = tmp_path / "index"
+    make().add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    (root / name).unlink(missing_ok=True)
+    put(root, {name: b"mine"})
+    before = held(root)
+    for change in (lambda: make().add(pictures), lambda: make().remove(["1.png"])):
+        with pytest.raises(FileExistsError, match=f"{name} has .* and is not the index's: move it away"):
+            change()
+    assert held(root) == before
+
+
+@pytest.mark.parametrize("moment", ["shard", "report", "clearing"])
+def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_path, monkeypatch, moment):
+    from modeling_r2d2.retrieval import building, ownership, store
+
+    root = tmp_path / "index"
+    make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    put(root, FOREIGN)
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        write = store.save_safetensors
+        places = {
+            "shard": (store, "save_safetensors", lambda t, path: die() if "00000004" in str(path) else write(t, path)),
+            "report": (building.IndexBuilder, "_write_report", die),  # the manifest is there, the old files too
+            "clearing": (ownership, "clean_leftovers", lambda folder, alone: die() if folder.name == "shards" else []),
+        }
+        monkeypatch.setattr(*places[moment])
+        try:
+            make(vectors="hnsw").add(pictures, prune=True)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert (root / BUILDING).exists()
+    make(vectors="hnsw").add(pictures, prune=True)
+    found = held(root)
+    names = {record.name for record in Manifest.load(root).shards}
+    assert {name: found.pop(name) for name in FOREIGN} == FOREIGN
+    kinds = ("rows", "embeds", "json")
+    expected = {f"shards/{name}.{kind}" for name in names for kind in kinds}
+    assert found.keys() == expected | {".lock", "manifest.json", "unreadable.jsonl", "vectors.000002.faiss"}
+
+
+def test_every_file_is_readable_by_whom_umask_allows(make, pictures, tmp_path, model_folder):
+    from modeling_r2d2.retrieval.cache import CacheOptions
+
+    before = os.umask(0o022)
+    try:
+        make(cache=CacheOptions("states"), vectors="hnsw").add(pictures)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "index").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.suffix for path in files} >= {".embeds", ".cache", ".rows", ".json", ".faiss"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
