@@ -6,13 +6,15 @@ Everything that a visitor can do wrong raises `InputError`, whose message is sho
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..pipelines.inputs import text_limit, unknown_parts
-from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.images import ImageReadError
+from ..processing.decoding import PictureDecoder
 from ..retrieval import SearchHit
 from .models import AppModels
 
@@ -20,6 +22,9 @@ MAX_CHARACTERS, MAX_TEXTS = 500, 100
 MAX_TOP_K, MAX_CANDIDATES = 60, 512
 MAX_PICTURES, MAX_STEPS = 8, 100
 _TILE = 384
+
+#: Decodes what visitors upload, in processes of its own.
+DECODER = PictureDecoder(max_pixels=50_000_000, seconds=10)
 
 
 class InputError(ValueError):
@@ -86,16 +91,18 @@ def checked_lines(text: object, separators: str = "\n") -> list[str]:
     return [checked_text(part) for part in parts]
 
 
-def checked_picture(path: str | None) -> Image.Image:
-    """An uploaded picture, RGB, upright.
+def checked_picture(picture: str | PathLike | Image.Image | None) -> Image.Image:
+    """An uploaded picture, RGB, upright; a picture that is decoded already stays as it is.
 
     Raises:
-        InputError: none was chosen, or it cannot be read.
+        InputError: none was chosen; or it cannot be read, has more than 50 megapixels, or takes longer than 10 s.
     """
-    if not path:
+    if picture is None or picture == "":
         raise InputError("请先选择一张图片", "choose a picture first")
+    if isinstance(picture, Image.Image):
+        return picture
     try:
-        return open_image(path, exif_transpose=True, name="upload")
+        return DECODER.open(picture, name="upload")
     except ImageReadError as error:
         reason = str(error).removeprefix("upload").lstrip(": ")
         raise InputError("无法读取这张图片", f"this picture cannot be read: {reason}") from error
@@ -162,7 +169,7 @@ def search_by_text(models: AppModels, text: str, top_k: float, candidates: float
     return _found(result.hits, _notes(models, [text]))
 
 
-def search_by_picture(models: AppModels, path: str | None, top_k: float) -> Found:
+def search_by_picture(models: AppModels, picture: str | Image.Image | None, top_k: float) -> Found:
     """Pictures like a picture, by cosine alone: the ranker compares texts with pictures.
 
     Raises:
@@ -173,12 +180,12 @@ def search_by_picture(models: AppModels, path: str | None, top_k: float) -> Foun
             "这个模型逐词元比较文字和图片，不能以图搜图",
             "this model compares texts with pictures token by token, not pictures with pictures",
         )
-    picture = checked_picture(path)
+    picture = checked_picture(picture)
     (result,) = models.retriever.search(images=picture, top_k=int(checked_number(top_k, 1, MAX_TOP_K, "top_k")))
     return _found(result.hits, [])
 
 
-def match(models: AppModels, path: str | None, texts: str) -> tuple[list[Row], list[str]]:
+def match(models: AppModels, picture: str | Image.Image | None, texts: str) -> tuple[list[Row], list[str]]:
     """Match probability (calibrated where the model is) and cosine of a picture with each line, most probable first;
     and notes.
 
@@ -186,7 +193,7 @@ def match(models: AppModels, path: str | None, texts: str) -> tuple[list[Row], l
         InputError: see above; or a model without a ranker.
     """
     _require_ranker(models)
-    picture, lines = checked_picture(path), checked_lines(texts)
+    picture, lines = checked_picture(picture), checked_lines(texts)
     found = models.retriever.match(picture, lines)
     rows = [
         Row(text, probability, cosine)
@@ -198,7 +205,7 @@ def match(models: AppModels, path: str | None, texts: str) -> tuple[list[Row], l
 
 
 def classify(
-    models: AppModels, path: str | None, labels: str, template: str, use_ranker: bool = False
+    models: AppModels, picture: str | Image.Image | None, labels: str, template: str, use_ranker: bool = False
 ) -> tuple[list[Row], list[str]]:
     """Zero-shot labels of a picture, best first, and notes.
 
@@ -212,7 +219,7 @@ def classify(
     """
     if use_ranker:
         _require_ranker(models)
-    picture, names = checked_picture(path), checked_lines(labels, ",，、;；\n")
+    picture, names = checked_picture(picture), checked_lines(labels, ",，、;；\n")
     template = checked_text(template)
     if "{}" not in template:
         raise InputError("提示模板里要有 {}，代表标签", "the prompt needs {} where the label goes")

@@ -10,14 +10,18 @@ try:
 except ImportError as error:
     raise ImportError("the demo page needs gradio: pip install 'modeling-r2d2[app]'") from error
 
+from starlette.middleware import Middleware
+
 from . import actions
 from .actions import Found, InputError
+from .gate import MAX_FILE, Gate
 from .models import AppModels
 from .style import CSS, rows_table, status, theme
+from .turns import WAITING, BusyError, Lines
 
-#: The models are computed with by one visitor at a time; the others wait in the queue, and what a visitor asks while
-#: an answer is under way runs next, instead of being dropped.
-_QUEUE = {"concurrency_limit": 1, "concurrency_id": "models", "trigger_mode": "always_last"}
+#: Gradio starts every call at once, and at most so many more wait with it: who computes when is decided by `Lines`,
+#: where waiting has an end. What a visitor asks while an answer is under way runs next, instead of being dropped.
+_QUEUE = {"concurrency_limit": None, "concurrency_id": "models", "trigger_mode": "always_last"}
 _TEMPLATE = "一张{}的图片"
 _SEED_LIMIT = 2**31 - 1
 
@@ -33,20 +37,22 @@ def build_app(models: AppModels, examples: Sequence[str] = (), template: str = _
     """
     if "{}" not in template:
         raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
+    lines = Lines()
     with gr.Blocks(title="R2D2", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_heading(models), elem_classes="r2d2-head")
         with gr.Tabs(overflow_behavior="wrap"):
             if models.can_search:
                 with gr.Tab("搜图 Search", id="search"):
-                    _search_tab(models, examples)
+                    _search_tab(models, lines, examples)
             if models.can_rank:
                 with gr.Tab("匹配 Match", id="match"):
-                    _match_tab(models)
+                    _match_tab(models, lines)
             with gr.Tab("分类 Labels", id="labels"):
-                _labels_tab(models, template)
+                _labels_tab(models, lines, template)
             if models.text_to_image is not None:
                 with gr.Tab("画图 Draw", id="draw"):
-                    _draw_tab(models, examples)
+                    _draw_tab(models, lines, examples)
+    page.queue(max_size=WAITING, api_open=False)
     return page
 
 
@@ -63,6 +69,7 @@ def launch_app(page: gr.Blocks, host: str | None = None, port: int | None = None
     Raises:
         OSError: the port is taken.
     """
+    actions.DECODER.start()
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -73,7 +80,9 @@ def launch_app(page: gr.Blocks, host: str | None = None, port: int | None = None
         pwa=False,
         run_history=False,
         footer_links=[],
-        max_file_size="20mb",
+        max_file_size=MAX_FILE,
+        show_error=False,
+        app_kwargs={"middleware": [Middleware(Gate)]},
         theme=theme(),
         css=CSS,
         js="() => { document.documentElement.lang = 'zh-CN'; }",
@@ -84,7 +93,7 @@ def launch_app(page: gr.Blocks, host: str | None = None, port: int | None = None
 # -- tabs ---------------------------------------------------------------------------------------
 
 
-def _search_tab(models: AppModels, examples: Sequence[str]) -> None:
+def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
     count = len(models.retriever.index)
     with gr.Row(equal_height=True):
         query = _text_line("要找什么 / What to find", "例如：一只猫 / in Chinese", "query")
@@ -128,21 +137,23 @@ def _search_tab(models: AppModels, examples: Sequence[str]) -> None:
     def run(action: Callable[..., Found]) -> Callable[..., tuple]:
         def answer(*values):
             start = time.perf_counter()
-            found = action(models, *values)
+            with lines.computing():
+                found = action(models, *values)
             done = f"{len(found.tiles)} / {count:,} 张图片 pictures · {time.perf_counter() - start:.2f} s"
             if not found.tiles:
                 done = f"没有图片达到最低匹配概率 / no picture reaches the minimum match probability · {done}"
             return _tiles(found), status(done, *(legend if found.tiles else []), *found.notes)
 
-        return _guarded(answer, [])
+        return answer
 
     outputs = [gallery, said]
-    for_text = {"fn": run(actions.search_by_text), "inputs": [query, top_k, candidates, minimum], "outputs": outputs}
+    search = _guarded(run(actions.search_by_text), [])
+    for_text = {"fn": search, "inputs": [query, top_k, candidates, minimum], "outputs": outputs}
     gr.on([button.click, query.submit], api_name="search", **for_text, **_QUEUE)
     if shown is not None:
         shown.load_input_event.then(api_visibility="private", **for_text, **_QUEUE)
     by_picture.click(
-        run(lambda models, upload, top_k: actions.search_by_picture(models, _path(upload), top_k)),
+        _guarded(lines.with_picture(run(actions.search_by_picture)), []),
         [picture, top_k],
         outputs,
         api_name="search_by_picture",
@@ -151,7 +162,7 @@ def _search_tab(models: AppModels, examples: Sequence[str]) -> None:
     )
 
 
-def _match_tab(models: AppModels) -> None:
+def _match_tab(models: AppModels, lines: Lines) -> None:
     known = f"每条文字与图片相配的概率 / probability that they belong together（{_calibrated(models)}）"
     with gr.Row():
         with gr.Column():
@@ -168,14 +179,22 @@ def _match_tab(models: AppModels) -> None:
             said = gr.HTML(status(known), elem_classes="r2d2-status", elem_id="match-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="match-rows", apply_default_css=False)
 
-    def answer(upload, lines):
-        rows, notes = actions.match(models, _path(upload), lines)
+    def answer(picture, texts):
+        with lines.computing():
+            rows, notes = actions.match(models, picture, texts)
         return rows_table(rows, "匹配<br>match"), status(known, *notes)
 
-    button.click(_guarded(answer, ""), [picture, texts], [table, said], api_name="match", preprocess=False, **_QUEUE)
+    button.click(
+        _guarded(lines.with_picture(answer), ""),
+        [picture, texts],
+        [table, said],
+        api_name="match",
+        preprocess=False,
+        **_QUEUE,
+    )
 
 
-def _labels_tab(models: AppModels, template: str) -> None:
+def _labels_tab(models: AppModels, lines: Lines, template: str) -> None:
     with gr.Row():
         with gr.Column():
             picture = _picture_field("图片 / Picture", "labels-picture")
@@ -202,12 +221,13 @@ def _labels_tab(models: AppModels, template: str) -> None:
             said = gr.HTML(elem_classes="r2d2-status", elem_id="labels-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="labels-rows", apply_default_css=False)
 
-    def answer(upload, names, prompt, use_ranker):
-        rows, notes = actions.classify(models, _path(upload), names, prompt, bool(use_ranker))
+    def answer(picture, names, prompt, use_ranker):
+        with lines.computing():
+            rows, notes = actions.classify(models, picture, names, prompt, bool(use_ranker))
         return rows_table(rows, "匹配<br>match" if use_ranker else "概率<br>probability"), status(*notes)
 
     button.click(
-        _guarded(answer, ""),
+        _guarded(lines.with_picture(answer), ""),
         [picture, labels, prompt, use_ranker],
         [table, said],
         api_name="classify",
@@ -216,7 +236,7 @@ def _labels_tab(models: AppModels, template: str) -> None:
     )
 
 
-def _draw_tab(models: AppModels, examples: Sequence[str]) -> None:
+def _draw_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
     with gr.Row(equal_height=True):
         prompt = _text_line("画什么 / What to draw", "例如：红苹果 / in Chinese", "prompt")
         button = gr.Button("画图 Draw", variant="primary", scale=1, min_width=140, elem_id="draw-button")
@@ -236,7 +256,8 @@ def _draw_tab(models: AppModels, examples: Sequence[str]) -> None:
             progress((step, steps), unit="step")
 
         start = time.perf_counter()
-        found = actions.draw(models, prompt, count, steps, guidance, seed, progress=report)
+        with lines.computing():
+            found = actions.draw(models, prompt, count, steps, guidance, seed, progress=report)
         return _tiles(found), status(f"{time.perf_counter() - start:.1f} s", *found.notes)
 
     gr.on(
@@ -298,11 +319,6 @@ def _calibrated(models: AppModels) -> str:
     return "未校准 not calibrated" if models.retriever.calibration is None else "已校准 calibrated"
 
 
-def _path(upload: dict | None) -> str | None:
-    """Of an uploaded file, which Gradio has checked to lie in its upload folder."""
-    return upload.get("path") if isinstance(upload, dict) else None
-
-
 def _guarded(answer: Callable[..., tuple], empty: Any) -> Callable[..., tuple]:
     """`answer`, or nothing and the message where a visitor's input was wrong. Any other error is a defect: it goes to
     the server's log, and the page shows that there was one."""
@@ -313,6 +329,9 @@ def _guarded(answer: Callable[..., tuple], empty: Any) -> Callable[..., tuple]:
             return answer(*values)
         except InputError as error:
             return empty, status(str(error), error=True)
+        except BusyError:
+            busy = "现在访问的人太多，请稍后再试 / too many visitors now: come back in a moment"
+            return empty, status(busy, error=True)
 
     return guarded
 

@@ -2,12 +2,14 @@
 
 import re
 import sys
+import threading
+import time
 
 import gradio as gr
 import pytest
 
-from modeling_r2d2.app import AppModels, build_app
-from modeling_r2d2.app.actions import Row
+from modeling_r2d2.app import AppModels, actions, build_app
+from modeling_r2d2.app.actions import Found, Row
 from modeling_r2d2.app.style import CSS, rows_table, status, theme
 from modeling_r2d2.cli import main
 from tests.app.conftest import save_model
@@ -41,11 +43,30 @@ def test_no_analytics_no_fonts_from_elsewhere(models):
     assert re.findall(r"@import|@font-face|url\((?![\"']?data:)", style) == []
 
 
-def test_one_computation_at_a_time(models):
-    """Every function that computes with the models waits in the same queue."""
-    functions = [each for each in build_app(models, examples=["马"]).fns.values() if each.concurrency_id == "models"]
-    assert {each.api_name for each in functions} >= {"search", "search_by_picture", "match", "classify"}
-    assert {each.concurrency_limit for each in functions} == {1}
+def test_one_computation_at_a_time(models, monkeypatch):
+    """Whatever visitors ask, the models compute for one of them."""
+    computing, most = [], []
+
+    def compute(*_):
+        computing.append(None)
+        most.append(len(computing))
+        time.sleep(0.02)
+        computing.pop()
+        return [], []
+
+    for name in ("search_by_text", "search_by_picture", "match", "classify"):
+        monkeypatch.setattr(actions, name, lambda *values, name=name: Found(*compute()) if "by" in name else compute())
+    monkeypatch.setattr("modeling_r2d2.app.turns.checked_picture", lambda file: file)
+    functions = {each.api_name: each for each in build_app(models, examples=["马"]).fns.values()}
+    visits = [
+        threading.Thread(target=functions[name].fn, args=[None] * len(functions[name].inputs))
+        for name in ("search", "search_by_picture", "match", "classify") * 2
+    ]
+    for visit in visits:
+        visit.start()
+    for visit in visits:
+        visit.join()
+    assert most == [1] * 8
 
 
 def test_texts_of_visitors_are_escaped():

@@ -1,0 +1,64 @@
+"""Strangers' pictures, decoded in processes of their own."""
+
+import os
+import time
+
+import pytest
+from PIL import Image
+
+from modeling_r2d2.processing.datasets.images import ImageReadError
+from modeling_r2d2.processing.decoding import PictureDecoder
+from tests.helpers import tiny_picture
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    decoder = PictureDecoder(max_pixels=10_000, seconds=20, processes=1)
+    yield decoder
+    decoder.close()
+
+
+def helper_of(decoder: PictureDecoder):
+    (helper,) = decoder._idle
+    return helper
+
+
+def test_the_same_pixels_as_open_image(decoder, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    tiny_picture(3, width=40, height=20).save(tmp_path / "照片 1.png", exif=exif)
+    picture = decoder.open(tmp_path / "照片 1.png")
+    assert picture.tobytes() == tiny_picture(3, width=40, height=20).transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_what_cannot_be_read_is_named(decoder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"GIF89a")
+    Image.new("L", (101, 100)).save(tmp_path / "large.png")
+    with pytest.raises(ImageReadError, match=r"^upload: "):
+        decoder.open(tmp_path / "broken.png", name="upload")
+    with pytest.raises(ImageReadError, match=r"101 x 100"):
+        decoder.open(tmp_path / "large.png")
+    with pytest.raises(ImageReadError, match="no such file"):
+        decoder.open(tmp_path / "nowhere.png")
+
+
+def test_a_slow_one_is_ended_and_the_next_is_read(decoder, tmp_path, monkeypatch):
+    """A decoder that hangs: stopped by a signal, it does not answer any more."""
+    tiny_picture(1).save(tmp_path / "1.png")
+    decoder.open(tmp_path / "1.png")
+    monkeypatch.setattr(decoder, "seconds", 0.3)
+    os.kill(helper_of(decoder)._process.pid, 19)  # SIGSTOP
+    start = time.monotonic()
+    with pytest.raises(ImageReadError, match="1.png: decoding it takes longer than 0.3 s"):
+        decoder.open(tmp_path / "1.png")
+    assert time.monotonic() - start < 5
+    monkeypatch.undo()
+    assert decoder.open(tmp_path / "1.png").tobytes() == tiny_picture(1).tobytes()
+
+
+def test_a_crash_is_one_pictures(decoder, tmp_path):
+    tiny_picture(1).save(tmp_path / "1.png")
+    decoder.open(tmp_path / "1.png")
+    helper_of(decoder)._process.kill()
+    helper_of(decoder)._process.wait()
+    assert decoder.open(tmp_path / "1.png").size == tiny_picture(1).size
