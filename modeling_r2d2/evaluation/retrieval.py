@@ -79,7 +79,7 @@ class RetrievalResult:
 def encode_images(
     model: R2D2Model,
     processor: R2D2Processor,
-    images: Sequence[Image.Image | str | PathLike],
+    images: Sequence[Image.Image | str | PathLike | Tensor],
     batch_size: int = 32,
     keep_states: bool = True,
     device: torch.device | str | None = None,
@@ -87,7 +87,7 @@ def encode_images(
     """Encode pictures, batch by batch, in evaluation mode and without gradient.
 
     Args:
-        images: PIL pictures or paths, of any size and mode.
+        images: PIL pictures or paths, of any size and mode, or what `pixels_of` made of them.
         keep_states: keep the states that ranking reads (a ViT-B/16 at 224 px: 0.6 MB a picture in float32).
         device: where the result is kept; default: the model's device.
 
@@ -99,13 +99,24 @@ def encode_images(
     embeds, states = [], []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
-            batch = [open_image(images[i]) for i in range(start, min(start + batch_size, len(images)))]
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+            batch = [pixels_of(images[i], processor) for i in range(start, min(start + batch_size, len(images)))]
+            pixel_values = torch.stack(batch)
             output = model.get_image_features(pixel_values.to(model.device, model.dtype))
             embeds.append(normalize(output.pooler_output.float()).to(device or model.device))
             if keep_states:
                 states.append(output.last_hidden_state.to(device or model.device))
     return EncodedImages(torch.cat(embeds), torch.cat(states) if keep_states else None)
+
+
+def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R2D2Processor) -> Tensor:
+    """One picture as the tower takes it, (3, S, S) float32: of many large ones, no two are in memory at a time.
+
+    Raises:
+        ImageReadError: a file that cannot be read, by name.
+    """
+    if isinstance(image, Tensor):
+        return image
+    return processor(images=[open_image(image)], return_tensors="pt")["pixel_values"][0]
 
 
 def encode_texts(

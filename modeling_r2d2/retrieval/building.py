@@ -3,10 +3,11 @@
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,14 @@ class IndexBuilder:
         size = self.shard_size or self.encoder.shard_size()
         number, turn = first, 0
         with ThreadPoolExecutor(1, "r2d2-read") as reader:
-            while part := list(islice(pictures, size)):
+            while (head := next(pictures, None)) is not None:
+                part = chain([head], islice(pictures, size - 1))
                 while number in taken:
                     number += 1
                 if turn % self._processes == self._number:
                     made.append(write_shard(self.root, f"{number:08}", self.encoder.encode(part, reader)))
+                else:
+                    deque(part, maxlen=0)  # another process encodes these
                 number, turn = number + 1, turn + 1
         self._wait()
         if self._processes == 1:

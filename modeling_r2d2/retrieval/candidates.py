@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.retrieval import EncodedTexts, encode_images, encode_texts
+from ..evaluation.retrieval import EncodedTexts, encode_images, encode_texts, pixels_of
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import ImageReadError
 from ..processing.processing_r2d2 import R2D2Processor
@@ -111,16 +111,16 @@ class CandidateRanking:
                     return rows.tolist(), self.ranker.with_keys_values(RankedImages(**tensors))
                 return rows.tolist(), RankedImages(**tensors)
             return rows.tolist(), self.ranker.prepare(tensors["states"])
-        pictures, kept = [], []
+        pixels, kept = [], []
         for row in rows.tolist():
             try:
-                pictures.append(self.index.picture(row).open())
+                pixels.append(pixels_of(self.index.picture(row).open(), self.processor))
                 kept.append(row)
             except ImageReadError as error:
                 logger.warning("not ranked, since its file cannot be read: %s", error)
-        if not pictures:
+        if not pixels:
             return [], None
-        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pictures).hidden_states)
+        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pixels).hidden_states)
 
 
 def ranked(texts: EncodedTexts) -> RankedTexts:

@@ -1,7 +1,8 @@
 """From picture files to the content of a shard: read, hash, squash, encode, pack."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise
+from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise, pixels_of
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import ImageReadError, open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -33,12 +34,15 @@ class ShardEncoder:
         self.batch_size, self.progress = batch_size, progress
         self.ranker = FastRanker(model) if cache.keep == "keys_values" else None
 
-    def encode(self, pictures: list[Picture], reader: ThreadPoolExecutor) -> ShardContent:
-        """One shard. The next batch is read and squashed while the tower is at work on this one."""
+    def encode(self, pictures: Iterable[Picture], reader: ThreadPoolExecutor) -> ShardContent:
+        """One shard. The next batch is listed, read and squashed while the tower is at work on this one.
+
+        However large the pictures are, one of them is in memory at a time, beside what the tower takes of two batches.
+        """
         good: list[Picture] = []
         contents: list[str] = []
         embeds: list[Tensor] = []
-        kept: list[dict[str, Tensor]] = []
+        kept: dict[str, Tensor] = {}
         unreadable: list[dict] = []
         batches = self._batches(pictures, unreadable)
         with evaluating(self.model):
@@ -49,7 +53,8 @@ class ShardEncoder:
                 output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
                 embeds.append(flat_tokens(normalize(output.pooler_output.float()).cpu()))
                 if self.cache.keep != "none":
-                    kept.append(pack(self._kept(output.last_hidden_state), self.cache.precision))
+                    packed = pack(self._kept(output.last_hidden_state), self.cache.precision)
+                    self._keep(kept, packed, len(good))
                 good.extend(read)
                 contents.extend(digests)
                 self.progress(len(read), "encoding")
@@ -62,7 +67,7 @@ class ShardEncoder:
             encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
             flat = flat_tokens(encoded, self.model.config.max_text_length)
             text_embeds = flat[[places[text] for text in texts]]
-        cache = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
+        cache = {name: tensor[: len(good)] for name, tensor in kept.items()}
         return ShardContent(
             good,
             contents,
@@ -73,27 +78,39 @@ class ShardEncoder:
             unreadable,
         )
 
-    def _batches(self, pictures: list[Picture], unreadable: list[dict]) -> Iterator[tuple]:
+    def _batches(self, pictures: Iterable[Picture], unreadable: list[dict]) -> Iterator[tuple]:
         """Whole batches of readable pictures: pictures, content hashes, pixel values."""
-        readable: list[tuple[Picture, str, Image.Image]] = []
+        readable: list[tuple[Picture, str, Tensor]] = []
         for picture in pictures:
             try:
                 data = picture.read()
-                image = open_image(data, name=picture.location or picture.id)
+                pixels = pixels_of(open_image(data, name=picture.location or picture.id), self.processor)
             except ImageReadError as error:
                 reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
                 unreadable.append(problem_of(picture, reason))
                 continue
-            readable.append((picture, digest_of(data), image))
+            readable.append((replace(picture, data=None), digest_of(data), pixels))
             if len(readable) == self.batch_size:
                 yield self._batch(readable)
                 readable = []
         if readable:
             yield self._batch(readable)
 
-    def _batch(self, readable: list[tuple[Picture, str, Image.Image]]) -> tuple:
-        pictures, digests, images = zip(*readable, strict=True)
-        return pictures, digests, self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+    def _batch(self, readable: list[tuple[Picture, str, Tensor]]) -> tuple:
+        pictures, digests, pixels = zip(*readable, strict=True)
+        return pictures, digests, torch.stack(pixels)
+
+    @staticmethod
+    def _keep(kept: dict[str, Tensor], packed: dict[str, Tensor], start: int) -> None:
+        """Put what is kept of a batch behind that of the batches before; the room doubles where it is too small."""
+        for name, tensor in packed.items():
+            end = start + len(tensor)
+            if name not in kept or len(kept[name]) < end:
+                grown = tensor.new_empty((max(end, 2 * start), *tensor.shape[1:]))
+                if start:
+                    grown[:start] = kept[name][:start]
+                kept[name] = grown
+            kept[name][start:end] = tensor
 
     def _kept(self, states: Tensor) -> dict[str, Tensor]:
         if self.ranker is None:
