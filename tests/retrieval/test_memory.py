@@ -17,8 +17,8 @@ from modeling_r2d2.retrieval.building import IndexBuilder
 folder, small, large, root = sys.argv[1:]
 model, processor = R2D2Model.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
 for pictures in (small, large):
-    IndexBuilder(model, processor, f"{root}/{pictures[-5:]}").add(pictures)
-    R2D2Retriever.open(f"{root}/{pictures[-5:]}", model, processor).search("猫")  # reads the candidates' files again
+    IndexBuilder(model, processor, f"{root}/{pictures[-5:]}.index").add(pictures)
+    R2D2Retriever.open(f"{root}/{pictures[-5:]}.index", model, processor).search("猫")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -32,5 +32,5 @@ def test_large_photographs(model_folder, tmp_path):
     for number in range(1, 10):
         os.link(tmp_path / "large" / "0.jpg", tmp_path / "large" / f"{number}.jpg")
     command = [sys.executable, "-c", PEAKS, model_folder, tmp_path / "small", tmp_path / "large", tmp_path]
-    peaks = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    peaks = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     assert int(peaks[1]) - int(peaks[0]) < 900, peaks
