@@ -1,15 +1,16 @@
 """R2D2Processor: images squashed to the model's size, texts truncated to the model's length.
 
-This file travels to the Hub beside the weights, so it imports only numpy, PIL and transformers.
+This file travels to the Hub beside the weights, so it imports only PIL, transformers and flat siblings.
 """
 
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
+
+from .images_r2d2 import upright_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +66,7 @@ class R2D2Processor(ProcessorMixin):
             if isinstance(value, (list, tuple)) and not value:
                 raise ValueError(f"{name} is an empty list")
         if images is not None:
-            images = _to_rgb(images)
+            images = _upright_rgb(images)
         encoded = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
             self._warn_if_truncated(text, kwargs)
@@ -97,29 +98,12 @@ class R2D2Processor(ProcessorMixin):
             logger.warning_once(f"texts longer than {limit} tokens are truncated (this is shown once)")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL picture as 8-bit RGB: by PIL's `convert`, as the authors do, but wide pictures are rescaled first.
-
-    16-bit integers: 65535 becomes 255. 32-bit integers beyond 16 bits, and floats beyond 0..1 and 0..255: the
-    range is stretched over 0..255. (PIL would clip them all at 255.)
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = float(values.min()), float(values.max())
-        fits = [limit for limit in ((1, 255) if image.mode == "F" else (65535,)) if low >= 0 and high <= limit]
-        low, high = (0.0, fits[0]) if fits else (low, max(high, low + 1e-12))
-        image = Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def _to_rgb(images):
+def _upright_rgb(images):
     if isinstance(images, Image.Image):
-        return to_rgb(images)
+        return upright_rgb(images)
     if isinstance(images, (list, tuple)):
-        return type(images)(_to_rgb(image) for image in images)
+        return type(images)(_upright_rgb(image) for image in images)
     return images
 
 
-__all__ = ["R2D2Processor", "to_rgb"]
+__all__ = ["R2D2Processor"]

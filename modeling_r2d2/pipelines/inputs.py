@@ -1,45 +1,45 @@
 """What both pipelines do with their inputs: read pictures of every mode, cut texts to the model's length.
 
-This file travels with a saved pipeline, so it imports only numpy, PIL and transformers.
+This file travels with a saved pipeline, so it imports only PIL, httpx (of transformers), transformers and flat
+siblings.
 """
 
+import base64
 import os
-import warnings
 
-import numpy as np
+import httpx
 from PIL import Image
-from transformers.image_utils import load_image
 from transformers.utils import logging
 
+from .images_r2d2 import MAX_FILE_BYTES, open_image
+
+_SMALLEST_IMAGE = 26  # bytes: a GIF of one pixel takes more; a word may be good base64, and is none of a picture
 logger = logging.get_logger(__name__)
 _reported: set[int] = set()
 
 
 def read_picture(source: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
-    """A picture as 8-bit RGB, turned upright as its EXIF data say: what transformers' `load_image` takes (PIL
-    image, path, URL, base64), and 16-bit pictures rescaled instead of clipped.
+    """A picture as upright 8-bit RGB, by the rules of `open_image`: of a PIL image, path, URL or base64 string, which
+    is what transformers' `load_image` takes (that one opens every format that PIL knows).
 
     Raises:
-        ValueError: a file that is missing, truncated, no picture, or has too many pixels; names it.
+        ValueError: a picture that is missing, truncated, none, or has too many pixels; names it.
         TypeError: neither a picture nor a string.
     """
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
-    if not isinstance(source, (str, Image.Image)):
+    if isinstance(source, Image.Image):
+        return open_image(source, name=source_name(source))
+    if not isinstance(source, str):
         raise TypeError(f"a picture must be a PIL image, a path or a URL, not {type(source).__name__}")
-    name = _name(source)
-    try:
-        with warnings.catch_warnings():
-            # PIL warns of pictures of that size, and refuses only those of twice as many pixels
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(source) if isinstance(source, str) and os.path.isfile(source) else source
-            if isinstance(picture, Image.Image) and picture.mode.startswith(("I", "F")):
-                picture = _eight_bits(picture)
-            return load_image(picture, timeout=timeout)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} has too many pixels (a decompression bomb?): {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three on broken files
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+    name = source if len(source) <= 200 else f"{source[:60]}…"
+    if source.startswith(("http://", "https://")):
+        return open_image(_downloaded(source, timeout), name=name)
+    if source.startswith("data:image/") or not os.path.lexists(source):
+        data = _from_base64(source)
+        if data is not None:
+            return open_image(data, name=name)
+    return open_image(source, name=name)
 
 
 def text_limit(tokenizer, config) -> int:
@@ -83,19 +83,31 @@ def _report_cut(text: str, tokens: int, limit: int):
         )
 
 
-def _name(source: str | Image.Image) -> str:
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or f"a {source.mode} picture"
-    return source if len(source) <= 200 else f"{source[:60]}…"
+def source_name(source: Image.Image) -> str:
+    """How messages call a picture in memory."""
+    return getattr(source, "filename", "") or f"a {source.mode} picture"
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pictures of 16-bit integers (65535 becomes 255), 32-bit integers or floats (0..1, else stretched) as 8-bit."""
-    values = np.asarray(picture).astype(np.float64)
-    low, high = values.min(), values.max()
-    if picture.mode == "F":
-        low, high = (0, 1) if low >= 0 and high <= 1 else (0, 255) if low >= 0 and high <= 255 else (low, high)
-    elif low >= 0 and high <= 65535:
-        low, high = 0, 65535
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(np.nan_to_num(scaled)).clip(0, 255).astype(np.uint8))
+def _downloaded(url: str, timeout: float | None) -> bytes:
+    """What lies at an address, of at most `MAX_FILE_BYTES`."""
+    try:
+        data = bytearray()
+        with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > MAX_FILE_BYTES:
+                    raise ValueError(f"{url}: larger than {MAX_FILE_BYTES} bytes")
+        return bytes(data)
+    except httpx.HTTPError as error:
+        raise ValueError(f"{url}: cannot be downloaded: {error}") from error
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes of a base64 string or a data URL; None of what is neither, such as a file's name."""
+    text = text.partition(",")[2] if text.startswith("data:image/") else text
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
+    return data if len(data) >= _SMALLEST_IMAGE else None

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing.datasets.folder import IMAGE_SUFFIXES, find_captions_file, read_captions_file
-from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.folder import find_captions_file, read_captions_file
+from ..processing.datasets.images import IMAGE_SUFFIXES, ImageReadError, open_image
 from ..processing.datasets.records import ALIASES, is_unicode
 from ..processing.datasets.report import Problem
 from ..processing.datasets.sources import FORMATS, detect_format, expand

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .folder import IMAGE_SUFFIXES, read_caption_lines
+from .folder import read_caption_lines
+from .images import IMAGE_SUFFIXES
 from .json_records import read_json_objects
 from .records import Columns, RawPair, make_pair, read_label
 from .report import Problem

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .delimited import read_delimited
+from .images import IMAGE_SUFFIXES
 from .jsonl import read_jsonl
 from .records import Columns, RawPair, clean_texts, make_pair
 from .report import Problem
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"})
 CAPTION_FILES = tuple(
     f"{stem}{suffix}" for stem in ("metadata", "captions") for suffix in (".jsonl", ".csv", ".tsv")
 ) + ("captions.txt",)

@@ -16,7 +16,7 @@ from .caption_sets import (
     read_members,
     read_retrieval_lines,
 )
-from .folder import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES
 from .img2dataset import read_wukong_shard, read_zero_shard, refuse_addresses, shards_of
 from .records import Columns, RawPair
 from .report import Problem

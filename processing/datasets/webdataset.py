@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from .folder import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES
 from .records import LABEL, Columns, RawPair, make_pair, resolve_columns
 from .report import Problem
 

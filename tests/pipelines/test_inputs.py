@@ -51,7 +51,7 @@ def test_broken_files_are_named(tmp_path):
     truncated.write_bytes(whole.read_bytes()[:-300])
     text.write_text("no picture")
     for path in (truncated, text, tmp_path / "missing.png"):
-        with pytest.raises(ValueError, match=f"{path.name}.* cannot be read as a picture"):
+        with pytest.raises(ValueError, match=f"{path.name}: (cannot be decoded|not a picture|no such file)"):
             read_picture(path)
     with pytest.raises(TypeError, match="not int"):
         read_picture(3)
@@ -62,7 +62,7 @@ def test_decompression_bomb(tmp_path, monkeypatch):
     tiny_picture(width=40, height=40).save(path)
     for limit in (1000, 300):  # PIL would warn, and refuse
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ValueError, match="bomb.png has too many pixels"):
+        with pytest.raises(ValueError, match=r"bomb.png: .*\(a decompression bomb\?\)"):
             read_picture(path)
 
 
