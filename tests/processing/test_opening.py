@@ -55,7 +55,7 @@ def photograph(path: Path, orientation: int, **options) -> Path:
     """A picture whose upright view is 48 x 32 with CORNERS in order, stored as a camera would."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    four_corners(STORED[orientation], wide=orientation < 5).save(path, exif=exif, **options)
+    four_corners(STORED[orientation], wide=orientation < 5).save(path, exif=exif.tobytes(), **options)
     return path
 
 
