@@ -129,7 +129,7 @@ def test_models_without_a_ranker_are_refused(prd2_folder):
         ({"inputs": [("猫", PICTURES[0])]}, TypeError, r"\(picture, text\)"),
         ({"inputs": [("a", "b", "c")]}, TypeError, "a pair is"),
         ({"inputs": [{"picture": "a"}]}, TypeError, "a pair is"),
-        ({"inputs": [("missing.png", "猫")]}, ValueError, "missing.png cannot be read"),
+        ({"inputs": [("missing.png", "猫")]}, ValueError, "missing.png: no such file"),
         ({"inputs": [(3, "猫")]}, TypeError, "not int"),
         ({"inputs": ALL, "candidate_labels": TEXTS}, TypeError, "takes no 'candidate_labels'"),
     ],
