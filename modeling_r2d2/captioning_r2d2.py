@@ -222,7 +222,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
@@ -250,8 +250,10 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
             `attentions` and `cross_attentions`.
 
         Raises:
-            ValueError: no picture, unequal numbers of pictures and captions, or more tokens than positions.
+            ValueError: no caption, no picture, unequal numbers of them, or more tokens than positions.
         """
+        if input_ids is None:
+            raise ValueError("forward reads captions (input_ids); generate(pixel_values=…) writes them")
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()

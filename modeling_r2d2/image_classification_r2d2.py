@@ -70,11 +70,17 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """Images (B, 3, H, W) -> `logits` (B, classes) float32; labels (B,) int64 give the mean cross-entropy."""
+        """Images (B, 3, H, W) -> `logits` (B, classes) float32; labels (B,) int64 give the mean cross-entropy.
+
+        Raises:
+            ValueError: no images.
+        """
+        if pixel_values is None:
+            raise ValueError("a classifier of images reads pixel_values, which are missing")
         states, outputs = self._encode_images(pixel_values, **kwargs)
         pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
         logits = self.classifier(normalize(self.vision_projection(pooled))).float() / self.bounded_temperature()

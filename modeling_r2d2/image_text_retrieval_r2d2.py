@@ -44,6 +44,8 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
         attention_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
+        return_loss: bool = True,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
         """As `R2D2ForPreTraining.forward`.
@@ -59,7 +61,15 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
             image_ids = torch.stack([image_ids, text_ids], dim=1)
         elif text_ids is not None:
             raise ValueError("text_ids come together with image_ids")
-        return super().forward(input_ids, pixel_values, attention_mask, image_ids=image_ids, **kwargs)
+        return super().forward(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            image_ids=image_ids,
+            return_loss=return_loss,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
 
     def compare_pairs(
         self,

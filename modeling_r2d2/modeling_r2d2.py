@@ -136,6 +136,8 @@ class R2D2PreTrainedModel(PreTrainedModel):
         """Images (I, 3, H, W) to the image tower's last hidden states (I, N, D), a feature map's flattened, and to all
         that it returns."""
         _refuse_empty(pixel_values, "pixel_values")
+        if of_texts := sorted({"input_ids", "attention_mask", "token_type_ids"} & kwargs.keys()):
+            raise ValueError(f"the image tower reads no texts: leave {', '.join(of_texts)} out")
         pixel_values = pixel_values.to(computing_dtype(self.vision_model))
         outputs = self.vision_model(pixel_values, **self._vision_arguments(pixel_values, kwargs))
         states = outputs.last_hidden_state
@@ -326,32 +328,36 @@ class R2D2Model(R2D2PreTrainedModel):
     ) -> R2D2Output:
         """Pre-ranking: every image against every text; their numbers may differ.
 
+        Of images or texts alone the output holds what their tower gives: embeddings and `vision_model_output` or
+        `text_model_output`, no logits.
+
         Args:
             input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
             return_loss: also GCPR, pair i being image i and text i.
 
         Raises:
-            ValueError: `return_loss` with unequal numbers of images and texts.
+            ValueError: neither images nor texts; `return_loss` without both, or with unequal numbers of them.
         """
-        vision_outputs = self.get_image_features(pixel_values, **kwargs)
-        text_outputs = self.get_text_features(
-            input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
-        )
-        image_embeds = normalize(vision_outputs.pooler_output)
-        text_embeds = normalize(text_outputs.pooler_output)
-        logits_per_image = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
-        loss = None
+        refuse_missing(pixel_values, input_ids, "return_loss" if return_loss else None)
+        vision_outputs = text_outputs = image_embeds = text_embeds = logits_per_image = logits_per_text = loss = None
+        if pixel_values is not None:
+            vision_outputs = self.get_image_features(pixel_values, **kwargs)
+            image_embeds = normalize(vision_outputs.pooler_output)
+        if input_ids is not None:
+            text_outputs = self.get_text_features(
+                input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
+            )
+            text_embeds = normalize(text_outputs.pooler_output)
+        if pixel_values is not None and input_ids is not None:
+            logits_per_image = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
+            logits_per_text = logits_per_image.t()
         if return_loss:
-            if len(image_embeds) != len(text_embeds):
-                raise ValueError(
-                    f"return_loss pairs image i with text i, but there are {len(image_embeds)} images "
-                    f"and {len(text_embeds)} texts"
-                )
+            refuse_unequal(image_embeds, text_embeds)
             loss = self._contrastive_loss(image_embeds, text_embeds)
         return R2D2Output(
             loss=loss,
             logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.t(),
+            logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
@@ -388,9 +394,10 @@ class R2D2Model(R2D2PreTrainedModel):
             `match_probability` (P,), as the model gives it (not calibrated), both encoders' logits (P, 2) and states.
 
         Raises:
-            ValueError: unequal numbers of images and texts, or a model without a ranker (PRD2).
+            ValueError: images or texts missing, unequal numbers of them, or a model without a ranker (PRD2).
         """
         self._require_ranker()
+        refuse_missing(pixel_values, input_ids, "ranking")
         if len(input_ids) != len(pixel_values):
             raise ValueError(f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts")
         texts = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids)
@@ -560,6 +567,24 @@ def _vision_tower(config) -> PreTrainedModel:
 
 def _pair(value: int | list | tuple) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def refuse_missing(pixel_values: Tensor | None, input_ids: Tensor | None, what: str | None = None) -> None:
+    """ValueError where both are missing, or one of them that `what` needs beside the other."""
+    missing = [n for n, given in (("pixel_values", pixel_values), ("input_ids", input_ids)) if given is None]
+    if len(missing) == 2:
+        raise ValueError("there is nothing to encode: give pixel_values, input_ids, or both")
+    if missing and what is not None:
+        raise ValueError(f"{what} takes images and texts, pair by pair, and {missing[0]} is missing")
+
+
+def refuse_unequal(image_embeds: Tensor, text_embeds: Tensor) -> None:
+    """ValueError where the numbers of images and texts differ."""
+    if len(image_embeds) != len(text_embeds):
+        raise ValueError(
+            f"return_loss pairs image i with text i, but there are {len(image_embeds)} images "
+            f"and {len(text_embeds)} texts"
+        )
 
 
 def _refuse_empty(tensor: Tensor, name: str):

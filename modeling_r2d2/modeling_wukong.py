@@ -18,7 +18,16 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_wukong import WukongConfig
 from .distributed_r2d2 import gather, process_index, world_size
 from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
-from .modeling_r2d2 import _POOLED_NORM, R2D2Model, R2D2PreTrainedModel, _refuse_empty, _vision_tower, normalize
+from .modeling_r2d2 import (
+    _POOLED_NORM,
+    R2D2Model,
+    R2D2PreTrainedModel,
+    _refuse_empty,
+    _vision_tower,
+    normalize,
+    refuse_missing,
+    refuse_unequal,
+)
 from .token_similarity_r2d2 import (
     TokenWiseSimilarity,
     gathered_token_wise_similarity,
@@ -266,6 +275,9 @@ class WukongModel(WukongPreTrainedModel):
     ) -> WukongOutput:
         """Every image against every text; their numbers may differ.
 
+        Of images or texts alone the output holds what their tower gives: embeddings and `vision_model_output`, or
+        `text_model_output` and `text_mask`; no logits.
+
         Args:
             input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
             return_loss: also the contrastive loss over all workers, pair i being image i and text i.
@@ -274,22 +286,22 @@ class WukongModel(WukongPreTrainedModel):
             token_type_ids: what a BERT tokenizer makes; this text tower has none, so it is not read.
 
         Raises:
-            ValueError: `return_loss` with unequal numbers of images and texts.
+            ValueError: neither images nor texts; `return_loss` without both, or with unequal numbers of them.
         """
-        vision_outputs = self.get_image_features(pixel_values, **kwargs)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids=position_ids, **kwargs)
-        image_embeds = normalize(vision_outputs.pooler_output)
-        text_embeds = normalize(text_outputs.pooler_output)
-        mask = self.text_mask(input_ids, attention_mask)
-        loss = None
+        refuse_missing(pixel_values, input_ids, "return_loss" if return_loss else None)
+        vision_outputs = text_outputs = image_embeds = text_embeds = mask = None
+        logits_per_image = logits_per_text = loss = None
+        if pixel_values is not None:
+            vision_outputs = self.get_image_features(pixel_values, **kwargs)
+            image_embeds = normalize(vision_outputs.pooler_output)
+        if input_ids is not None:
+            text_outputs = self.get_text_features(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+            text_embeds = normalize(text_outputs.pooler_output)
+            mask = self.text_mask(input_ids, attention_mask)
         if return_loss:
-            if len(image_embeds) != len(text_embeds):
-                raise ValueError(
-                    f"return_loss pairs image i with text i, but there are {len(image_embeds)} images "
-                    f"and {len(text_embeds)} texts"
-                )
+            refuse_unequal(image_embeds, text_embeds)
             loss, logits_per_image, logits_per_text = self._contrastive_loss(image_embeds, text_embeds, mask, image_ids)
-        else:
+        elif pixel_values is not None and input_ids is not None:
             logits_per_image, logits_per_text = self.compare(image_embeds, text_embeds, mask)
         return WukongOutput(
             loss=loss,

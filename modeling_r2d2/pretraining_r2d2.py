@@ -33,7 +33,7 @@ from .losses_r2d2 import (
     scaled_similarity,
 )
 from .masked_images_r2d2 import drops_patches, grey_blocks, keep_patches, mask_grid
-from .modeling_r2d2 import R2D2Model, R2D2Output, normalize
+from .modeling_r2d2 import R2D2Model, R2D2Output, normalize, refuse_missing
 
 
 @dataclass
@@ -179,15 +179,16 @@ class R2D2ForPreTraining(R2D2Model):
             teacher: targets for TgD, which then replaces GCPR, and for FgD.
             hard_negatives: indices into the batch of all workers. None: drawn while training, the hardest ones
                 in evaluation mode, so that its losses are reproducible.
-            return_loss: False leaves pre-ranking alone, for images and texts of any number.
+            return_loss: False leaves pre-ranking alone, for images and texts of any number, also of one kind alone.
 
         Raises:
-            ValueError: unequal numbers of images, texts or ids; `masked_input_ids` without `mlm_labels`; FgD without
-                masked texts.
+            ValueError: images or texts missing, unequal numbers of images, texts or ids; `masked_input_ids` without
+                `mlm_labels`; FgD without masked texts.
         """
         if not return_loss:
             outputs = super().forward(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
             return R2D2ForPreTrainingOutput(**outputs)
+        refuse_missing(pixel_values, input_ids, "pre-training (return_loss, the default here)")
         if (masked_input_ids is None) != (mlm_labels is None):
             raise ValueError("masked_input_ids and mlm_labels come together")
         if not len(input_ids) == len(pixel_values) == len(input_ids if image_ids is None else image_ids):

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from ..configuration_r2d2 import R2D2Config
-from ..losses_r2d2 import scaled_similarity
-from ..modeling_r2d2 import R2D2MatchOutput, R2D2Model, R2D2Output, normalize
+from ..modeling_r2d2 import R2D2MatchOutput, R2D2Model
 from . import ranker_weights
 from .graphs import IMAGE_TOWER, RANKER, TEXT_TOWER
 from .manifest import OnnxManifest
@@ -92,6 +92,8 @@ class R2D2OnnxModel(nn.Module):
         return self
 
     can_rank = R2D2Model.can_rank
+    forward = R2D2Model.forward
+    _contrastive_loss = R2D2Model._contrastive_loss
     match = R2D2Model.match
     _require_ranker = R2D2Model._require_ranker
     _check_tokens = R2D2Model._check_tokens
@@ -100,6 +102,7 @@ class R2D2OnnxModel(nn.Module):
         """The temperature τ of pre-ranking."""
         return self.temperature
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images (I, 3, H, W) of the exported size.
 
@@ -117,18 +120,31 @@ class R2D2OnnxModel(nn.Module):
             raise ValueError(f"images of {given} pixels for a tower exported at {made}: use the folder's own processor")
         return self._encoded(IMAGE_TOWER, {"pixel_values": pixel_values.float()})
 
+    @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode texts (T, L).
+
+        Args:
+            token_type_ids, position_ids: the graph holds the usual ones, 0 and 0 … L − 1.
 
         Returns:
             `last_hidden_state` (T, L, W) and the unnormalised embedding (T, D) in `pooler_output`.
 
         Raises:
-            ValueError: an empty batch, too many tokens, ids outside the vocabulary, an argument that the graph does
-                not have.
+            ValueError: an empty batch, too many tokens, ids outside the vocabulary, other token types or positions, an
+                argument that the graph does not have.
         """
+        if token_type_ids is not None and token_type_ids.any():
+            kwargs["token_type_ids"] = token_type_ids
+        if position_ids is not None and (position_ids != torch.arange(input_ids.shape[1])).any():
+            kwargs["position_ids"] = position_ids
         _refuse_arguments(kwargs)
         if len(input_ids) == 0:
             raise ValueError("input_ids is an empty batch")
@@ -177,23 +193,6 @@ class R2D2OnnxModel(nn.Module):
             match_probability=probability, text_match_logits=text_logits, image_match_logits=image_logits
         )
 
-    def forward(
-        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None, **kwargs
-    ) -> R2D2Output:
-        """Pre-ranking: every image against every text, as `R2D2Model.forward` without a loss."""
-        images = self.get_image_features(pixel_values, **kwargs)
-        texts = self.get_text_features(input_ids, attention_mask)
-        image_embeds, text_embeds = normalize(images.pooler_output), normalize(texts.pooler_output)
-        logits = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
-        return R2D2Output(
-            logits_per_image=logits,
-            logits_per_text=logits.t(),
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=texts,
-            vision_model_output=images,
-        )
-
     # The modules that `FastRanker`, and with it a search in an index, reads.
 
     @cached_property
@@ -239,7 +238,7 @@ class R2D2OnnxModel(nn.Module):
 def _refuse_arguments(arguments: dict) -> None:
     given = sorted(name for name, value in arguments.items() if value is not None and value is not False)
     if given:
-        raise ValueError(f"the exported graphs have no {', '.join(given)}: use R2D2Model for that")
+        raise ValueError(f"the exported graphs take no {', '.join(given)}: use R2D2Model for that")
 
 
 __all__ = ["R2D2OnnxModel"]

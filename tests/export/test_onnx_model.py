@@ -147,3 +147,30 @@ def test_damaged_folders(prd2, tmp_path):
     damaged(lambda: (path / "manifest.json").write_text("{"), "manifest.json is torn")
     damaged(lambda: edit(format=9), "format 9")
     damaged(lambda: edit(colour="red"), "too many entries")
+
+
+@torch.no_grad()
+def test_called_as_the_model_is(prd2, pictures):
+    """With whatever the processor makes of images, of texts and of both."""
+    exported, both = R2D2OnnxModel(prd2.path), {"images": pictures[:2], "text": TEXTS[:2]}
+    for given in (both, {"images": pictures}, {"text": TEXTS}):
+        inputs = prd2.processor(**given, return_tensors="pt")
+        expected, found = prd2.model(**inputs), exported(**inputs)
+        assert expected.keys() == found.keys()
+        for name in {"logits_per_image", "image_embeds", "text_embeds"} & expected.keys():
+            _close(found[name], expected[name])
+    inputs = prd2.processor(**both, return_tensors="pt")
+    _close(exported(**inputs, return_loss=True, return_dict=True).loss, prd2.model(**inputs, return_loss=True).loss)
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
+    assert isinstance(exported(**inputs, position_ids=positions, return_dict=False), tuple)
+    for name, value in (("token_type_ids", torch.ones_like(positions)), ("position_ids", positions + 1)):
+        with pytest.raises(ValueError, match=f"no {name}: use R2D2Model"):
+            exported(**{**inputs, name: value})
+    with pytest.raises(ValueError, match="no output_attentions"):
+        exported(**inputs, output_attentions=True)
+
+
+@torch.no_grad()
+def test_ranker_called_with_what_the_processor_makes(r2d2, onnx_model, pictures):
+    inputs = r2d2.processor(images=pictures, text=TEXTS, return_tensors="pt")
+    _close(onnx_model.match(**inputs).match_probability, r2d2.model.match(**inputs).match_probability)
