@@ -6,8 +6,11 @@ The authors never released their pre-training code; what the paper leaves open i
 the choice, and an option where it matters. This file travels to the Hub beside the weights.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +130,31 @@ class R2D2MLMHead(nn.Module):
         return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
+class _LossWithoutLabels:
+    """Decorates a `forward` that has a loss without its labels too, so that transformers' Trainer evaluates it.
+
+    Trainer asks the class for the parameters of `forward` with "label" in their names, and computes no loss of a batch
+    that lacks one of them. Through the class the signature therefore leaves them out; through a model, where Trainer
+    asks which columns of the data are read, it is whole.
+    """
+
+    def __init__(self, forward: Callable):
+        functools.update_wrapper(self, forward)
+        self.forward = forward
+
+        @functools.wraps(forward)
+        def of_class(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        signature = inspect.signature(forward)
+        unlabelled = [p for name, p in signature.parameters.items() if "label" not in name]
+        of_class.__signature__ = signature.replace(parameters=unlabelled)
+        self.of_class = of_class
+
+    def __get__(self, model: nn.Module | None, cls: type | None = None) -> Callable:
+        return self.of_class if model is None else self.forward.__get__(model, cls)
+
+
 class R2D2ForPreTraining(R2D2Model):
     """R2D2Model with the pre-training objectives; loads from and saves to the same weights, plus `mlm_head`.
 
@@ -154,6 +182,7 @@ class R2D2ForPreTraining(R2D2Model):
         """Replace the MLM head's vocabulary projection."""
         self.mlm_head.decoder = new_embeddings
 
+    @_LossWithoutLabels
     @can_return_tuple
     def forward(
         self,
