@@ -115,13 +115,25 @@ class FileRecord:
         """Size and digest of a file as it is now."""
         return cls(path.stat().st_size, digest_of_file(path) if hashed else None)
 
-    def check(self, path: Path, content: bool = True) -> None:
-        """Raise `IndexFileError` unless the file is as it was written."""
+    def check(self, path: Path) -> None:
+        """Raise `IndexFileError` unless the file is there and as it was written."""
         if not path.is_file():
             raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file")
-        if path.stat().st_size != self.size:
-            raise IndexFileError(f"{path} is torn: {path.stat().st_size} bytes instead of {self.size}; index anew")
-        if content and self.digest is not None and digest_of_file(path) != self.digest:
+        self.check_size(path, path.stat().st_size)
+        self._check_digest(path, digest_of_file(path) if self.digest is not None else None)
+
+    def check_size(self, path: Path, size: int) -> None:
+        """Raise `IndexFileError` unless this is its size."""
+        if size != self.size:
+            raise IndexFileError(f"{path} is torn: {size} bytes instead of {self.size}; index anew")
+
+    def check_content(self, path: Path, data: Any) -> None:
+        """Raise `IndexFileError` unless this is its content."""
+        if self.digest is not None:
+            self._check_digest(path, hashlib.blake2b(data, digest_size=16).hexdigest())
+
+    def _check_digest(self, path: Path, digest: str | None) -> None:
+        if self.digest is not None and digest != self.digest:
             raise IndexFileError(f"{path} was changed after it was written (its checksum differs); index anew")
 
 

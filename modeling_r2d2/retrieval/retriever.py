@@ -378,7 +378,7 @@ def _vectors_of(index: PictureIndex, effort: int | None = None) -> VectorSearch:
     kind = index.manifest.vectors["kind"]
     if kind == "flat":
         return FaissVectors(build_vectors(index.all_embeds(), index.manifest.dimension, len(index), kind), kind)
-    return FaissVectors.load(index.root / index.manifest.vectors["file"], kind, effort)
+    return FaissVectors.load(index.vectors_path, kind, effort, index.vectors)
 
 
 def _opened(images: ImageQuery | Sequence[ImageQuery]) -> tuple[list[str], list[Image.Image]]:

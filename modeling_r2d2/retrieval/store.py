@@ -6,11 +6,11 @@ and `NAME.json`, which is written last: a shard without it was interrupted and d
 """
 
 import json
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from .cache import checksum_of_row
 from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord
 from .pictures import Picture
 
+#: How often an index is opened again that a writer replaces meanwhile.
+_ATTEMPTS = 50
 _TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
 
 
@@ -101,28 +103,53 @@ class Shard:
 
     def __init__(self, root: Path, record: ShardRecord):
         self.root, self.record = root, record
+        self._buffers: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Map all files now: what a writer removes later stays readable.
+
+        Raises:
+            IndexFileError: a file is missing, or of another size than it was written with.
+        """
+        for kind, file in self.record.files.items():
+            file.check_size(self.record.path(self.root, kind), len(self._mapped(kind)))
+        _ = self.rows, self.embeds, self.cache
+
+    def verify(self) -> None:
+        """Compare the checksums of what is mapped.
+
+        Raises:
+            IndexFileError: a file was changed after it was written.
+        """
+        for kind, file in self.record.files.items():
+            file.check_content(self.record.path(self.root, kind), self._mapped(kind))
+
+    def _mapped(self, kind: str):
+        if kind not in self._buffers:
+            self._buffers[kind] = mapped(self.record.path(self.root, kind))
+        return self._buffers[kind]
 
     @cached_property
     def rows(self):
         """The Arrow table of its pictures."""
         import pyarrow as pa
 
-        path = self.record.path(self.root, "rows")
         try:
-            with pa.memory_map(str(path)) as source:
-                return pa.ipc.open_file(source).read_all()
+            return pa.ipc.open_file(self._mapped("rows")).read_all()
         except (pa.ArrowInvalid, OSError) as error:
-            raise IndexFileError(f"{path} cannot be read: {error}") from error
+            raise IndexFileError(f"{self.record.path(self.root, 'rows')} cannot be read: {error}") from error
 
     @cached_property
     def embeds(self) -> dict[str, np.ndarray]:
         """image (I, D), text (M, D) float32."""
-        return _mapped(self.record.path(self.root, "embeds"))
+        return _tensors(self.record.path(self.root, "embeds"), self._mapped("embeds"))
 
     @cached_property
     def cache(self) -> dict[str, np.ndarray]:
         """What is kept for the ranker, packed; empty where nothing is."""
-        return _mapped(self.record.path(self.root, "cache")) if "cache" in self.record.files else {}
+        if "cache" not in self.record.files:
+            return {}
+        return _tensors(self.record.path(self.root, "cache"), self._mapped("cache"))
 
     def cached_rows(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The packed cache of some pictures, read from the disk and checked: (len(rows), …) each.
@@ -160,13 +187,29 @@ class Shard:
         )
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file without reading them: views of the mapped file."""
+def mapped(path: Path) -> Any:
+    """The content of a file as an Arrow buffer, mapped and not read. No handle stays open: an index may have thousands
+    of files.
+
+    Raises:
+        IndexFileError: there is none, or it cannot be read.
+    """
+    import pyarrow as pa
+
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.memory_map(str(path)) as file:
+            return file.read_buffer()
+    except FileNotFoundError:
+        raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexFileError(f"{path} cannot be read: {error}") from error
+
+
+def _tensors(path: Path, data: Any) -> dict[str, np.ndarray]:
+    """The tensors of a mapped safetensors file: views of it."""
+    try:
+        length = int.from_bytes(data[:8].to_pybytes(), "little")
+        header = json.loads(data[8 : 8 + length].to_pybytes())
         header.pop("__metadata__", None)
         return {
             name: np.frombuffer(
@@ -177,7 +220,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
             ).reshape(entry["shape"])
             for name, entry in header.items()
         }
-    except (OSError, ValueError, KeyError, OverflowError) as error:
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise IndexFileError(f"{path} cannot be read: {error}") from error
 
 
@@ -194,26 +237,41 @@ class PictureIndex:
 
     def __init__(self, root: str | Path, verify: bool = True):
         self.root = Path(root)
-        for attempt in range(5):
+        for attempt in range(_ATTEMPTS):
             self.manifest = Manifest.load(self.root)
             try:
-                self._check(verify)
-                self.shards = [Shard(self.root, record) for record in self.manifest.shards]
-                for shard in self.shards:  # mapped now: a writer may replace the files later
-                    _ = shard.rows, shard.embeds, shard.cache
+                self._open()
                 break
             except IndexFileError:
                 # a writer has replaced the index since the manifest was read
-                if attempt == 4 or Manifest.load(self.root).generation == self.manifest.generation:
+                if attempt == _ATTEMPTS - 1 or Manifest.load(self.root) == self.manifest:
                     raise
+        if verify:
+            for shard in self.shards:
+                shard.verify()
+            if self.vectors is not None:
+                self._vectors_record.check_content(self.vectors_path, self.vectors)
         self.starts = np.cumsum([0, *(record.rows for record in self.manifest.shards)])
 
-    def _check(self, verify: bool) -> None:
-        for record in self.manifest.shards:
-            for kind, file in record.files.items():
-                file.check(record.path(self.root, kind), verify)
-        if self.manifest.vectors.get("file"):
-            FileRecord(**self.manifest.vectors["record"]).check(self.root / self.manifest.vectors["file"], verify)
+    def _open(self) -> None:
+        """Map every file, quickly: from here on a writer may replace the index."""
+        self.shards = [Shard(self.root, record) for record in self.manifest.shards]
+        for shard in self.shards:
+            shard.open()
+        self.vectors = None  # of FAISS, mapped
+        if self.vectors_path is not None:
+            self.vectors = mapped(self.vectors_path)
+            self._vectors_record.check_size(self.vectors_path, len(self.vectors))
+
+    @property
+    def vectors_path(self) -> Path | None:
+        """The file of the vector index; None where the embeddings themselves are searched."""
+        name = self.manifest.vectors.get("file")
+        return None if name is None else self.root / name
+
+    @property
+    def _vectors_record(self) -> FileRecord:
+        return FileRecord(**self.manifest.vectors["record"])
 
     def __len__(self) -> int:
         return int(self.starts[-1])

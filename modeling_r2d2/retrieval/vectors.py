@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -104,17 +104,21 @@ class FaissVectors:
         self.index, self.kind, self.effort = index, kind, effort
 
     @classmethod
-    def load(cls, file: Path | BinaryIO, kind: Kind, effort: int | None = None) -> "FaissVectors":
-        """From a file of `faiss.write_index`, by its path or open for reading."""
+    def load(cls, path: Path, kind: Kind, effort: int | None = None, data: Any = None) -> "FaissVectors":
+        """From a file of `faiss.write_index`, or from its content as a buffer, where another file may be there by now.
+
+        Raises:
+            IndexFileError: it cannot be read.
+        """
         faiss = require_faiss()
         try:
-            if isinstance(file, Path):
-                return cls(faiss.read_index(str(file)), kind, effort)
-            file.seek(0)
-            return cls(faiss.read_index(faiss.PyCallbackIOReader(file.read, _PIECE)), kind, effort)
+            if data is None:
+                return cls(faiss.read_index(str(path)), kind, effort)
+            import pyarrow as pa
+
+            return cls(faiss.read_index(faiss.PyCallbackIOReader(pa.BufferReader(data).read, _PIECE)), kind, effort)
         except RuntimeError as error:  # of any error in a file, with FAISS's own source lines in its message
-            name = file if isinstance(file, Path) else file.name
-            raise IndexFileError(f"{name} cannot be read as a vector index; index anew") from error
+            raise IndexFileError(f"{path} cannot be read as a vector index; index anew") from error
 
     def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """Rows of the `count` nearest of each query (Q, D) float32, and, unless the kind is flat, a quarter more: 8-bit

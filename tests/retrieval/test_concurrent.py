@@ -1,0 +1,67 @@
+"""Readers while another process changes the index: every opening gives one whole state, and an open one stays."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from modeling_r2d2 import R2D2Retriever
+from modeling_r2d2.retrieval import PictureIndex
+from modeling_r2d2.retrieval.building import IndexBuilder
+from tests.retrieval.conftest import save_pictures
+
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
+WRITER = """
+import sys, time
+from modeling_r2d2 import R2D2Model, R2D2Processor
+from modeling_r2d2.retrieval.building import IndexBuilder
+folder, pictures, root, seconds = sys.argv[1:]
+model, processor = R2D2Model.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
+print("ready", flush=True)
+end = time.monotonic() + float(seconds)
+while time.monotonic() < end:
+    for kind in ("hnsw", "ivf"):
+        builder = IndexBuilder(model, processor, root, vectors=kind, batch_size=4, shard_size=4)
+        builder.remove(["a.png", "e.PNG"])
+        builder.add(pictures)
+"""
+
+
+def test_opening_while_a_writer_changes_it(model, processor, model_folder, pictures, tmp_path):
+    """By hand for longer: SOAK=60. Without care one opening in fifty meets a file that is just being replaced."""
+    root = tmp_path / "index"
+    IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4).add(pictures)
+    early = R2D2Retriever.open(root, model, processor)
+    first = early.search("一只猫", top_k=9)[0].to_dict()
+    command = [sys.executable, "-c", WRITER, model_folder, pictures, root, os.environ.get("SOAK", "3")]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "ready\n"
+    states, opened = set(), 0
+    while writer.poll() is None:
+        late = R2D2Retriever.open(root, model, processor, verify=opened % 2 == 0)
+        found = late.search("一只猫", top_k=9, candidates=0)[0]
+        assert len(found.hits) == len(late.index) == late.vectors.index.ntotal
+        states.add(len(late.index))
+        opened += 1
+    assert writer.returncode == 0
+    print(f"{opened} openings")
+    assert opened > 10
+    assert states == {7, 9}
+    assert early.search("一只猫", top_k=9)[0].to_dict() == first
+
+
+def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):
+    pictures = save_pictures(tmp_path / "many", [f"{number:03}.png" for number in range(60)])
+    IndexBuilder(model, processor, tmp_path / "index", batch_size=1, shard_size=1).add(pictures)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, hard))
+    try:
+        index = PictureIndex(tmp_path / "index")
+        assert np.concatenate(list(index.all_embeds())).shape == (60, model.config.projection_dim)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
