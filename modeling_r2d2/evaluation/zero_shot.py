@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.folder import list_images
+from ..processing.datasets.listing import list_images
 from ..processing.processing_r2d2 import R2D2Processor
 from .bootstrap import Bootstrap, weighted_means
 from .gallery import Pairs, Pictures

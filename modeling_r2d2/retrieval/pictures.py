@@ -3,26 +3,30 @@
 Captions are optional here, unlike in pre-training: with them an index also answers picture → text.
 """
 
-import csv
 import hashlib
-import io
-import json
+import logging
 import os
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..processing.datasets.folder import find_captions_file, read_captions_file
-from ..processing.datasets.images import IMAGE_SUFFIXES, ImageReadError, open_image
-from ..processing.datasets.records import ALIASES, is_unicode
-from ..processing.datasets.report import Problem
-from ..processing.datasets.sources import FORMATS, detect_format, expand
-from ..processing.datasets.tables import choose_split, image_reference, load_parquet
+from ..processing.datasets.folder import find_captions_file
+from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.listing import has_images, is_image
+from ..processing.datasets.places import located
+from ..processing.datasets.records import Columns, RawPair, Reading
+from ..processing.datasets.report import Note, Problem
+from ..processing.datasets.sources import FORMATS, class_split, detect_format, expand, reader_of, split_of_folder
+from ..processing.datasets.tables import choose_split, load_parquet, open_saved, read_table
+from ..processing.datasets.text_files import named_codec
+
+logger = logging.getLogger(__name__)
+Records = Iterator[RawPair | Problem]
 
 
 @dataclass(frozen=True)
@@ -87,107 +91,212 @@ def digest_of(data: bytes) -> str:
 
 
 def list_pictures(
-    source: Any, format: str | None = None, image_root: str | PathLike | None = None, split: str | None = None
+    source: Any,
+    format: str | None = None,
+    image_root: str | PathLike | None = None,
+    split: str | None = None,
+    columns: Columns = None,
+    encoding: str | None = None,
+    note: Callable[[Note], None] | None = None,
 ) -> Iterator[Picture | Problem]:
-    """The pictures of a source in a fixed order; what is wrong with a record comes as a `Problem`.
+    """The pictures of a source in a fixed order, by the readers of training; what is wrong comes as a `Problem`.
 
-    | source | id of a picture |
+    | source | id of a picture: image_id where the source gives one, else |
     |---|---|
-    | a folder, with all below it; captions from `metadata.jsonl`, `captions.txt` … where there is one | path below it |
-    | JSON lines, CSV, TSV with a header: `image`, maybe `text`, maybe `image_id` | image_id, else its path |
-    | Parquet, a `datasets` data set, or a folder that its `save_to_disk` wrote | image_id, else file name and row |
+    | a folder, with all below it; captions from `metadata.jsonl`, `captions.txt`, … or texts beside | path below it |
+    | JSON lines, CSV, TSV with a header: `image`, maybe `text`, maybe `image_id` | its path |
+    | Parquet, a `datasets` data set, or a folder that its `save_to_disk` wrote | its path, or row and file name |
     | tar shards (WebDataset) | shard name / name within it |
 
+    Of several sources each id begins with the source's name, and of those of one name with what tells them apart.
     Symbolic links are followed, a loop of them once. Several lines of one picture are its several captions.
 
     Args:
         source: a path, glob, list of paths, range `shard-{000..127}.tar`, or a `datasets` object.
-        format: one of jsonl, csv, tsv, folder, parquet, webdataset, dataset; default by suffix or content.
+        format: one of jsonl, csv, tsv, folder, classes, parquet, webdataset, dataset; default by suffix or content.
         image_root: relative paths of JSON lines and CSV begin here; default the folder of the file.
+        columns, encoding: as in `load_pairs`.
+        note: called with what is worth telling and spoils nothing, such as ignored files; default: logged.
 
     Raises:
         FileNotFoundError, ValueError: no such source, unknown format, no column that names pictures.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
+    if encoding is not None:
+        named_codec(encoding)
+    reading = Reading(columns, encoding, captions=False, image_root=None if image_root is None else Path(image_root))
     if hasattr(source, "features") and hasattr(source, "num_rows") or hasattr(source, "keys"):
-        yield from _from_table(choose_split(source, split, "the data set"), "data set")
-        return
-    paths = expand(source)
+        table = choose_split(source, split, "the data set")
+        found: Iterator[Picture | Problem] = _from_table(read_table(table, reading), reading, {})
+    else:
+        found = _from_paths(_parts(expand(source), format, split), split, reading)
+    for item in found:
+        if not isinstance(item, Note):
+            yield item
+        elif note is not None:
+            note(item)
+        else:
+            counts = ", ".join(f"{count:,} {what}" for what, count in item.counts)
+            logger.warning("%s: %s%s", item.source, item.reason, f": {counts}" if counts else "")
+
+
+def _parts(paths: list[str], format: str | None, split: str | None) -> list[tuple[str, str]]:
+    """(format, path) of every file or folder to read, each once; one without pictures stands for its data files."""
     if not paths:
         raise ValueError("no files were named")
-    format = format or _detect(paths)
-    if format == "folder":
-        for path in paths:
-            yield from _from_folder(Path(path), prefix=f"{Path(path).name}/" if len(paths) > 1 else "")
-    elif format == "webdataset":
-        for path in paths:
-            yield from _from_tar(path)
-    elif format == "parquet":
-        yield from _from_table(load_parquet([Path(path) for path in paths])[0], "parquet")
-    elif format == "dataset":
-        from datasets import load_from_disk
+    if format is None and all(is_image(path) and os.path.isfile(path) for path in paths):
+        raise ValueError(f"{paths[0]} is a picture: name the folder that holds it, or a list of pictures as CSV")
+    parts: list[tuple[str, str]] = []
+    for path in paths:
+        kind = format or detect_format([path])
+        if kind == "classes" and split is not None:
+            path = class_split(Path(path), split)
+        if kind != "folder" or (split is None and (find_captions_file(Path(path)) or has_images(Path(path)))):
+            parts.append((kind, path))
+            continue
+        try:
+            inner = split_of_folder(Path(path), split)
+        except ValueError:
+            if split is not None:
+                raise
+            inner = [path]  # nothing known in it: the builder says that there is nothing to index
+        parts += [("folder" if os.path.isdir(each) else detect_format([each]), each) for each in inner]
+    return list({(kind, os.path.abspath(path)): (kind, path) for kind, path in parts}.values())
 
-        for path in paths:
-            yield from _from_table(choose_split(load_from_disk(path), split, path), Path(path).name)
-    else:
-        yield from _merged(
-            (row, line, Path(path), Path(image_root) if image_root is not None else Path(path).parent)
-            for path in paths
-            for row, line in _rows(Path(path), format)
+
+def _from_paths(parts: list[tuple[str, str]], split: str | None, reading: Reading) -> Iterator[Picture | Problem]:
+    names = _labels([path for _, path in parts])
+    roots = {path: str(reading.image_root or Path(path).parent) for _, path in parts}
+    prefixes = _labels(list(roots.values()))
+    several = len(parts) > 1
+    listed: list[tuple[str, str]] = []
+    parquet = [path for kind, path in parts if kind == "parquet"]
+    for kind, path in parts:
+        prefix = f"{names[path]}/" if several else ""
+        if kind in ("folder", "classes"):
+            folder = reading.image_root or Path(path)
+            pictures = _from_files(reader_of(kind)(path, reading), folder, prefix)
+            yield from _merged(pictures) if find_captions_file(Path(path)) else _each(pictures)
+        elif kind == "webdataset":
+            yield from _from_tar(path, names[path], reader_of(kind)(path, reading))
+        elif kind == "dataset":
+            table = choose_split(open_saved(path), split, path)
+            yield from _from_table(read_table(table, reading, name=path), reading, {path: prefix})
+        elif kind == "parquet":
+            if path == parquet[0]:
+                files = [Path(each) for each in parquet]
+                table, ends = load_parquet(files)
+                rows = read_table(table, reading, files=files, file_ends=ends)
+                yield from _from_table(rows, reading, {each: f"{names[each]}/" if several else "" for each in parquet})
+        else:
+            listed.append((kind, path))
+    apart = len({roots[path] for _, path in listed}) > 1
+    yield from _merged(
+        item
+        for kind, path in listed
+        for item in _from_files(
+            reader_of(kind)(path, reading), Path(roots[path]), f"{prefixes[roots[path]]}/" if apart else ""
+        )
+    )
+
+
+def _labels(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest ending of each path that no other one has: its name, or with as many folders as tell it apart."""
+    parts = {path: Path(os.path.abspath(path)).parts for path in paths}
+    length = 1
+    while length < max(map(len, parts.values())) and len({p[-length:] for p in parts.values()}) < len(
+        set(parts.values())
+    ):
+        length += 1
+    twice = Counter(each[-1] for each in set(parts.values()))
+    return {path: "/".join(p[-length:] if twice[p[-1]] > 1 else p[-1:]).lstrip("/") for path, p in parts.items()}
+
+
+_Placed = tuple[str, Path, tuple[str, ...], str]
+
+
+def _from_files(records: Records, root: Path, prefix: str) -> Iterator[_Placed | Problem]:
+    """Id, file, captions and place in the source of each record."""
+    for item in records:
+        item = item if isinstance(item, Problem) else located(item, root)
+        if isinstance(item, Problem):
+            yield item
+        elif not isinstance(item.image, str):
+            yield Problem(item.source, item.line, "the image is bytes, not a path")
+        else:
+            id = item.image_id or f"{prefix}{Path(os.path.normpath(item.image)).as_posix()}"
+            yield id, root / item.image, item.texts, _location(item)
+
+
+def _each(pictures: Iterable[_Placed | Problem]) -> Iterator[Picture | Problem]:
+    for item in pictures:
+        yield item if isinstance(item, Problem) else _file_picture(*item)
+
+
+def _merged(pictures: Iterable[_Placed | Problem]) -> Iterator[Picture | Problem]:
+    """Pictures with the captions of all their lines; the place of one is that of its first line."""
+    known: dict[str, tuple[Path, list[str], str]] = {}
+    for item in pictures:
+        if isinstance(item, Problem):
+            yield item
+            continue
+        id, path, texts, location = item
+        first = known.setdefault(id, (path, [], location))
+        if os.path.normpath(first[0]) != os.path.normpath(path):
+            yield Problem(location, None, f"image_id {id!r} names {path}, and in {first[2]} it names {first[0]}")
+            continue
+        first[1].extend(text for text in texts if text not in first[1])
+    for id, (path, texts, location) in known.items():
+        yield _file_picture(id, path, tuple(texts), location)
+
+
+def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) -> Iterator[Picture | Problem]:
+    for number, item in enumerate(records, start=1):
+        root = reading.image_root or (Path(item.source).parent if item.source.endswith(".parquet") else Path())
+        item = item if isinstance(item, Problem) else located(item, root)
+        if isinstance(item, Problem):
+            yield item
+            continue
+        prefix = prefixes.get(item.source, "")
+        if isinstance(item.image, str):
+            yield _file_picture(
+                item.image_id or f"{prefix}{item.image}", root / item.image, item.texts, _location(item)
+            )
+        else:
+            row = number if item.line is None else item.line
+            id = item.image_id or f"{prefix}{row:08}-{(item.member and item.member.name) or 'picture'}"
+            yield Picture(id, None, item.image, texts=item.texts, location=_location(item))
+
+
+def _from_tar(path: str, label: str, records: Records) -> Iterator[Picture | Problem]:
+    """Pictures of one shard. Of an uncompressed local one, they can be read again where they lie."""
+    mtime = os.stat(path).st_mtime_ns if "://" not in path else None
+    for item in records:
+        if isinstance(item, Problem):
+            yield item
+            continue
+        again = item.member.offset is not None
+        yield Picture(
+            id=item.image_id or f"{label}/{item.member.name}",
+            path=os.path.abspath(path) if again else None,
+            data=item.image,
+            offset=item.member.offset,
+            size=item.member.size,
+            mtime_ns=mtime if again else None,
+            texts=item.texts,
+            location=f"{path}/{item.member.name}",
         )
 
 
-def _detect(paths: list[str]) -> str:
-    """The format by suffix, or by what a folder holds."""
-    if all(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths):
-        raise ValueError(f"{paths[0]} is a picture: name the folder that holds it, or a list of pictures as CSV")
-    return detect_format(paths)
-
-
-def _from_folder(folder: Path, prefix: str = "") -> Iterator[Picture | Problem]:
-    captions: dict[str, tuple[str, ...]] = {}
-    file = find_captions_file(folder)
-    if file is not None:
-        for item in read_captions_file(file):
-            if isinstance(item, Problem):
-                yield item
-            elif isinstance(item.image, str):
-                name = os.path.normpath(item.image)
-                captions[name] = captions.get(name, ()) + item.texts
-    for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
-        if not is_unicode(name):
-            yield Problem(ascii(str(path)), None, "the file's name is not valid UTF-8: rename it")
-            continue
-        texts = captions.get(os.path.normpath(name), ())
-        yield _file_picture(f"{prefix}{name}", path, texts)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Pictures below a folder in the order of their paths, links followed, every folder once."""
-    seen: set[tuple[int, int]] = set()
-
-    def visit(place: Path) -> Iterator[Path]:
-        status = place.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
-            path = Path(entry.path)
-            if entry.is_dir():
-                if not entry.name.startswith("."):
-                    yield from visit(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES:  # a broken link too: it is reported when it is read
-                yield path
-
-    yield from visit(folder)
+def _location(item: RawPair) -> str:
+    return item.source if item.line is None else f"{item.source}:{item.line}"
 
 
 def _file_picture(id: str, path: Path, texts: tuple[str, ...] = (), location: str = "") -> Picture:
     try:
         status = os.stat(path)
-    except OSError:  # found out, and reported, when it is read
+    except (OSError, ValueError):  # found out, and reported, when it is read
         return Picture(id, os.path.abspath(path), texts=texts, location=location or str(path))
     return Picture(
         id,
@@ -197,171 +306,6 @@ def _file_picture(id: str, path: Path, texts: tuple[str, ...] = (), location: st
         texts=texts,
         location=location or str(path),
     )
-
-
-def _rows(path: Path, format: str) -> Iterator[tuple[dict | Problem, int]]:
-    if format == "jsonl":
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    yield Problem(str(path), number, f"not JSON in UTF-8: {error}"), number
-                    continue
-                problem = Problem(str(path), number, f"a JSON {type(row).__name__}, not an object")
-                yield (row if isinstance(row, dict) else problem), number
-        return
-    delimiter, quoting = ("\t", csv.QUOTE_NONE) if format == "tsv" else (",", csv.QUOTE_MINIMAL)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting, restkey="", strict=True)
-        try:
-            if not set(reader.fieldnames or ()) & set(ALIASES["image"]):
-                raise ValueError(
-                    f"{path}: header line: no column for the image ({', '.join(ALIASES['image'])}); "
-                    f"there are {reader.fieldnames}"
-                )
-            for row in reader:
-                wrong = "" in row or None in row.values()
-                problem = Problem(str(path), reader.line_num, f"not {len(reader.fieldnames)} fields, as the header")
-                yield (problem if wrong else row), reader.line_num
-        except csv.Error as error:
-            yield (
-                Problem(
-                    str(path), reader.line_num, f"malformed row, and the rest is not read: {error}", incomplete=True
-                ),
-                0,
-            )
-
-
-def _merged(rows: Iterable[tuple[dict | Problem, int, Path, Path]]) -> Iterator[Picture | Problem]:
-    """Records with the captions of all lines of one picture; its place is that of its first line."""
-    pictures: dict[str, tuple[Path, list[str], str]] = {}
-    for row, line, file, root in rows:
-        if isinstance(row, Problem):
-            yield row
-            continue
-        try:
-            name, id, texts = _values(row)
-        except ValueError as error:
-            yield Problem(str(file), line, str(error))
-            continue
-        path = root / name
-        known = pictures.setdefault(id, (path, [], f"{file}:{line}"))
-        if known[0] != path:
-            yield Problem(str(file), line, f"image_id {id!r} names {path}, and in {known[2]} it names {known[0]}")
-            continue
-        known[1].extend(text for text in texts if text not in known[1])
-    for id, (path, texts, location) in pictures.items():
-        yield _file_picture(id, path, tuple(texts), location)
-
-
-def _values(row: dict) -> tuple[Any, str, list[str]]:
-    """Image, id and captions of a row.
-
-    Raises:
-        ValueError: no image, or values of the wrong kind.
-    """
-    image = next((row[name] for name in ALIASES["image"] if row.get(name)), None)
-    if image is None:
-        raise ValueError(f"no image: none of {', '.join(ALIASES['image'])} has a value")
-    if isinstance(image, str) and ("\0" in image or not is_unicode(image)):
-        raise ValueError("the image's path holds a NUL character or is not valid UTF-8")
-    if not isinstance(image, str | bytes | dict):
-        raise ValueError(f"the image is {type(image).__name__}, not a path")
-    given = next((row[name] for name in ALIASES["image_id"] if row.get(name) not in (None, "")), None)
-    text = next((row[name] for name in ALIASES["text"] if row.get(name)), [])
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) and is_unicode(each) for each in texts):
-        raise ValueError("the text is not a string or a list of strings in UTF-8")
-    id = str(given) if given is not None else image if isinstance(image, str) else ""
-    return image, id, [each.strip() for each in texts if each.strip()]
-
-
-def _from_table(dataset: Any, name: str) -> Iterator[Picture | Problem]:
-    import datasets
-
-    columns = [column for column in ALIASES["image"] if column in dataset.column_names]
-    if not columns:
-        raise ValueError(f"{name}: no column for the image ({', '.join(ALIASES['image'])}); {dataset.column_names}")
-    if isinstance(dataset.features[columns[0]], datasets.Image):
-        dataset = dataset.cast_column(columns[0], datasets.Image(decode=False))
-    for number, row in enumerate(dataset.with_format(None), start=1):
-        cell = row[columns[0]]
-        inner = cell.get("path") if isinstance(cell, dict) else None
-        row = {**row, columns[0]: image_reference(cell)}
-        try:
-            image, id, texts = _values(row)
-        except ValueError as error:
-            yield Problem(name, number, str(error))
-            continue
-        location = f"{name}:{number}"
-        if isinstance(image, str):
-            yield _file_picture(id, Path(image), tuple(texts), location)
-        else:
-            yield Picture(id or f"{number:08}-{inner or 'picture'}", None, image, texts=tuple(texts), location=location)
-
-
-def _from_tar(path: str) -> Iterator[Picture | Problem]:
-    """Members of one shard, read as a stream. Of an uncompressed local one, pictures can be read again by offset."""
-    shard = PurePosixPath(path).name
-    again = path.endswith(".tar") and "://" not in path
-    mtime = os.stat(path).st_mtime_ns if again else None
-    waiting: dict[str, Any] = {}
-
-    def finished() -> Iterator[Picture]:
-        if "picture" in waiting:
-            yield Picture(texts=tuple(waiting.get("texts", ())), **waiting["picture"])
-        waiting.clear()
-
-    try:
-        with _open_binary(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith("."):
-                    continue
-                stem, _, suffix = name.name.partition(".")
-                key = (name.parent / stem).as_posix()
-                if waiting.get("key") != key:
-                    yield from finished()
-                    waiting["key"] = key
-                data = archive.extractfile(member).read()
-                if f".{suffix.lower()}" in IMAGE_SUFFIXES:
-                    waiting["picture"] = {
-                        "id": f"{shard}/{member.name}",
-                        "path": os.path.abspath(path) if again else None,
-                        "data": data,
-                        "offset": member.offset_data if again else None,
-                        "size": member.size,
-                        "mtime_ns": mtime,
-                        "location": f"{path}/{member.name}",
-                    }
-                elif suffix.lower() in ("txt", "json"):
-                    try:
-                        waiting["texts"] = _member_texts(suffix.lower(), data)
-                    except ValueError as error:
-                        yield Problem(f"{path}/{member.name}", None, f"its text cannot be read: {error}")
-        yield from finished()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield from finished()
-        yield Problem(path, None, f"the shard cannot be read from here on: {error}", incomplete=True)
-
-
-def _member_texts(suffix: str, data: bytes) -> list[str]:
-    text = data.decode("utf-8-sig")
-    if suffix == "txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    row = json.loads(text)
-    return _values({**row, "image": "-"})[2] if isinstance(row, dict) else []
-
-
-def _open_binary(path: str) -> io.BufferedIOBase:
-    if "://" not in path:
-        return open(path, "rb")
-    import fsspec
-
-    return fsspec.open(path, "rb").open()
 
 
 __all__ = ["Picture", "digest_of", "list_pictures"]

@@ -14,34 +14,35 @@ from pathlib import Path
 from .folder import read_caption_lines
 from .images import IMAGE_SUFFIXES
 from .json_records import read_json_objects
-from .records import Columns, RawPair, make_pair, read_label
+from .records import PLAIN, RawPair, Reading, make_pair, read_label
 from .report import Problem
+from .text_files import decode_text
 
 _MATCHING = {"image": "image_path", "text": "text"}
 
 
-def read_retrieval_lines(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_retrieval_lines(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """ICR and IQR: `{"text": "…", "image_path": "…/1.jpg"}` per line."""
-    yield from _base_names(_rows(path, columns, labelled=False))
+    yield from _base_names(_rows(path, reading, labelled=False))
 
 
-def read_matching_lines(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_matching_lines(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """ICM and IQM: `{"text": "…", "image_path": "…/1.jpg", "label": 1}` per line, 1 for a match, 0 for none."""
-    yield from _base_names(_rows(path, columns, labelled=True))
+    yield from _base_names(_rows(path, reading, labelled=True))
 
 
-def read_flickr30k_cna(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_flickr30k_cna(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Flickr30k-CNA: `1000092795.jpg#0<TAB>caption`; `#0` and `.jpg` may be missing."""
-    yield from _base_names(_with_suffix(read_caption_lines(path)))
+    yield from _base_names(_with_suffix(read_caption_lines(path, reading)))
 
 
-def read_aic_icc(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_aic_icc(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """AIC-ICC: `[{"url": …, "image_id": "8f0….jpg", "caption": ["…", …]}, …]`, five captions a picture."""
-    names = {"image": "image_id", "text": "caption", **_given(columns)}
-    yield from _base_names(_with_suffix(_objects(path, names)))
+    names = {"image": "image_id", "text": "caption", **_given(reading)}
+    yield from _base_names(_with_suffix(_objects(path, names, reading)))
 
 
-def read_coco_cn(path: Path, columns: Columns = None, members: frozenset[str] | None = None) -> Iterator:
+def read_coco_cn(path: Path, reading: Reading = PLAIN, members: frozenset[str] | None = None) -> Iterator:
     """COCO-CN: `COCO_val2014_000000000042#0<TAB>caption`, or JSON.
 
     The JSON may be objects with `image_id` (or `image`, `file_name`) and `caption` (or `captions`; their `tags` are
@@ -51,11 +52,11 @@ def read_coco_cn(path: Path, columns: Columns = None, members: frozenset[str] | 
         members: names without suffix of the pictures of a split (`coco-cn_test.txt`); others are passed over.
     """
     if path.suffix != ".json":
-        records: Iterable[RawPair | Problem] = read_caption_lines(path)
-    elif (annotations := _coco_annotations(path)) is not None:
+        records: Iterable[RawPair | Problem] = read_caption_lines(path, reading)
+    elif (annotations := _coco_annotations(path, reading)) is not None:
         records = annotations
     else:
-        records = _objects(path, _given(columns))
+        records = _objects(path, _given(reading), reading)
     for item in _base_names(_with_suffix(records)):
         if isinstance(item, Problem) or members is None or Path(item.image).stem in members:
             yield item
@@ -67,15 +68,15 @@ def read_members(path: Path) -> frozenset[str]:
     Raises:
         ValueError: the list is empty.
     """
-    lines = path.read_text(encoding="utf-8-sig").split()
+    lines = decode_text(path.read_bytes())[0].split()
     if not lines:
         raise ValueError(f"{path} is empty: it should list the pictures of a split, one a line")
     return frozenset(_stem(line) for line in lines)
 
 
-def _rows(path: Path, columns: Columns, labelled: bool) -> Iterator[RawPair | Problem]:
-    names = {**_MATCHING, **_given(columns)}
-    for item in read_json_objects(path):
+def _rows(path: Path, reading: Reading, labelled: bool) -> Iterator[RawPair | Problem]:
+    names = {**_MATCHING, **_given(reading)}
+    for item in read_json_objects(path, reading.encoding):
         if isinstance(item, Problem):
             yield item
             continue
@@ -83,7 +84,7 @@ def _rows(path: Path, columns: Columns, labelled: bool) -> Iterator[RawPair | Pr
         if missing := [name for name in (names["image"], names["text"]) if name not in row]:
             yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)}")
             continue
-        pair = make_pair(row, names, str(path), line)
+        pair = make_pair(row, names, str(path), line, reading)
         if labelled and isinstance(pair, RawPair):
             try:
                 pair = replace(pair, label=read_label(row.get(names.get("label", "label"))))
@@ -92,10 +93,10 @@ def _rows(path: Path, columns: Columns, labelled: bool) -> Iterator[RawPair | Pr
         yield pair
 
 
-def _objects(path: Path, names: dict[str, str]) -> Iterator[RawPair | Problem]:
+def _objects(path: Path, names: dict[str, str], reading: Reading) -> Iterator[RawPair | Problem]:
     """Objects with a picture's name and its caption or captions, of whichever usual keys."""
     aliases = {"image": ("file_name", "image", "image_path", "image_id"), "text": ("caption", "captions", "text")}
-    for item in read_json_objects(path):
+    for item in read_json_objects(path, reading.encoding):
         if isinstance(item, Problem):
             yield item
             continue
@@ -104,18 +105,18 @@ def _objects(path: Path, names: dict[str, str]) -> Iterator[RawPair | Problem]:
         if missing := [name for name in found.values() if name not in row]:
             yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)}")
         else:
-            yield make_pair(row, found, str(path), line)
+            yield make_pair(row, found, str(path), line, reading)
 
 
-def _coco_annotations(path: Path) -> Iterator[RawPair | Problem] | None:
+def _coco_annotations(path: Path, reading: Reading) -> Iterator[RawPair | Problem] | None:
     """Records of COCO's own annotation file, or None where the file is of another kind."""
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, "rb") as file:
         head = file.read(4096)
-    if not head.lstrip().startswith("{"):
+    if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return None
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # JSON lines, or broken: the line reader says where
+        whole = json.loads(decode_text(path.read_bytes(), reading.encoding)[0])
+    except (ValueError, RecursionError):  # JSON lines, or broken: the line reader says where
         return None
     if not isinstance(whole, dict) or not {"images", "annotations"} <= set(whole):
         return None
@@ -123,12 +124,21 @@ def _coco_annotations(path: Path) -> Iterator[RawPair | Problem] | None:
 
 
 def _coco_records(path: Path, whole: dict) -> Iterator[RawPair | Problem]:
-    names = {image["id"]: image["file_name"] for image in whole["images"]}
+    images, annotations = whole["images"], whole["annotations"]
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise ValueError(f"{path}: its images and annotations are no lists")
+    names: dict[object, object] = {}
+    for number, image in enumerate(images, start=1):
+        if isinstance(image, dict) and isinstance(image.get("id"), str | int) and "file_name" in image:
+            names[image["id"]] = image["file_name"]
+        else:
+            yield Problem(f"{path}[images]", number, "no object with id and file_name")
     source = f"{path}[annotations]"
-    for number, row in enumerate(whole["annotations"], start=1):
-        name = names.get(row.get("image_id"))
+    for number, row in enumerate(annotations, start=1):
+        key = row.get("image_id") if isinstance(row, dict) else None
+        name = names.get(key) if isinstance(key, str | int) else None
         if name is None:
-            yield Problem(source, number, f"image_id {row.get('image_id')!r} is not among the file's images")
+            yield Problem(source, number, f"image_id {key!r:.60} is not among the file's images")
         else:
             pair = {"image": name, "text": row.get("caption")}
             yield make_pair(pair, {"image": "image", "text": "text"}, source, number)
@@ -156,7 +166,8 @@ def _stem(name: str) -> str:
     return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _given(columns: Columns) -> dict[str, str]:
+def _given(reading: Reading) -> dict[str, str]:
+    columns = reading.columns
     if columns is not None and not hasattr(columns, "keys"):
         raise ValueError("columns is a list; for this format it is a mapping, as {'text': 'title'}")
     return dict(columns or {})

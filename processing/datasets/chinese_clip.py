@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .images import ImageReadError, check_image
 from .json_records import read_json_objects
-from .records import RawPair, clean_texts
+from .records import RawPair, clean_texts, is_unicode
 from .report import Problem
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -118,12 +118,14 @@ def images_of(texts: Path) -> Path:
     return path
 
 
-def read_chinese_clip(texts: Path, images: Base64Images, check_images: str) -> Iterator[RawPair | Problem]:
+def read_chinese_clip(
+    texts: Path, images: Base64Images, check_images: str, encoding: str | None = None
+) -> Iterator[RawPair | Problem]:
     """Records of one split, `row` being the picture's place in `images`, which is filled first."""
     yield from images.index(check_images)
     unpaired = dict(images.rows)
     source = str(texts)
-    for item in read_json_objects(texts):
+    for item in read_json_objects(texts, encoding):
         if isinstance(item, Problem):
             yield item
             continue
@@ -135,6 +137,9 @@ def read_chinese_clip(texts: Path, images: Base64Images, check_images: str) -> I
             yield Problem(source, line, str(error))
             continue
         text_id = str(row.get("text_id", f"line {line}"))
+        if not is_unicode(text_id) or not all(map(is_unicode, ids)):
+            yield Problem(source, line, "text_id or image_ids are not valid Unicode")
+            continue
         for image_id in ids:
             unpaired.pop(image_id, None)
             if image_id not in images.rows:

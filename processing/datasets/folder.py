@@ -7,15 +7,19 @@ Flickr30k, `name#0<TAB>caption` numbers the captions. Without such a file, `a/b.
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from .delimited import read_delimited
 from .images import IMAGE_SUFFIXES
 from .jsonl import read_jsonl
-from .records import Columns, RawPair, clean_texts, make_pair
-from .report import Problem
+from .listing import Walk, ignored_note, is_image, kind_of
+from .records import PLAIN, RawPair, Reading, clean_texts, make_pair
+from .report import Note, Problem
+from .text_files import decode_text, read_lines
 
 CAPTION_FILES = tuple(
     f"{stem}{suffix}" for stem in ("metadata", "captions") for suffix in (".jsonl", ".csv", ".tsv")
@@ -28,60 +32,109 @@ def find_captions_file(folder: Path) -> Path | None:
     return next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All pictures below `folder` by their suffix, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+def read_folder(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
+    """Records of a folder, by its captions file or by the text beside each picture; what was ignored is noted.
+
+    Where captions need not be there, the pictures that the captions file does not name come too, behind those.
+    """
+    captions = find_captions_file(folder)
+    if captions is None:
+        yield from read_sidecars(folder, reading)
+        return
+    named: set[str] = set()
+    for item in read_captions_file(captions, reading):
+        if isinstance(item, RawPair) and isinstance(item.image, str):
+            named.add(os.path.normpath(item.image.replace("\\", "/")))
+        yield item
+    ignored: Counter[str] = Counter()
+    unnamed = []
+    root = reading.image_root or folder
+    for path in Walk(root):
+        if isinstance(path, Problem):
+            yield path
+        elif not is_image(path):
+            ignored[kind_of(path.name)] += path != captions
+        elif (name := path.relative_to(root).as_posix()) not in named:
+            unnamed.append(name)
+            if not reading.captions:
+                yield RawPair(str(folder), None, name, ())
+    if unnamed and reading.captions:
+        yield Note(
+            str(folder),
+            None,
+            f"{len(unnamed)} pictures in {folder} have no (good) caption, the first is {unnamed[0]}",
+        )
+    yield from ignored_note(str(folder), ignored)
 
 
-def read_captions_file(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_captions_file(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Records of a captions file of any of the four kinds."""
     if path.suffix == ".jsonl":
-        yield from read_jsonl(path, columns)
+        yield from read_jsonl(path, reading)
     elif path.suffix == ".csv":
-        yield from read_delimited(path, columns)
+        yield from read_delimited(path, reading)
     elif path.suffix == ".tsv":
-        yield from read_delimited(path, columns, delimiter="\t")
+        yield from read_delimited(path, reading, delimiter="\t")
     else:
-        yield from read_caption_lines(path)
+        yield from read_caption_lines(path, reading)
 
 
-def read_sidecars(folder: Path) -> Iterator[RawPair | Problem]:
+def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Pictures with the captions of the text file beside each: one caption a line."""
-    for image in list_images(folder):
-        text = image.with_suffix(".txt")
-        name = image.relative_to(folder).as_posix()
-        if not text.is_file():
-            yield Problem(str(image), None, f"no caption: there is no {text.name} beside it")
+    ignored: Counter[str] = Counter()
+    texts: set[Path] = set()
+    used: set[Path] = set()
+    for image in Walk(folder):
+        if isinstance(image, Problem):
+            yield image
             continue
+        if image.suffix.lower() == ".txt":
+            texts.add(image)
+        if not is_image(image):
+            ignored[kind_of(image.name)] += 1
+            continue
+        name = image.relative_to(folder).as_posix()
+        beside = next((path for path in _sidecars(image) if path.is_file()), None)
+        if beside is None:
+            if reading.captions:
+                yield Problem(str(image), None, f"no caption: there is no {image.stem}.txt beside it")
+            else:
+                yield RawPair(str(image), None, name, ())
+            continue
+        used.add(beside)
         try:
-            lines = text.read_bytes().decode("utf-8-sig").splitlines()
-            texts, _ = clean_texts([line for line in lines if line.strip()])
-        except UnicodeDecodeError as error:
-            yield Problem(str(text), None, f"not UTF-8: {error.reason}")
-        except ValueError as error:
-            yield Problem(str(text), 1, str(error))
+            text, codec = decode_text(beside.read_bytes(), reading.encoding)
+            captions, _ = clean_texts([line for line in text.split("\n") if line.strip()], reading.captions)
+        except (ValueError, OSError) as error:
+            yield Problem(str(beside), 1, str(error))
         else:
-            yield RawPair(str(text), 1, name, texts)
+            yield from codec.notes(str(beside))
+            yield RawPair(str(beside), 1, name, captions)
+    ignored[".txt"] -= len(used & texts)
+    yield from ignored_note(str(folder), +ignored)
 
 
-def read_caption_lines(path: Path) -> Iterator[RawPair | Problem]:
+def _sidecars(image: Path) -> tuple[Path, ...]:
+    return image.with_suffix(".txt"), image.with_name(f"{image.name}.txt")
+
+
+def read_caption_lines(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Records of lines `name<TAB>caption` or `name#0<TAB>caption`."""
     source = str(path)
     columns = {"image": "image", "text": "text"}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                name, tab, caption = line.decode("utf-8").rstrip("\r\n").partition("\t")
-            except UnicodeDecodeError as error:
-                yield Problem(source, number, f"not UTF-8: {error.reason} at byte {error.start}")
-                continue
-            if not tab:
-                yield Problem(source, number, "no tab between the picture's name and its caption")
-                continue
-            match = _NUMBERED.match(name)
-            name = match["name"] if match else name
-            yield make_pair({"image": name.strip(), "text": caption}, columns, source, number)
+    for item in read_lines(path, reading.encoding):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, line = item
+        if number == 1:
+            line = line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        name, tab, caption = line.partition("\t")
+        if not tab:
+            yield Problem(source, number, "no tab between the picture's name and its caption")
+            continue
+        match = _NUMBERED.match(name)
+        name = match["name"] if match else name
+        yield make_pair({"image": name.strip(), "text": caption}, columns, source, number, reading)

@@ -18,7 +18,7 @@ from .caption_sets import (
 )
 from .images import IMAGE_SUFFIXES
 from .img2dataset import read_wukong_shard, read_zero_shard, refuse_addresses, shards_of
-from .records import Columns, RawPair
+from .records import RawPair, Reading
 from .report import Problem
 from .zero import read_zero
 
@@ -37,7 +37,7 @@ class BenchmarkFormat:
     name: str
     title: str
     files: tuple[str, ...]
-    read: Callable[[Path, Columns], Records]
+    read: Callable[[Path, Reading], Records]
     image_folders: tuple[str, ...] = ("images",)
     task: str = "retrieval"
     candidates: int = 128
@@ -87,7 +87,7 @@ class Source:
     """One file (or address) to read and how; streamed says that it is a tar shard, which has no length."""
 
     name: str
-    read: Callable[[str, Columns], Records]
+    read: Callable[[str, Reading], Records]
     streamed: bool = False
 
     @property
@@ -176,12 +176,12 @@ def _is_fetched(folder: Path) -> bool:
     return any(folder.glob("*.tar")) or any(folder.rglob("*_stats.json"))
 
 
-def _by_name(read: Callable[[Path, Columns], Records]) -> Callable[[str, Columns], Records]:
+def _by_name(read: Callable[[Path, Reading], Records]) -> Callable[[str, Reading], Records]:
     return partial(_read_path, read)
 
 
-def _read_path(read: Callable[[Path, Columns], Records], path: str, columns: Columns) -> Records:
-    yield from read(Path(path), columns)
+def _read_path(read: Callable[[Path, Reading], Records], path: str, reading: Reading) -> Records:
+    yield from read(Path(path), reading)
 
 
 def image_root_of(spec: BenchmarkFormat, file: Path) -> Path:

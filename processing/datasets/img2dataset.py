@@ -20,23 +20,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .folder import list_images
-from .records import Columns, RawPair, clean_texts
+from .listing import list_images
+from .records import PLAIN, RawPair, Reading, clean_texts
 from .report import Problem
+from .text_files import decode_text
 from .webdataset import read_tar
 from .zero import text_fields, zero_texts
 
 _FETCHED = "success"
 
 
-def read_wukong_shard(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_wukong_shard(path: str, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Samples of a tar shard or of a folder of files, each known by its address, so that one picture has one id."""
     yield from _samples(path, None)
 
 
-def read_zero_shard(path: str, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_zero_shard(path: str, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Samples of Zero, each with its several texts, known by `ImageKey`."""
-    yield from _samples(path, text_fields(columns))
+    yield from _samples(path, text_fields(reading))
 
 
 def refuse_addresses(path: Path) -> None:
@@ -73,7 +74,7 @@ def not_fetched(folder: Path) -> str | None:
             stats = json.loads(path.read_text(encoding="utf-8"))
             wanted += stats["count"]
             statuses.update(stats["status_dict"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a statistics file of img2dataset: {error!r}") from error
     failed = wanted - statuses.pop(_FETCHED, 0)
     if not failed:
@@ -94,7 +95,7 @@ def _folder(folder: Path, fields: tuple[str, ...] | None) -> Iterator[RawPair | 
     for image in list_images(folder):
         source = str(image.with_suffix(".json"))
         try:
-            row = json.loads(Path(source).read_text(encoding="utf-8-sig"))
+            row = json.loads(decode_text(Path(source).read_bytes())[0])
         except FileNotFoundError:
             yield Problem(str(image), None, f"there is no {image.stem}.json beside it")
             continue

@@ -10,47 +10,52 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .report import Problem
+from .text_files import advice_note, codec_of, read_lines
 
 _BLANK = " \t\r\n"
 
 
-def read_json_objects(path: Path) -> Iterator[tuple[int, dict] | Problem]:
+def read_json_objects(path: Path, encoding: str | None = None) -> Iterator[tuple[int, dict] | Problem]:
     """(line, object) in order; whatever is no object comes as a `Problem`.
 
     A broken line of JSON lines spoils itself alone; behind a syntax error within an array nothing can be read.
     An array is read into memory as a whole.
     """
-    with open(path, "rb") as file:
-        while (first := file.read(1)) and first in b" \t\r\n\xef\xbb\xbf":
+    source, codec = str(path), codec_of(path, encoding)
+    with open(path, encoding=codec.name, errors=codec.errors) as file:
+        while (first := file.read(1)) and first in " \t\n\ufeff":
             pass
-    yield from _array(path) if first == b"[" else _lines(path)
+        if first == "[":
+            file.seek(0)  # the lines before count too
+            text = file.read()
+    if first != "[":
+        yield from _lines(path, encoding)
+    elif not codec.is_good(text):
+        yield Problem(source, 1, codec.problem(text), incomplete=True)
+        yield advice_note(source)
+    else:
+        yield from codec.notes(source)
+        yield from _array(text, source)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict] | Problem]:
+def _lines(path: Path, encoding: str | None) -> Iterator[tuple[int, dict] | Problem]:
     source = str(path)
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield Problem(source, number, f"not UTF-8: {error.reason} at byte {error.start}")
-            except (ValueError, RecursionError) as error:
-                yield Problem(source, number, f"not JSON: {error}")
-            else:
-                yield (number, row) if isinstance(row, dict) else _not_an_object(source, number, row)
+    for item in read_lines(path, encoding):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, line = item
+        if not line.strip().strip("\ufeff"):
+            continue
+        try:
+            row = json.loads(line.strip("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            yield Problem(source, number, f"not JSON: {error}")
+        else:
+            yield (number, row) if isinstance(row, dict) else _not_an_object(source, number, row)
 
 
-def _array(path: Path) -> Iterator[tuple[int, dict] | Problem]:
-    source = str(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield Problem(source, 1, f"not UTF-8: {error.reason} at byte {error.start}", incomplete=True)
-        return
+def _array(text: str, source: str) -> Iterator[tuple[int, dict] | Problem]:
     decoder = json.JSONDecoder()
     place, line, element = text.index("[") + 1, 1, 0
     counted = 0  # lines are counted up to here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,17 +12,15 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from .chinese_clip import Base64Images
-from .delimited import read_delimited
-from .folder import find_captions_file, list_images, read_captions_file, read_sidecars
 from .formats import BENCHMARKS
 from .images import ImageReadError, check_image, open_image
-from .jsonl import read_jsonl
-from .records import Columns, RawPair, picture_folder, picture_id, stable_ids
+from .places import located
+from .records import Columns, RawPair, Reading, picture_folder, picture_id, resolve_columns, stable_ids
 from .report import ErrorReport, Problem
-from .sources import FORMATS, detect_format, expand, split_of_folder
+from .sources import FORMATS, class_split, detect_format, expand, reader_of, split_of_folder
 from .streaming import StreamingPairs
-from .tables import ImageColumn, choose_split, load_parquet, read_table, require_datasets
-from .webdataset import read_tar
+from .tables import ImageColumn, choose_split, load_parquet, open_saved, read_table, require_datasets
+from .text_files import named_codec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -191,6 +189,7 @@ def load_pairs(
     streaming: bool = False,
     check_images: CheckImages = "header",
     background: str | tuple[int, int, int] | None = None,
+    encoding: str | None = None,
 ) -> PairDataset | StreamingPairs:
     """Read image-text pairs.
 
@@ -198,6 +197,7 @@ def load_pairs(
     |---|---|
     | `jsonl` | an object per line: `image` (or `image_path`), `text` (or `caption`; one or a list), maybe `image_id` |
     | `csv`, `tsv` | a header with the same names; or none, and `columns=["image", "text"]` |
+    | `classes` | a folder of pictures for every class: its name is the text |
     | `folder` | pictures, and `captions.txt`, or `captions` or `metadata` as .jsonl, .csv, .tsv, or a .txt each |
     | `parquet` | columns of images (or paths) and texts |
     | `dataset` | a data set of the `datasets` library, or a folder written by its `save_to_disk` |
@@ -221,13 +221,15 @@ def load_pairs(
         image_root: relative picture paths begin here; default the folder of the data file.
         split: of a `datasets` dictionary, or a sub-folder or file name of a folder.
         columns: your names, e.g. `{"image": "img_file", "text": "title"}`, or a list for files without header;
-            `{"label": "match"}` reads labelled pairs.
+            `{"label": "match"}` reads labelled pairs. Other usual names (`Filename`, `图片`, `标题`, …) are found, and
+            what was taken is noted in the report.
         on_error: "skip" bad records up to `max_error_rate`; "refuse" any.
         max_error_rate: largest tolerated share of bad records when skipping.
         streaming: read while iterating instead of listing first; see `StreamingPairs`.
         check_images: at loading, read each picture's "header" (format and size), see whether its file "exists",
             or "none". Decoding errors show at access.
         background: composite transparent pictures on this colour, e.g. "white"; default alpha is dropped.
+        encoding: of text files and tables, e.g. "gb18030"; default UTF-8, UTF-16 or GB18030, whichever it is.
 
     Raises:
         DataRefusedError: too many bad records; lists the first few.
@@ -242,74 +244,48 @@ def load_pairs(
             ImageColor.getrgb(background)
         except ValueError as error:
             raise ValueError(f"background is {background!r}, no colour: use a name or #rrggbb") from error
+    if encoding is not None:
+        named_codec(encoding)
+    reading = Reading(columns, encoding, image_root=None if image_root is None else Path(image_root))
     report = ErrorReport(on_error, max_error_rate)
     if _is_hf(source):
         dataset, name = choose_split(source, split, "the data set"), "data set"
         if not hasattr(dataset, "num_rows"):
             raise ValueError("a streaming `datasets` object has no length: load it without streaming")
-        return _from_table(dataset, name, [], [], report, columns, image_root, check_images, background)
+        return _from_table(dataset, name, [], [], report, reading, check_images, background)
     paths = expand(source)
     if not paths:
         raise ValueError("no files were named")
     if format in BENCHMARKS:
         from .published import load_published
 
-        options = {"columns": columns, "image_root": image_root, "background": background}
+        options = {"reading": reading, "background": background}
         return load_published(BENCHMARKS[format], paths, split, report, check_images, streaming, **options)
     format = format or detect_format(paths)
-    if split is not None and format not in ("folder", "dataset"):
+    if split is not None and format not in ("folder", "classes", "dataset"):
         raise ValueError(
             f"{paths[0]} ({format}) has no splits: name the file of the split {split!r} itself, and no split"
         )
     if format == "folder":
         paths = [part for path in paths for part in split_of_folder(Path(path), split)]
         format = "folder" if all(Path(path).is_dir() for path in paths) else detect_format(paths)
+    if format == "classes" and split is not None:
+        paths = [class_split(Path(path), split) for path in paths]
     if format == "webdataset" or streaming:
-        reader = _reader(format)
-        return StreamingPairs(
-            paths, reader, columns=columns, image_root=image_root, background=background, report=report
-        )
+        return StreamingPairs(paths, reader_of(format), reading=reading, background=background, report=report)
     if format in ("dataset", "parquet"):
         if format == "dataset":
-            from datasets import load_from_disk
-
-            dataset, files, ends = choose_split(load_from_disk(paths[0]), split, paths[0]), [], []
+            dataset, files, ends = choose_split(open_saved(paths[0]), split, paths[0]), [], []
         else:
             files = [Path(path) for path in paths]
             dataset, ends = load_parquet(files)
-        return _from_table(dataset, paths[0], files, ends, report, columns, image_root, check_images, background)
+        return _from_table(dataset, paths[0], files, ends, report, reading, check_images, background)
 
     roots = [picture_folder(path) if image_root is None else Path(image_root) for path in paths]
-    read = _reader(format)
-    records = ((root, item) for path, root in zip(paths, roots, strict=True) for item in read(path, columns))
+    read = reader_of(format)
+    records = ((root, item) for path, root in zip(paths, roots, strict=True) for item in read(path, reading))
     table = collect(records, report, check_images, apart=len(set(roots)) > 1)
-    if format == "folder":
-        _note_unused(paths, image_root, table, report)
     return finish(PairDataset(table, report, background=background), str(paths[0]))
-
-
-def _reader(format: str) -> Callable[[str, Columns], Iterator[RawPair | Problem]]:
-    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_tsv, "folder": _read_folder, "webdataset": read_tar}
-    if format not in readers:
-        raise ValueError(f"{format} cannot be streamed here; load it without streaming (it is memory-mapped)")
-    return readers[format]
-
-
-def _read_jsonl(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
-    return read_jsonl(Path(path), columns)
-
-
-def _read_csv(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
-    return read_delimited(Path(path), columns)
-
-
-def _read_tsv(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
-    return read_delimited(Path(path), columns, delimiter="\t")
-
-
-def _read_folder(path: str, columns: Columns) -> Iterator[RawPair | Problem]:
-    captions = find_captions_file(Path(path))
-    return read_sidecars(Path(path)) if captions is None else read_captions_file(captions, columns)
 
 
 def _from_table(
@@ -318,17 +294,14 @@ def _from_table(
     files: Sequence[Path],
     ends: Sequence[int],
     report: ErrorReport,
-    columns: Columns,
-    image_root: str | os.PathLike | None,
+    reading: Reading,
     check_images: CheckImages,
     background: Any,
 ) -> PairDataset:
-    from .records import resolve_columns
-
-    image_column = resolve_columns(dataset.column_names, columns)["image"]
-    root = Path() if image_root is None else Path(image_root)
-    roots = {str(file): file.parent if image_root is None else root for file in files}
-    rows = read_table(dataset, columns, name=name, files=files, file_ends=ends)
+    image_column = resolve_columns(dataset.column_names, reading)["image"]
+    root = reading.image_root or Path()
+    roots = {str(file): reading.image_root or file.parent for file in files}
+    rows = read_table(dataset, reading, name=name, files=files, file_ends=ends)
     records = ((roots.get(item.source, root), item) for item in rows)
     table = collect(records, report, check_images, apart=len(set(roots.values())) > 1)
     pairs = PairDataset(table, report, images=ImageColumn(dataset, image_column), background=background)
@@ -377,8 +350,11 @@ def collect(
         for values in columns.values():
             values.clear()
 
-    for row, (root, item) in enumerate(records):
+    row = -1  # of a table's; notes and what cannot be read are no rows
+    for root, item in records:
+        row += not isinstance(item, Problem) or (item.lines > 0 and not item.incomplete)
         report.count(item.lines if isinstance(item, Problem) else 1)
+        item = item if isinstance(item, Problem) else located(item, root)
         problem = item if isinstance(item, Problem) else _check(item, root, check_images)
         if problem is not None:
             report.add(problem)
@@ -412,7 +388,7 @@ def collect(
 def _check(item: RawPair, root: Path, check_images: CheckImages) -> Problem | None:
     if check_images == "none" or item.image is None:
         return None
-    if isinstance(item.image, str) and not (root / item.image).is_file():
+    if isinstance(item.image, str) and not os.path.isfile(root / item.image):
         return Problem(item.source, item.line, f"{root / item.image}: no such picture")
     if check_images == "header":
         target = item.image if isinstance(item.image, bytes) else root / item.image
@@ -421,17 +397,6 @@ def _check(item: RawPair, root: Path, check_images: CheckImages) -> Problem | No
         except ImageReadError as error:
             return Problem(item.source, item.line, str(error))
     return None
-
-
-def _note_unused(paths: Sequence[str], image_root: Any, table: pa.Table, report: ErrorReport) -> None:
-    used = {os.path.normpath(path) for path in table.column("image").to_pylist()}
-    for path in paths:
-        if find_captions_file(Path(path)) is None:
-            continue
-        images = list_images(Path(image_root or path))
-        unused = [image for image in images if os.path.normpath(image) not in used]
-        if unused:
-            report.note(f"{len(unused)} pictures in {path} have no (good) caption, the first is {unused[0].name}")
 
 
 def finish(pairs: PairDataset, name: str) -> PairDataset:

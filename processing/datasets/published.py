@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from .chinese_clip import Base64Images, images_of, read_chinese_clip
 from .formats import BenchmarkFormat, Records, find_sources, image_root_of, in_folders
 from .img2dataset import not_fetched
 from .pairs import CheckImages, PairDataset, collect, finish
-from .records import Columns, RawPair, picture_id
+from .records import RawPair, Reading, picture_id
 from .report import ErrorReport
 from .streaming import StreamingPairs
 
@@ -28,8 +27,7 @@ def load_published(
     check_images: CheckImages,
     streaming: bool,
     *,
-    columns: Columns = None,
-    image_root: str | os.PathLike | None = None,
+    reading: Reading,
     background: Any = None,
 ) -> PairDataset | StreamingPairs:
     """What `load_pairs` does for the formats of `BENCHMARKS`; see there.
@@ -49,47 +47,53 @@ def load_published(
             )
         if len(sources) != 1:
             raise ValueError(f"{len(sources)} files of texts: the Chinese-CLIP format is read one split at a time")
-        return _chinese_clip(sources[0].path, report, check_images, background)
+        return _chinese_clip(sources[0].path, reading, report, check_images, background)
     if streaming or any(source.streamed for source in sources):
         if len({source.streamed for source in sources}) > 1:
             raise ValueError("tar shards and other files cannot be read as one stream: read them one by one")
         reader = sources[0].read
         if not sources[0].streamed:
-            reader = partial(_located, spec, image_root, reader)
+            reader = partial(_located, spec, reader)
         names = [source.name for source in sources]
         return StreamingPairs(
             names,
             reader,
-            columns=columns,
-            image_root=image_root,
+            reading=reading,
             background=background,
             report=report,
             labelled=spec.task == "matching",
         )
 
-    roots = [image_root_of(spec, source.path) if image_root is None else Path(image_root) for source in sources]
+    roots = [_root(spec, source.path, reading) for source in sources]
 
     def records() -> Iterator[tuple[Path, Any]]:
         for source, root in zip(sources, roots, strict=True):
-            for item in in_folders(spec, root, source.read(source.name, columns)):
+            for item in in_folders(spec, root, source.read(source.name, reading)):
                 yield root, item
 
     table = collect(records(), report, check_images, apart=len(set(roots)) > 1)
     return finish(PairDataset(table, report, background=background), sources[0].name)
 
 
-def _located(spec: BenchmarkFormat, image_root: Any, read: Any, path: str, columns: Columns) -> Records:
+def _root(spec: BenchmarkFormat, file: Path, reading: Reading) -> Path:
+    return image_root_of(spec, file) if reading.image_root is None else reading.image_root
+
+
+def _located(spec: BenchmarkFormat, read: Any, path: str, reading: Reading) -> Records:
     """Records of one file of a stream, with the whole path of each picture."""
-    root = image_root_of(spec, Path(path)) if image_root is None else Path(image_root)
-    for item in in_folders(spec, root, read(path, columns)):
+    root = _root(spec, Path(path), reading)
+    for item in in_folders(spec, root, read(path, reading)):
         if isinstance(item, RawPair):
             item = replace(item, image=str(root / item.image), image_id=picture_id(item, root, apart=False))
         yield item
 
 
-def _chinese_clip(texts: Path, report: ErrorReport, check_images: CheckImages, background: Any) -> PairDataset:
+def _chinese_clip(
+    texts: Path, reading: Reading, report: ErrorReport, check_images: CheckImages, background: Any
+) -> PairDataset:
     images = Base64Images(images_of(texts))
-    table = collect(((texts.parent, item) for item in read_chinese_clip(texts, images, check_images)), report, "none")
+    records = read_chinese_clip(texts, images, check_images, reading.encoding)
+    table = collect(((texts.parent, item) for item in records), report, "none")
     counts = table.column("texts").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     paired = table.take(np.flatnonzero(counts > 0))
     pairs = PairDataset(paired, report, images=images, background=background)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .report import Problem
+from .report import Note, Problem
 
 # first the name to write, then the ones also understood
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -17,15 +20,57 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "text": ("text", "caption", "texts", "captions"),
     "image_id": ("image_id", "id"),
 }
+#: Taken for these too where there is no other, whatever their case and blanks; the reader says so.
+GUESSES: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("filename", "filepath", "file_path", "image_file", "image_filename", "image_name", "img_path", "picture"),
+        *("photo", "图片", "图像", "照片", "图", "图片路径", "图像路径", "图片文件", "图片名", "文件名", "文件路径"),
+    ),
+    "text": (
+        *("title", "description", "sentence", "标题", "描述", "文本", "文字", "说明", "内容"),
+        *("图片描述", "图像描述", "图片说明", "中文描述", "文字描述"),
+    ),
+    "image_id": (),
+}
 #: Read only where it is asked for: the key of a data set's classes is often called so too.
 LABEL = "label"
 Columns = Mapping[str, str] | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a reader reads.
+
+    columns: as in `load_pairs`. encoding: of text files; None: UTF-8, UTF-16 or GB18030, see `text_files`.
+    captions: whether a record without a caption is bad. An index takes pictures without. image_root: where relative
+    paths begin, if not in the folder of the file.
+    """
+
+    columns: Columns = None
+    encoding: str | None = None
+    captions: bool = True
+    image_root: Path | None = None
+
+
+#: No names, the encoding found out, captions needed.
+PLAIN = Reading()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a picture lies in an archive: its name there, and its bytes' place and number in an uncompressed local
+    one that can be read again (else offset is None)."""
+
+    name: str
+    offset: int | None
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
     """One record before its picture is opened: `image` is a path, the file's bytes, or None (held elsewhere).
 
+    texts: its captions; none only where `Reading.captions` allows it. member: where the bytes lie in an archive.
     label: 1 where picture and text match, 0 where not, in sets of labelled pairs. text_id: identity of the text
     where the set gives one. row: the picture's place where it is held elsewhere, if not the record's own number.
     """
@@ -39,6 +84,7 @@ class RawPair:
     label: int | None = None
     text_id: str | None = None
     row: int | None = None
+    member: Member | None = None
 
 
 def stable_id(key: str | int | bytes) -> int:
@@ -67,41 +113,70 @@ def content_id(data: bytes) -> str:
     return "blake2b:" + hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def resolve_columns(names: Sequence[str], columns: Columns = None) -> dict[str, str]:
+def resolve_columns(names: Sequence[str], reading: Reading = PLAIN) -> dict[str, str]:
     """Which of `names` hold image, text and (where there is one) image_id.
 
-    `columns` maps some of "image", "text", "image_id" to the user's own names; `{"label": ...}` names the column
-    that says whether a pair matches (1) or not (0).
+    Of usual names the first of `ALIASES` goes before the others; of those, one alone is taken.
+
+    Args:
+        reading: its `columns` maps some of "image", "text", "image_id" to the user's own names; `{"label": ...}` names
+            the column that says whether a pair matches (1) or not (0).
 
     Raises:
-        ValueError: a named column is missing, or nothing fits.
+        ValueError: a named column is missing, nothing fits, or several names do.
     """
-    wanted = dict(columns) if isinstance(columns, Mapping) else {}
+    wanted = dict(reading.columns) if isinstance(reading.columns, Mapping) else {}
     unknown = set(wanted) - {*ALIASES, LABEL}
     if unknown:
         raise ValueError(
             f"columns has the keys {sorted(unknown)}; it maps {', '.join([*ALIASES, LABEL])} to your names"
         )
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1 and name):
+        raise ValueError(f"several columns are called {twice[0]!r}; there are {list(names)}: rename one")
     found: dict[str, str] = {}
-    if LABEL in wanted:
-        if wanted[LABEL] not in names:
-            raise ValueError(f"no column {wanted[LABEL]!r}; there are {list(names)}")
-        found[LABEL] = wanted[LABEL]
+    for field, name in wanted.items():
+        found[field] = next((each for each in names if each == name or each.strip() == name.strip()), "")
+        if not found[field]:
+            raise ValueError(f"no column {name!r}; there are {list(names)}")
     for field, aliases in ALIASES.items():
         if field in wanted:
-            if wanted[field] not in names:
-                raise ValueError(f"no column {wanted[field]!r}; there are {list(names)}")
-            found[field] = wanted[field]
             continue
-        match = next((alias for alias in aliases if alias in names), None)
-        if match is not None:
-            found[field] = match
-        elif field != "image_id":
+        if aliases[0] in names:
+            found[field] = aliases[0]
+            continue
+        usual = {*aliases, *GUESSES[field]}
+        fitting = [name for name in names if _plain(name) in usual and name not in found.values()]
+        if len(fitting) > 1:
+            option = f" ({COLUMN_OPTIONS[field]})" if field in COLUMN_OPTIONS else ""
+            raise ValueError(
+                f"the {field} may be in {' or '.join(map(repr, fitting))}: name one with "
+                f"columns={{'{field}': {fitting[0]!r}}}{option}"
+            )
+        if fitting:
+            found[field] = fitting[0]
+        elif field == "image" or (field == "text" and reading.captions):
             raise ValueError(
                 f"no column for the {field} ({', '.join(aliases)}); there are {list(names)}. "
-                f"Name yours with columns={{'{field}': ...}}"
+                f"Name yours with columns={{'{field}': ...}} ({COLUMN_OPTIONS[field]})"
             )
     return found
+
+
+#: What names a column on the command line.
+COLUMN_OPTIONS = {"image": "--image-column", "text": "--text-column"}
+
+
+def guess_notes(found: Mapping[str, str], reading: Reading, source: str) -> Iterator[Note]:
+    """Which columns were taken though their names are none of ours."""
+    wanted = reading.columns if isinstance(reading.columns, Mapping) else {}
+    for field, name in found.items():
+        if field in ALIASES and field not in wanted and name not in ALIASES[field]:
+            option = f", {COLUMN_OPTIONS[field]}" if field in COLUMN_OPTIONS else ""
+            yield Note(source, None, f"column {name!r} is taken for the {field} (another: columns={option})")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s\-]+", "_", name.strip().strip("\ufeff").casefold())
 
 
 def is_unicode(text: str) -> bool:
@@ -115,14 +190,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def clean_texts(value: object) -> tuple[tuple[str, ...], int]:
-    """The non-empty texts of a record, stripped, and how many were empty.
+def clean_texts(value: object, required: bool = True) -> tuple[tuple[str, ...], int]:
+    """The non-empty texts of a record, stripped, and how many were empty beside others.
 
     Raises:
-        ValueError: neither a string nor a list of strings, or nothing left.
+        ValueError: neither a string nor a list of strings, or nothing left of what is required.
     """
     if value is None:
-        raise ValueError("empty caption")
+        value = []
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise ValueError(f"the text is {type(value).__name__}, not a string or a list of strings")
@@ -135,9 +210,9 @@ def clean_texts(value: object) -> tuple[tuple[str, ...], int]:
             raise ValueError("a text is not valid Unicode (lone surrogates: a file in another encoding?)")
         if stripped:
             texts.append(stripped)
-    if not texts:
+    if not texts and required:
         raise ValueError("empty caption")
-    return tuple(texts), len(items) - len(texts)
+    return tuple(texts), len(items) - len(texts) if texts else 0
 
 
 def read_label(value: object) -> int:
@@ -168,7 +243,9 @@ def picture_id(pair: RawPair, root: Path, apart: bool) -> str | None:
         return pair.image_id
     if isinstance(pair.image, bytes):
         return pair.source if apart else Path(pair.source).relative_to(root).as_posix()
-    return str(root / pair.image) if apart and pair.image is not None else pair.image
+    if pair.image is None:
+        return None
+    return os.path.normpath(root / pair.image if apart else pair.image)
 
 
 def require_true_pairs(learner: str, *parts: object) -> None:
@@ -183,22 +260,43 @@ def require_true_pairs(learner: str, *parts: object) -> None:
         )
 
 
-def make_pair(row: Mapping, columns: Mapping[str, str], source: str, line: int | None) -> RawPair | Problem:
-    """A record from one row's values, or what is wrong with it. Pictures are not looked at."""
-    image = row.get(columns["image"])
-    if image is None or image == "":
+def image_reference(value: object) -> object:
+    """What an image cell holds: bytes, a path, or nothing; other values come back as they are."""
+    if isinstance(value, Mapping) and value and set(value) <= {"bytes", "path"}:
+        data, path = value.get("bytes"), value.get("path")
+        if isinstance(data, bytes | None) and isinstance(path, str | None):
+            return data or path or None
+    return value
+
+
+def make_pair(
+    row: Mapping,
+    columns: Mapping[str, str],
+    source: str,
+    line: int | None,
+    reading: Reading = PLAIN,
+) -> RawPair | Problem:
+    """A record from one row's values, or what is wrong with it. Pictures are not looked at.
+
+    Args:
+        columns: what `resolve_columns` found; without a text, the record has none.
+    """
+    image = image_reference(row.get(columns["image"]))
+    if image is None or image == "" or image == b"":
         return Problem(source, line, f"no image ({columns['image']} is empty)")
     if not isinstance(image, str | bytes):
         return Problem(source, line, f"the image is {type(image).__name__}, not a path")
     if isinstance(image, str) and ("\0" in image or not is_unicode(image)):
         return Problem(source, line, "the image path holds a NUL character or is not valid Unicode")
     try:
-        texts, empty = clean_texts(row.get(columns["text"]))
+        texts, empty = clean_texts(row.get(columns.get("text")), reading.captions)
         label = read_label(row.get(columns[LABEL])) if LABEL in columns else None
     except ValueError as error:
         return Problem(source, line, str(error))
     image_id = row.get(columns["image_id"]) if "image_id" in columns else None
-    if image_id is not None and not isinstance(image_id, str | int):
+    if image_id is not None and (isinstance(image_id, bool) or not isinstance(image_id, str | int)):
         return Problem(source, line, f"the image_id is {type(image_id).__name__}, not a string or an integer")
     image_id = None if image_id is None or image_id == "" else str(image_id)
+    if image_id is not None and ("\0" in image_id or not is_unicode(image_id)):
+        return Problem(source, line, "the image_id holds a NUL character or is not valid Unicode")
     return RawPair(source, line, image, texts, image_id, empty, label)

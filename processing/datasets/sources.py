@@ -5,13 +5,21 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .folder import find_captions_file, list_images
+from .classes import read_classes
+from .delimited import read_delimited
+from .folder import find_captions_file, read_folder
+from .jsonl import read_jsonl
+from .listing import has_images
+from .records import RawPair, Reading
+from .report import Problem
 from .tables import is_saved_dataset
+from .tar_files import other_archive
+from .webdataset import read_tar
 
-FORMATS = ("jsonl", "csv", "tsv", "folder", "parquet", "webdataset", "dataset")
+FORMATS = ("jsonl", "csv", "tsv", "folder", "classes", "parquet", "webdataset", "dataset")
 _BY_SUFFIX = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -21,7 +29,11 @@ _BY_SUFFIX = {
     ".parquet": "parquet",
     ".tar": "webdataset",
     ".tgz": "webdataset",
+    ".tbz2": "webdataset",
+    ".txz": "webdataset",
 }
+_PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz")
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers", ".et")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -40,7 +52,11 @@ def expand(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
         numbers = range(int(first), int(last) + 1)
         parts = [f"{text[: match.start()]}{n:0{len(first)}d}{text[match.end() :]}" for n in numbers]
         return [path for part in parts for path in expand(part)]
-    if "://" in text or os.path.exists(text):
+    if "://" in text:
+        return [text]
+    if os.path.exists(text):
+        if not os.path.isfile(text) and not os.path.isdir(text):
+            raise ValueError(f"{text} is neither a file nor a folder (a pipe or a device?)")
         return [text]
     found = sorted(glob.glob(text, recursive=True))
     if not found:
@@ -67,12 +83,71 @@ def _detect_one(path: str) -> str:
     if "://" not in path and folder.is_dir():
         return "dataset" if is_saved_dataset(folder) else "folder"
     name = path.lower()
-    if name.endswith(".tar.gz"):
+    if name.endswith(_PACKED_TARS):
         return "webdataset"
     kind = _BY_SUFFIX.get(Path(name).suffix)
     if kind is None:
+        if name.endswith(_SPREADSHEETS):
+            raise ValueError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and name that")
+        if "://" not in path and (what := other_archive(_head(folder))):
+            raise ValueError(f"{path} is {what}: unpack it and name the folder, or write tar shards")
         raise ValueError(f"{path}: unknown format; name one with format=, --format ({', '.join(FORMATS)})")
     return kind
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(8)
+
+
+def reader_of(format: str) -> Callable[[str, Reading], Iterator[RawPair | Problem]]:
+    """What reads one path of a format that is no table.
+
+    Raises:
+        ValueError: a table.
+    """
+    readers = {
+        "jsonl": _read_jsonl,
+        "csv": _read_csv,
+        "tsv": _read_tsv,
+        "folder": _read_folder,
+        "classes": _read_classes,
+        "webdataset": read_tar,
+    }
+    if format not in readers:
+        raise ValueError(f"{format} cannot be streamed here; load it without streaming (it is memory-mapped)")
+    return readers[format]
+
+
+def _read_jsonl(path: str, reading: Reading) -> Iterator[RawPair | Problem]:
+    return read_jsonl(Path(path), reading)
+
+
+def _read_csv(path: str, reading: Reading) -> Iterator[RawPair | Problem]:
+    return read_delimited(Path(path), reading)
+
+
+def _read_tsv(path: str, reading: Reading) -> Iterator[RawPair | Problem]:
+    return read_delimited(Path(path), reading, delimiter="\t")
+
+
+def _read_folder(path: str, reading: Reading) -> Iterator[RawPair | Problem]:
+    return read_folder(Path(path), reading)
+
+
+def _read_classes(path: str, reading: Reading) -> Iterator[RawPair | Problem]:
+    return read_classes(Path(path), reading)
+
+
+def class_split(folder: Path, split: str) -> str:
+    """The sub-folder of a split of classes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (folder / split).is_dir():
+        raise ValueError(f"{folder} has no split {split!r}: no folder of that name")
+    return str(folder / split)
 
 
 def split_of_folder(folder: Path, split: str | None) -> list[str]:
@@ -97,7 +172,7 @@ def split_of_folder(folder: Path, split: str | None) -> list[str]:
             files = sorted(folder.glob(f"*{suffix}"))
             if files:
                 return [str(path) for path in files]
-        if not list_images(folder):
+        if not has_images(folder):
             raise ValueError(
                 f"{folder} holds no captions file (metadata or captions .jsonl/.csv/.tsv, captions.txt), "
                 "no .parquet or .tar files and no pictures"

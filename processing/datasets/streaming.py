@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .images import ImageReadError, open_image
-from .records import LABEL, Columns, RawPair, picture_folder, picture_id
+from .places import located
+from .records import LABEL, PLAIN, RawPair, Reading, picture_folder, picture_id
 from .report import ErrorReport, Problem
 from .tables import require_datasets
 
@@ -17,7 +17,7 @@ except ImportError:  # pragma: no cover
     _Base = object
 
 MIN_SEEN = 100
-Reader = Callable[[str, Columns], Iterator[RawPair | Problem]]
+Reader = Callable[[str, Reading], Iterator[RawPair | Problem]]
 
 
 class StreamingPairs(_Base):
@@ -32,10 +32,9 @@ class StreamingPairs(_Base):
     Args:
         shards: file names, or addresses for WebDataset shards.
         reader: yields the records of one shard.
-        columns: as in `load_pairs`.
-        image_root: relative paths begin here; default the shard's own folder.
+        reading: columns, encoding, and where relative paths begin; default the shard's own folder.
         background: as in `open_image`.
-        labelled: whether the reader gives every pair a label; default: whether `columns` names a column of labels.
+        labelled: whether the reader gives every pair a label; default: whether `reading` names a column of labels.
 
     Attributes:
         report: what was bad so far. labelled: whether every pair has a label.
@@ -46,8 +45,7 @@ class StreamingPairs(_Base):
         shards: Sequence[str],
         reader: Reader,
         *,
-        columns: Columns = None,
-        image_root: str | Path | None = None,
+        reading: Reading = PLAIN,
         background: str | tuple[int, int, int] | None = None,
         report: ErrorReport | None = None,
         labelled: bool = False,
@@ -55,15 +53,13 @@ class StreamingPairs(_Base):
         super().__init__()
         self.report = report or ErrorReport()
         self.background = background
-        self.labelled = labelled or (isinstance(columns, Mapping) and LABEL in columns)
+        self.labelled = labelled or (isinstance(reading.columns, Mapping) and LABEL in reading.columns)
         self.stream = require_datasets().IterableDataset.from_generator(
             _generate,
             gen_kwargs={
                 "shards": list(shards),
                 "reader": reader,
-                # of lists the library takes every item for a shard
-                "columns": tuple(columns) if isinstance(columns, list) else columns,
-                "image_root": None if image_root is None else Path(image_root),
+                "reading": reading,
                 "apart": len({picture_folder(shard) for shard in shards}) > 1,
             },
         )
@@ -91,18 +87,19 @@ class StreamingPairs(_Base):
             self._rows += 1
             if self._rows <= skip:
                 continue
+            if (problem := row["problem"]) is not None:
+                self.report.count(problem.lines)
+                self._refuse_or_skip(problem)
+                continue
             self.report.count()
             source, line = row["source"], row["line"]
-            if row["problem"] is not None:
-                self._refuse_or_skip(source, line, row["problem"])
-                continue
             if row["empty_texts"]:
-                self._refuse_or_skip(source, line, f"{row['empty_texts']} empty captions beside good ones")
+                self._refuse_or_skip(Problem(source, line, f"{row['empty_texts']} empty captions beside good ones"))
             location = source if line is None else f"{source}:{line}"
             try:
                 image = open_image(row["image"], background=self.background, name=location)
             except ImageReadError as error:
-                self._refuse_or_skip(source, line, str(error).removeprefix(f"{location}: "))
+                self._refuse_or_skip(Problem(source, line, str(error).removeprefix(f"{location}: ")))
                 continue
             texts = row["texts"]
             yield {
@@ -113,8 +110,8 @@ class StreamingPairs(_Base):
                 **({} if row["label"] is None else {"label": row["label"]}),
             }
 
-    def _refuse_or_skip(self, source: str, line: int | None, reason: str) -> None:
-        self.report.add(Problem(source, line, reason))
+    def _refuse_or_skip(self, problem: Problem) -> None:
+        self.report.add(problem)
         if self.report.on_error == "refuse" or self.report.seen >= MIN_SEEN:
             self.report.check()
 
@@ -174,22 +171,22 @@ class StreamingPairs(_Base):
         return other
 
 
-def _generate(
-    shards: list[str], reader: Reader, columns: Columns, image_root: Path | None, apart: bool
-) -> Iterator[dict]:
+def _generate(shards: list[str], reader: Reader, reading: Reading, apart: bool) -> Iterator[dict]:
     for shard in shards:
         folder = picture_folder(shard)
-        root = folder if image_root is None else image_root
-        for item in reader(shard, columns):
+        root = folder if reading.image_root is None else reading.image_root
+        for item in reader(shard, reading):
+            item = item if isinstance(item, Problem) else located(item, root)
             bad, image, image_id = isinstance(item, Problem), None, None
             if not bad and isinstance(item.image, bytes):  # an archive holds its pictures wherever `image_root` is
                 image, image_id = item.image, picture_id(item, folder, apart)
             elif not bad:
-                image, image_id = str(root / item.image), picture_id(item, root, apart and image_root is None)
+                image = str(root / item.image)
+                image_id = picture_id(item, root, apart and reading.image_root is None)
             yield {
                 "source": item.source,
                 "line": item.line,
-                "problem": item.reason if bad else None,
+                "problem": item if bad else None,
                 "image": image,
                 "texts": None if bad else list(item.texts),
                 "image_id": image_id,

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from .records import Columns, RawPair, content_id, make_pair, resolve_columns
+from .records import (
+    PLAIN,
+    Member,
+    RawPair,
+    Reading,
+    content_id,
+    guess_notes,
+    image_reference,
+    make_pair,
+    resolve_columns,
+)
 from .report import Problem
 
 if TYPE_CHECKING:
@@ -41,11 +52,37 @@ def load_parquet(paths: Sequence[Path]) -> tuple[datasets.Dataset, list[int]]:
     for path in paths:
         try:
             total += pq.ParquetFile(path).metadata.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
         ends.append(total)
     library = require_datasets()
-    return library.Dataset.from_parquet([str(path) for path in paths]), ends
+    try:
+        return library.Dataset.from_parquet([str(path) for path in paths]), ends
+    except Exception as error:  # the library wraps whatever Arrow finds into errors of its own, of no common kind
+        if isinstance(error, MemoryError | KeyboardInterrupt):
+            raise
+        reason = _first_line(error.__cause__ or error)
+        names = ", ".join(map(str, paths[:3]))
+        raise ValueError(
+            f"{names}: cannot be read as Parquet, or the files differ in their columns: {reason}"
+        ) from error
+
+
+def open_saved(folder: str | os.PathLike) -> Any:
+    """What `save_to_disk` wrote into a folder.
+
+    Raises:
+        ValueError: the folder is torn; says what is missing or broken.
+    """
+    library = require_datasets()
+    try:
+        return library.load_from_disk(os.fspath(folder))
+    except Exception as error:
+        raise ValueError(f"{folder}: its saved data set cannot be opened: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -88,16 +125,9 @@ class ImageColumn:
         return image_reference(self.dataset[row][self.column])
 
 
-def image_reference(value: Any) -> str | bytes | None:
-    """What an image cell holds: bytes, a path, or nothing; other values come back as they are."""
-    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
-        return value.get("bytes") or value.get("path") or None
-    return value
-
-
 def read_table(
     dataset: datasets.Dataset,
-    columns: Columns = None,
+    reading: Reading = PLAIN,
     *,
     name: str = "data set",
     files: Sequence[Path] = (),
@@ -105,30 +135,41 @@ def read_table(
 ) -> Iterator[RawPair | Problem]:
     """Records of a data set in order, with rows counted from 1 as lines (within each file, if files are given).
 
-    Pictures come as bytes or paths, undecoded. One without an image_id gets a digest of its bytes, or its path.
+    Pictures come as bytes or paths, undecoded; the path that a table gives beside the bytes is their `member.name`.
+    For pairs, one without an image_id gets a digest of its bytes; an index knows it by its row.
     """
+    import pyarrow as pa
+
     library = require_datasets()
-    resolved = resolve_columns(dataset.column_names, columns)
+    resolved = resolve_columns(dataset.column_names, reading)
+    yield from guess_notes(resolved, reading, name)
     feature = dataset.features[resolved["image"]] if dataset.features else None
     table = dataset.select_columns(list(resolved.values())).with_format(None)
     if isinstance(feature, library.Image):
         table = table.cast_column(resolved["image"], library.Image(decode=False))
     row_number = 0
-    for batch in table.iter(batch_size=BATCH_ROWS):
-        for offset in range(len(batch[resolved["text"]])):
-            row = {column: values[offset] for column, values in batch.items()}
-            image = row[resolved["image"]] = image_reference(row[resolved["image"]])
-            source, line = locate_row(row_number, name, files, file_ends)
-            row_number += 1
-            pair = make_pair(row, resolved, source, line)
-            if isinstance(pair, RawPair) and pair.image_id is None and isinstance(image, bytes):
-                pair = replace(pair, image_id=content_id(image))
-            yield pair
+    try:
+        for batch in table.iter(batch_size=BATCH_ROWS):
+            for offset in range(len(batch[resolved["image"]])):
+                row = {column: values[offset] for column, values in batch.items()}
+                source, line = locate_row(row_number, name, files, file_ends)
+                row_number += 1
+                pair = make_pair(row, resolved, source, line, reading)
+                if isinstance(pair, RawPair) and isinstance(pair.image, bytes):
+                    cell = row[resolved["image"]]
+                    path = cell.get("path") if isinstance(cell, dict) else None
+                    member = Member(PurePath(path).name if path else "", None, len(pair.image))
+                    known = pair.image_id or (content_id(pair.image) if reading.captions else None)
+                    pair = replace(pair, image_id=known, member=member)
+                yield pair
+    except (pa.ArrowException, OSError) as error:
+        source, line = locate_row(row_number, name, files, file_ends)
+        yield Problem(source, line, f"the table cannot be read from here on: {_first_line(error)}", incomplete=True)
 
 
 def locate_row(row: int, name: str, files: Sequence[Path], file_ends: Sequence[int]) -> tuple[str, int]:
     """The file and the row within it (from 1) of a row of the whole data set (from 0)."""
     if not files:
         return name, row + 1
-    index = bisect_right(file_ends, row)
+    index = min(bisect_right(file_ends, row), len(files) - 1)
     return str(files[index]), row + 1 - (file_ends[index - 1] if index else 0)

@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from .json_records import read_json_objects
-from .records import Columns, RawPair, clean_texts
+from .records import PLAIN, RawPair, Reading, clean_texts
 from .report import Problem
 
 #: Fields that become captions, in this order; `Keywords` are the page's and often of other things.
 TEXT_FIELDS = ("ImageQuery", "Title", "Content")
 
 
-def read_zero(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem]:
+def read_zero(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Records of a Zero file, JSON lines or an array; the picture's name is its `ImageKey`.
 
     Args:
         columns: `{"text": "Title"}` or `{"text": "Title,ImageQuery"}` for other captions than `TEXT_FIELDS`.
     """
-    fields = text_fields(columns)
-    for item in read_json_objects(path):
+    fields = text_fields(reading)
+    for item in read_json_objects(path, reading.encoding):
         if isinstance(item, Problem):
             yield item
             continue
@@ -41,9 +41,9 @@ def read_zero(path: Path, columns: Columns = None) -> Iterator[RawPair | Problem
         yield texts
 
 
-def text_fields(columns: Columns) -> tuple[str, ...]:
+def text_fields(reading: Reading) -> tuple[str, ...]:
     """Names of the fields that become captions."""
-    given = columns.get("text") if isinstance(columns, Mapping) else None
+    given = reading.columns.get("text") if isinstance(reading.columns, Mapping) else None
     return TEXT_FIELDS if given is None else tuple(name.strip() for name in given.split(","))
 
 
