@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..processing.datasets.folder import find_captions_file
-from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.images import ImageReadError, open_image, open_regular
 from ..processing.datasets.listing import has_images, is_image
 from ..processing.datasets.places import located
 from ..processing.datasets.records import Columns, RawPair, Reading
@@ -57,7 +57,7 @@ class Picture:
         if self.path is None:
             raise ImageReadError(f"{self.id}: this picture came from a table and cannot be read again")
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 if self.offset is None:
                     return file.read()
                 file.seek(self.offset)

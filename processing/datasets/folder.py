@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .delimited import read_delimited
-from .images import IMAGE_SUFFIXES
 from .jsonl import read_jsonl
 from .listing import Walk, ignored_note, is_image, kind_of
 from .records import PLAIN, RawPair, Reading, clean_texts, make_pair
