@@ -15,10 +15,17 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..processing.files import remove_owned, staged_folder
 from .licences import is_hub_name
 
 RECORD_FILE = "pretraining.json"
 FINETUNING_FILE = "finetuning.json"
+#: What a run leaves of itself, and keys by which it is known for ours.
+_RECOGNISED = {
+    RECORD_FILE: {"data", "start", "objectives"},
+    FINETUNING_FILE: {"report", "settings"},
+    "results.json": {"vendors", "training_seconds"},
+}
 
 
 @dataclass
@@ -80,9 +87,9 @@ class RunRecord:
 
     def write(self, folder: str | PathLike) -> None:
         """Into the folder, which is made."""
-        path = Path(folder) / RECORD_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        with staged_folder(folder, "train") as partial:
+            (partial / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | PathLike) -> RunRecord | None:
@@ -129,19 +136,19 @@ class RunRecord:
 def remove_records(folder: str | PathLike) -> None:
     """Delete what the run before has left of itself: nothing there may describe the model that replaces its own.
 
-    These are the records, the trainer's arguments and state, and the demo's results; a results.json of anything else
-    stays, and so does the card.
+    These are the records, the trainer's arguments and state, and the demo's results, where the folder's stamp names
+    them or (of a folder without one) they hold what this package writes; what anybody else has written stays, and so
+    does the card.
     """
-    folder = Path(folder)
-    for name in (RECORD_FILE, FINETUNING_FILE, "training_args.bin", "trainer_state.json"):
-        (folder / name).unlink(missing_ok=True)
-    results = folder / "results.json"
-    try:
-        held = json.loads(results.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return
-    if isinstance(held, dict) and {"vendors", "training_seconds"} <= held.keys():
-        results.unlink()
+    remove_owned(folder, [*_RECOGNISED, "training_args.bin", "trainer_state.json"])
+    for name, keys in _RECOGNISED.items():
+        path = Path(folder) / name
+        try:
+            held = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(held, dict) and keys <= held.keys():
+            path.unlink()
 
 
 def describe_start(start: Any) -> tuple[dict[str, str], list[str]]:

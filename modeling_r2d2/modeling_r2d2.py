@@ -5,7 +5,9 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 
 import contextlib
 import inspect
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -168,10 +170,18 @@ class R2D2PreTrainedModel(PreTrainedModel):
         if self._auto_class is not None:
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map()}
         super().save_pretrained(save_directory, **kwargs)
+        _open_weights(save_directory)
 
     def _auto_map(self) -> dict[str, str]:
         model = "modeling_r2d2.R2D2Model"
         return {"AutoModel": model, "AutoModelForZeroShotImageClassification": model}
+
+
+def _open_weights(folder) -> None:
+    """Give weights the mode that umask gave the configuration beside them: safetensors writes for the owner alone."""
+    config = Path(folder) / "config.json"
+    for path in Path(folder).glob("model*.safetensors") if config.is_file() else ():
+        path.chmod(stat.S_IMODE(config.stat().st_mode))
 
 
 #: The norm that some towers apply to their pooled output alone, which R2D2 never reads.

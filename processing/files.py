@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,7 +62,7 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
             yield path
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial_in(path.parent, path.suffix)
+        partial = partial_path(path.parent, path.suffix)
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             mode = stat.S_IMODE(partial.stat().st_mode)  # as umask, or the folder's access list, has it
@@ -143,7 +144,9 @@ def is_disk_full(error: BaseException | None, place: Path | None = None) -> bool
 
 
 @contextmanager
-def staged_folder(output: str | PathLike, command: str, last: Iterable[str] = ("config.json",)) -> Iterator[Path]:
+def staged_folder(
+    output: str | PathLike, command: str, last: Iterable[str] = ("config.json",), stale: Iterable[str] = ()
+) -> Iterator[Path]:
     """A folder to write to whose files move into `output` when all went well, and vanish when it did not.
 
     The moved files are noted in the stamp of `output`; those that the stamp named before stay, and stay named.
@@ -151,6 +154,7 @@ def staged_folder(output: str | PathLike, command: str, last: Iterable[str] = ("
 
     Args:
         command: who writes. last: files that make the folder count as whole; they move after the others, in this order.
+        stale: patterns of earlier files of ours (by the stamp) that go, unless they were written anew.
 
     Raises:
         FileExistsError: a folder or a link of the name of a new file. OSError: as `atomic_path`.
@@ -158,19 +162,20 @@ def staged_folder(output: str | PathLike, command: str, last: Iterable[str] = ("
     output = Path(output)
     with explained(output):
         output.mkdir(parents=True, exist_ok=True)
-        partial = _partial_in(output)
+        partial = partial_path(output)
         try:
             partial.mkdir()
             yield partial
+            made = _files_in(partial)
             _publish(partial, output, command, list(last))
+            remove_owned(output, stale, but=made)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             _active.discard(partial.name)
 
 
 def _publish(partial: Path, output: Path, command: str, last: list[str]) -> None:
-    names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if not path.is_dir()]
-    names.sort(key=lambda name: last.index(name) if name in last else -1)
+    names = sorted(_files_in(partial), key=lambda name: last.index(name) if name in last else -1)
     for name in names:
         if (output / name).is_dir():
             raise FileExistsError(errno.EEXIST, f"{output / name} is a folder, and a file is to be written there")
@@ -187,19 +192,31 @@ def _publish(partial: Path, output: Path, command: str, last: list[str]) -> None
     Stamp(command, before.files | made.files).write(output)
 
 
-def make_readable(folder: str | PathLike) -> None:
-    """Give every file below the mode that umask allows; some libraries write for their owner alone."""
+def _files_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir()]
+
+
+def make_readable(folder: str | PathLike, pattern: str = "*") -> None:
+    """Give every file below (of a name like `pattern`) the mode that umask allows; some libraries write for their
+    owner alone."""
     folder = Path(folder)
-    probe = _partial_in(folder)
+    probe = partial_path(folder)
     try:
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = stat.S_IMODE(probe.stat().st_mode)
     finally:
         probe.unlink(missing_ok=True)
         _active.discard(probe.name)
-    for path in folder.rglob("*"):
+    for path in folder.rglob(pattern):
         if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
             path.chmod(mode)
+
+
+def partial_path(folder: Path, suffix: str = "") -> Path:
+    """A name in a folder for what is not finished: `clean_leftovers` removes it once this process is dead."""
+    name = f".r2d2-partial-{_host()}-{os.getpid()}-{next(_numbers)}{suffix}"
+    _active.add(name)
+    return folder / name
 
 
 def clean_leftovers(folder: str | PathLike, alone: bool = False) -> list[Path]:
@@ -278,6 +295,15 @@ class Stamp:
             return False
         return _fingerprint(path) in known
 
+    def owns_entry(self, folder: str | PathLike, name: str) -> bool:
+        """Whether a file directly in the folder is ours, or a folder in it holds nothing but ours."""
+        path = Path(folder) / name
+        if name == STAMP:
+            return True
+        if not path.is_dir() or path.is_symlink():
+            return self.owns(folder, name)
+        return all(self.owns(folder, f"{name}/{inner}") for inner in _files_in(path))
+
     @property
     def names(self) -> list[str]:
         """All that it names."""
@@ -290,29 +316,90 @@ def note_written(folder: str | PathLike, command: str, names: Iterable[str]) -> 
     Stamp(command, before.files | made.files, before.pending).write(folder)
 
 
-def remove_owned(folder: str | PathLike, keep: Iterable[str] = ()) -> list[str]:
+def remove_owned(folder: str | PathLike, patterns: Iterable[str] = ("*",), but: Iterable[str] = ()) -> list[str]:
     """Remove the files that the folder's stamp names and that are as they were written; returns their names.
 
     Everything else stays: what was added, edited or linked by others. Folders that become empty go too.
+
+    Args:
+        patterns: of relative names ("adapter/*"; "*" matches slashes too). but: names that stay.
     """
-    folder, kept = Path(folder), set(keep)
+    folder, patterns, kept = Path(folder), list(patterns), set(but)
     stamp = Stamp.read(folder)
     if stamp is None:
         return []
-    removed = [name for name in stamp.names if name not in kept and stamp.owns(folder, name)]
+    chosen = [name for name in stamp.names if name not in kept and any(fnmatchcase(name, p) for p in patterns)]
+    removed = [name for name in chosen if stamp.owns(folder, name)]
+    if not removed:
+        return []
     for name in removed:
         (folder / name).unlink()
     for parent in sorted({p for name in removed for p in Path(name).parents if p != Path()}, reverse=True):
         if not any((folder / parent).iterdir()):
             (folder / parent).rmdir()
-    remaining = {name: mark for name, mark in stamp.files.items() if name not in removed}
-    Stamp(stamp.command, remaining).write(folder)
+    parts = ({n: mark for n, mark in part.items() if n not in removed} for part in (stamp.files, stamp.pending))
+    Stamp(stamp.command, *parts).write(folder)
     return removed
 
 
 def foreign_entries(folder: str | PathLike) -> list[str]:
     """Names directly in a folder that are neither the package's partial files nor what systems leave everywhere."""
     return sorted(path.name for path in Path(folder).iterdir() if path.name not in _INCIDENTAL and not is_partial(path))
+
+
+def claim_folder(
+    output: str | PathLike,
+    held: Iterable[str] = ("config.json", "*.safetensors", "checkpoint-*"),
+    needs: Iterable[str] = (),
+    overwrite: bool = False,
+    resume: bool | None = None,
+) -> None:
+    """Raise unless a command may write its files into a folder; clear what killed runs have left half-written there.
+
+    Args:
+        held: patterns of what makes it the folder of an earlier result, which `overwrite` replaces or `resume` goes on
+            with (None: this command cannot). needs: files and folders that the command writes besides, which must not
+            be somebody's.
+
+    Raises:
+        FileExistsError: an earlier result, and neither was asked for; files of others, and `overwrite` was not asked
+            for; a file of others in the way, whatever was asked for. NotADirectoryError: a file is in the way.
+    """
+    output = Path(output)
+    refuse_no_folder(output)
+    if not output.is_dir():
+        return
+    clean_leftovers(output)
+    stamp = Stamp.read(output)
+    foreign = [name for name in foreign_entries(output) if stamp is None or not stamp.owns_entry(output, name)]
+    found = sorted(path.name for pattern in held for path in output.glob(pattern))
+    if found and not overwrite and not resume:
+        if resume is None:
+            raise FileExistsError(
+                errno.EEXIST, f"{output} already holds a model ({_listed(found)}): --overwrite replaces it"
+            )
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{output} already holds {_listed(found)}: choose another folder, `--overwrite` to replace it or "
+            "`--resume` to go on from its last checkpoint",
+        )
+    if foreign and not overwrite and not resume:
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{output} holds something else ({_listed(foreign)}): name a new folder, or `--overwrite` to write beside "
+            "it",
+        )
+    for name in needs:
+        if name in foreign and not resume:
+            raise FileExistsError(
+                errno.EEXIST,
+                f"{output / name} is not, or no longer, as this program wrote it: move it away, or "
+                "choose another folder",
+            )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def refuse_no_folder(output: str | PathLike) -> None:
@@ -330,12 +417,6 @@ def refuse_no_folder(output: str | PathLike) -> None:
 
 
 # -- inside --------------------------------------------------------------------------------------------
-
-
-def _partial_in(folder: Path, suffix: str = "") -> Path:
-    name = f".r2d2-partial-{_host()}-{os.getpid()}-{next(_numbers)}{suffix}"
-    _active.add(name)
-    return folder / name
 
 
 def _host() -> str:
@@ -391,6 +472,7 @@ __all__ = [
     "STAMP",
     "Stamp",
     "atomic_path",
+    "claim_folder",
     "clean_leftovers",
     "explained",
     "foreign_entries",
@@ -398,6 +480,7 @@ __all__ = [
     "is_partial",
     "make_readable",
     "note_written",
+    "partial_path",
     "refuse_no_folder",
     "remove_owned",
     "save_safetensors",

@@ -1,6 +1,14 @@
 """A tiny processor and pictures that the tests of processor, pipelines and evaluation share."""
 
+import contextlib
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BertTokenizer
 
@@ -33,3 +41,34 @@ def tiny_picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Imag
     """A picture of coarse random colours."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
+
+
+def in_a_child(action: Callable[[], Any]) -> int:
+    """Runs `action` in a process of its own, forked, which is much quicker than a new one; its number.
+
+    Of one thread: the workers of this process do not exist there.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            torch.set_num_threads(1)
+            with contextlib.suppress(ImportError):
+                import faiss
+
+                faiss.omp_set_num_threads(1)
+            action()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def die(*_: Any, **__: Any) -> None:
+    """As a process dies that is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(action: Callable[[], Any]) -> bool:
+    """Whether `action`, in a process of its own, was killed by `die`."""
+    return os.waitpid(in_a_child(action), 0)[1] == signal.SIGKILL

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_r2d2 import R2D2Config
 from ..hub_cards import converted_card
+from ..processing.files import claim_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from .official import ConversionReport, convert_official_checkpoint
 
@@ -37,11 +38,12 @@ def convert_to_folder(
     Args:
         checkpoint, config, head, allow_unknown: see `convert_official_checkpoint`.
         output_dir: made if needed. vocab: see `build_tokenizer`.
-        overwrite: allow a folder that already holds a model; its files of the same names are replaced.
+        overwrite: allow a folder that already holds a model, which is replaced, or something else, which stays.
         source: for the card, where the checkpoint was obtained (an address, a person).
 
     Raises:
-        FileExistsError: the folder already holds a model. NotADirectoryError: `output_dir` is a file.
+        FileExistsError: the folder already holds a model, other files, or a README.md of somebody's.
+        NotADirectoryError: `output_dir` is a file.
         CheckpointError, FileNotFoundError: see `convert_official_checkpoint`.
         ValueError: a vocabulary that does not belong to the checkpoint.
     """
@@ -61,8 +63,6 @@ def convert_to_folder(
         )
     max_length = min(model.config.max_text_length, model.config.text_config.max_position_embeddings)
     processor = R2D2Processor.build(tokenizer, image_size=model.config.vision_config.image_size, max_length=max_length)
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
     card = converted_card(
         model.config,
         report,
@@ -72,7 +72,10 @@ def convert_to_folder(
         source=source,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    card.save(output_dir / "README.md")
+    with staged_folder(output_dir, "convert", stale=["*"]) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        card.save(folder / "README.md")
     return report
 
 
@@ -127,12 +130,8 @@ def _read_vocabulary(path: Path) -> Mapping[str, int]:
 
 
 def _refuse_occupied(folder: Path, overwrite: bool):
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, not a folder")
-    names = ("config.json", "README.md", "tokenizer.json", "processor_config.json", "*.safetensors", "*.bin")
-    present = sorted(path.name for name in names for path in folder.glob(name))
-    if present and not overwrite:
-        raise FileExistsError(f"{folder} already holds a model ({', '.join(present)}): --overwrite replaces it")
+    names = ("config.json", "tokenizer.json", "processor_config.json", "*.safetensors", "*.bin")
+    claim_folder(folder, names, needs=["README.md"], overwrite=overwrite)
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..configuration_wukong import WukongConfig
 from ..modeling_wukong import WukongModel
+from ..processing.files import staged_folder
 from ..processing.processing_wukong import WukongProcessor
 from .folder import _refuse_occupied, _sha256, build_tokenizer
 from .official import HEAD_WIDTH, CheckpointError, ConversionReport, _described, _listed, read_checkpoint
@@ -308,10 +309,11 @@ def convert_wukong_to_folder(
             f"{config.text_config.vocab_size} rows: they do not belong together"
         )
     processor = WukongProcessor.build(tokenizer, config.vision_config.image_size, config.max_text_length)
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    _card(output_dir, config, report, checkpoint, source, parameters).save(output_dir / "README.md")
+    with staged_folder(output_dir, "convert", stale=["*"]) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _card(output_dir, config, report, checkpoint, source, parameters).save(folder / "README.md")
     return report
 
 

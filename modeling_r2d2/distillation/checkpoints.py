@@ -1,12 +1,16 @@
 """The distillation state in a Trainer's checkpoint folder, and the mark that a folder is complete."""
 
+import errno
 import json
 import os
 import re
-from pathlib import Path
+import shutil
+from pathlib import Path, PurePath
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from ..processing.files import partial_path, save_safetensors, write_text
 
 STATE_FILE = "distillation.safetensors"
 #: Written last, with the size of every file: a folder without it was cut off while it was written.
@@ -15,9 +19,7 @@ COMPLETE_FILE = "complete.json"
 
 def save_state(folder: Path, state: nn.Module):
     """Write the state beside the Trainer's files; appears under its name only once it is whole."""
-    aside = folder / f".{STATE_FILE}.partial"
-    save_file({name: tensor.contiguous() for name, tensor in state.state_dict().items()}, aside)
-    os.replace(aside, folder / STATE_FILE)
+    save_safetensors(state.state_dict(), folder / STATE_FILE)
 
 
 def load_state(folder: Path, state: nn.Module):
@@ -57,24 +59,108 @@ def mark_complete(folder: Path):
     """Note the size of every file of a checkpoint, after all of them have been written."""
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     sizes.pop(COMPLETE_FILE, None)
-    aside = folder / f".{COMPLETE_FILE}.partial"
-    aside.write_text(json.dumps({"files": sizes}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, folder / COMPLETE_FILE)
+    write_text(folder / COMPLETE_FILE, json.dumps({"files": sizes}, indent=1, ensure_ascii=False))
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder carries the mark, and every file has the size that was noted."""
+    sizes = _noted_sizes(folder)
+    return sizes is not None and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def _noted_sizes(folder: Path) -> dict[str, int] | None:
     try:
         sizes = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+        inside = all(not PurePath(name).is_absolute() and ".." not in PurePath(name).parts for name in sizes)
+        return sizes if inside else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def complete_checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints within a run's folder, fewest steps first."""
+    folders = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and is_complete(p)]
+    return sorted(folders, key=steps_of)
+
+
+def steps_of(folder: Path) -> int:
+    """After how many steps a checkpoint was written, by its name."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def last_complete(output: Path) -> Path | None:
-    """The complete checkpoint of the most steps within a Trainer's output folder."""
-    folders = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and is_complete(p)]
-    return max(folders, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    """The complete checkpoint of the most steps within a run's folder."""
+    return next(reversed(complete_checkpoints(output)), None)
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Relative names of what lies in a checkpoint's folder and is not as its mark says: all of one without a mark."""
+    sizes = {} if folder.is_symlink() else _noted_sizes(folder) or {}
+    names = [(p, p.relative_to(folder).as_posix()) for p in sorted(folder.rglob("*")) if p.is_symlink() or p.is_file()]
+    own = {name for path, name in names if not path.is_symlink() and sizes.get(name) == path.stat().st_size}
+    return [name for _, name in names if name not in own and not (sizes and name == COMPLETE_FILE)]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove the files that a checkpoint's mark names, and the folder where nothing else is in it."""
+    foreign = set(foreign_files(folder))
+    paths = [
+        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in foreign
+    ]
+    # the mark last: a removal that is interrupted can be taken up
+    for path in sorted(paths, key=lambda path: path == folder / COMPLETE_FILE):
+        path.unlink()
+    for inner in sorted((p for p in (folder, *folder.rglob("*")) if p.is_dir() and not p.is_symlink()), reverse=True):
+        if not any(inner.iterdir()):
+            inner.rmdir()
+
+
+def refuse_foreign_checkpoints(output: Path) -> None:
+    """Raise where a folder bears a checkpoint's name and holds files that no mark of ours names.
+
+    Raises:
+        FileExistsError: names it.
+    """
+    for folder in sorted(output.glob("checkpoint-*")):
+        if folder.is_dir() and not (_noted_sizes(folder) is not None and not foreign_files(folder)):
+            raise FileExistsError(
+                errno.EEXIST,
+                f"{folder} is no checkpoint of this program, or holds other files too "
+                f"({', '.join(foreign_files(folder)[:3]) or 'it is empty'}): move it away, or choose another folder",
+            )
+
+
+def place_checkpoint(new: Path, place: Path) -> None:
+    """Rename a finished folder to `place`; a checkpoint that is there (the same step trained again) gives way.
+
+    Raises:
+        FileExistsError: what is there is not ours alone; nothing was changed.
+    """
+    if place.is_symlink() or place.exists():
+        if not place.is_dir() or foreign_files(place):
+            raise FileExistsError(errno.EEXIST, f"{place} holds other files than a checkpoint: move it away")
+        old = partial_path(place.parent)
+        os.replace(place, old)
+        os.replace(new, place)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, place)
+
+
+def rotate_checkpoints(output: Path, newest: Path, limit: int | None, best: Path | None = None) -> None:
+    """Remove all complete checkpoints but the `limit` last ones, of which the best is one.
+
+    Those of more steps than `newest` are of a run that this one has replaced, and go first. Clocks are not asked.
+    """
+    if limit is None or limit <= 0:
+        return
+    found = [folder for folder in complete_checkpoints(output) if folder != best]
+    found.sort(key=lambda folder: (steps_of(folder) <= steps_of(newest), steps_of(folder)))
+    keep = max(limit - (best is not None and best.exists()), 1)
+    for folder in found[:-keep]:
+        remove_checkpoint(folder)
 
 
 def require_complete(folder: Path):

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from ..processing.files import make_readable, save_safetensors
 from .parameters import matches, plain_name
 from .settings import LoRASettings
 
@@ -106,7 +107,7 @@ def extra_weights(model: "PeftModel") -> dict[str, torch.Tensor]:
 def save_extra_weights(model: "PeftModel", folder: Path | str) -> None:
     """Write `extra_weights` beside an adapter."""
     if extra := extra_weights(model):
-        save_file({name: tensor.clone() for name, tensor in extra.items()}, Path(folder) / EXTRA_WEIGHTS)
+        save_safetensors({name: tensor.clone() for name, tensor in extra.items()}, Path(folder) / EXTRA_WEIGHTS)
 
 
 @torch.no_grad()
@@ -131,6 +132,7 @@ def save_adapter(model: "PeftModel", folder: Path | str) -> None:
     `PeftModel.from_pretrained` read. (PEFT alone leaves the temperature as it was: the order of scores is the same.)"""
     model.save_pretrained(str(folder))
     save_extra_weights(model, folder)
+    make_readable(folder, "adapter_model.*")
 
 
 def load_adapter(model: "PreTrainedModel", folder: Path | str, **kwargs: Any) -> "PeftModel":

@@ -20,6 +20,7 @@ from ..loading import load_whole
 from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.records import require_true_pairs
+from ..processing.files import staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
 from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, remove_replaced_run
@@ -253,7 +254,8 @@ def finetune(
     """
     from ..hub_cards.record import RunRecord, describe_start
 
-    refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+    needs = () if settings.lora is None else (ADAPTER_FOLDER,)
+    refuse_existing_model(settings.output, settings.overwrite, settings.resume, needs)
     record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
     bad = getattr(pairs, "report", None)
     if settings.task != "matching":
@@ -298,10 +300,12 @@ def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: Finetuni
     output = trainer.settings.output
     if trainer.args.should_save:
         if trainer.settings.lora is not None:
-            save_adapter(trainer.model, output / ADAPTER_FOLDER)
+            with staged_folder(output, "finetune") as folder:
+                save_adapter(trainer.model, folder / ADAPTER_FOLDER)
             trainer.model = merge_adapter(trainer.model)
-        trainer.model.save_pretrained(output)
-        processor.save_pretrained(output)
+        with staged_folder(output, "finetune", stale=("model*.safetensors*",)) as folder:
+            trainer.model.save_pretrained(folder)
+            processor.save_pretrained(folder)
         trainer.save_state()
         _write_report(trainer, report, record)
 
@@ -312,8 +316,8 @@ def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: 
 
     held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}
     text = json.dumps({**held, "settings": _plain(trainer.settings)}, indent=2, ensure_ascii=False)
-    trainer.settings.output.mkdir(parents=True, exist_ok=True)
-    (trainer.settings.output / FINETUNING_FILE).write_text(text + "\n", encoding="utf-8")
+    with staged_folder(trainer.settings.output, "finetune") as folder:
+        (folder / FINETUNING_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(settings: FinetuningSettings) -> dict[str, Any]:

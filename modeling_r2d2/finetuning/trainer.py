@@ -1,6 +1,7 @@
 """R2D2Trainer with parameter groups, the authors' schedules, frozen parts at rest and adapters that resume exactly."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,10 +74,9 @@ class FinetuningTrainer(R2D2Trainer):
     def _adapted(self) -> bool:
         return hasattr(self.model, "peft_config")
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+    def _save_beside(self, folder: Path) -> None:
         if self._adapted:
-            save_extra_weights(self.model, output_dir or self.args.output_dir)
+            save_extra_weights(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

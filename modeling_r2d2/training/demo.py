@@ -19,6 +19,7 @@ from ..evaluation import RetrievalResult, evaluate_retrieval
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.batch_augmentation import BatchAugmentation
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
+from ..processing.files import staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..processing.tokenization import build_character_tokenizer
 from .pretraining import (
@@ -140,7 +141,8 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         ImportError: the demo set's packages are not installed; says how.
     """
     console = console or Console()
-    refuse_existing_model(settings.output, settings.overwrite)
+    written = ("results.json", "training_curves.png", "contact_sheet.png", "README.md")
+    refuse_existing_model(settings.output, settings.overwrite, needs=written)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
     galleries = {vendor: EmojiPairs([vendor]) for vendor in settings.held_out}
     trainer = demo_trainer(settings, EmojiPairs(vendors, calibration="exclude"), galleries)
@@ -167,9 +169,11 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         "data_wait": trainer.mean_data_wait,
         "vendors": {name: result.to_dict() for name, result in figures.items()},
     }
-    (settings.output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    _draw(settings, trainer.state.log_history, galleries, figures)
-    _write_card(settings, results, vendors)
+    with staged_folder(settings.output, "demo") as folder:
+        text = json.dumps(results, indent=2, ensure_ascii=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        _draw(folder, trainer.state.log_history, galleries, figures)
+        _card(settings, results, vendors).save(folder / "README.md")
     _print_table(console, results)
     _load_back(console, settings.output, galleries[settings.held_out[0]])
     return results
@@ -184,11 +188,11 @@ def evaluate_demo(
     return evaluate_retrieval(model, processor, images, gallery.names(), candidates=stage, batch_size=100)
 
 
-def _draw(settings: DemoSettings, history: list[dict], galleries: dict, figures: dict[str, RetrievalResult]):
+def _draw(folder: Path, history: list[dict], galleries: dict, figures: dict[str, RetrievalResult]):
     """Training curves, and a contact sheet of eight queries spread over the first gallery."""
     from ..evaluation.figures import Query, best_hits, contact_sheet, training_curves
 
-    training_curves(history, settings.output / "training_curves.png", title="R2D2 demo: pre-training on emoji")
+    training_curves(history, folder / "training_curves.png", title="R2D2 demo: pre-training on emoji")
     vendor, gallery = next(iter(galleries.items()))
     result = figures[vendor]
     names, pictures = gallery.names(), [gallery.image(index) for index in range(len(gallery))]
@@ -200,7 +204,7 @@ def _draw(settings: DemoSettings, history: list[dict], galleries: dict, figures:
     best = result.two_stage
     contact_sheet(
         queries,
-        settings.output / "contact_sheet.png",
+        folder / "contact_sheet.png",
         title=f"中文检索图片 · {vendor.capitalize()}, a vendor never seen in training",
         subtitle=f"text→image R@1 {result.pre_ranking['text_to_image_r1']:.1f} % by pre-ranking, "
         f"{best['text_to_image_r1']:.1f} % by pre-ranking + ranking, among {len(names)} pictures",
@@ -239,10 +243,10 @@ def _write_record(settings: DemoSettings, pairs: EmojiPairs, vendors: list[str])
     RunRecord([data], {"config": "config.json"}, objectives=str(settings.recipe)).write(settings.output)
 
 
-def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):
+def _card(settings: DemoSettings, results: dict, vendors: list[str]):
     from ..hub_cards import demo_card
 
-    demo_card(
+    return demo_card(
         model_name="R2D2 demo",
         repo=settings.output.name,
         figures={name.capitalize(): _measures(result) for name, result in results["vendors"].items()},
@@ -265,7 +269,7 @@ def _write_card(settings: DemoSettings, results: dict, vendors: list[str]):
         chance=100 / 300,
         parameters=results["parameters"],
         images=[("Queries and retrieved pictures", "contact_sheet.png"), ("Training", "training_curves.png")],
-    ).save(settings.output / "README.md")
+    )
 
 
 def _print_table(console: Console, results: dict):

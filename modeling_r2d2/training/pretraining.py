@@ -1,7 +1,6 @@
 """Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
 
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..distillation.checkpoints import refuse_foreign_checkpoints, remove_checkpoint
 from ..evaluation.retrieval import retrieval_metrics_of
 from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
@@ -17,6 +17,7 @@ from ..processing.augmentation import R2D2Augmentation
 from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, StreamingPretrainingDataset
 from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
+from ..processing.files import claim_folder, remove_owned
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
 from .arguments import R2D2TrainingArguments
@@ -71,32 +72,31 @@ class PretrainingSettings:
 ADAPTER_FOLDER = "adapter"
 
 
-def refuse_existing_model(output: Path, overwrite: bool = False, resume: bool = False) -> None:
-    """Nothing is overwritten by accident.
+def refuse_existing_model(
+    output: Path, overwrite: bool = False, resume: bool = False, needs: tuple[str, ...] = ()
+) -> None:
+    """Nothing is overwritten by accident, and nothing of others at all.
 
     Raises:
-        FileExistsError: `output` holds a model or checkpoints, and neither `overwrite` nor `resume` was asked for.
+        FileExistsError: `output` holds a model, checkpoints or something else, and neither `overwrite` nor `resume` was
+            asked for; or it holds somebody's files of names that the run needs. NotADirectoryError: a file is there.
     """
-    if overwrite or resume or not output.exists():
-        return
-    held = [p.name for pattern in ("config.json", "*.safetensors", "checkpoint-*") for p in output.glob(pattern)]
-    if held:
-        raise FileExistsError(
-            f"{output} already holds {', '.join(sorted(held)[:3])}: choose another folder, `--overwrite` to replace "
-            "it or `--resume` to go on from its last checkpoint"
-        )
+    claim_folder(output, needs=needs, overwrite=overwrite, resume=resume)
+    if overwrite:
+        refuse_foreign_checkpoints(output)
 
 
 def remove_replaced_run(output: Path) -> None:
     """Delete the records, checkpoints and adapters of the run that is replaced: nothing may describe or resume it.
 
-    Its card stays.
+    Its card stays, and so does everything that no stamp or mark of ours names.
     """
     from ..hub_cards.record import remove_records
 
     remove_records(output)
-    for folder in (*output.glob("checkpoint-*"), *output.glob(ADAPTER_FOLDER)):
-        shutil.rmtree(folder)
+    remove_owned(output, [f"{ADAPTER_FOLDER}/*"])
+    for folder in output.glob("checkpoint-*"):
+        remove_checkpoint(folder)
 
 
 def build_trainer(

@@ -2,7 +2,6 @@
 are complete or absent."""
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
-from ..distillation.checkpoints import mark_complete, save_state
+from ..distillation.checkpoints import mark_complete, place_checkpoint, rotate_checkpoints, save_state
+from ..processing.files import clean_leftovers, explained, is_partial, make_readable, partial_path, staged_folder
 from ..running_means import RunningMeans
 from .grad_cache import average_gradients, cached_backward
 from .progress import LossProgressCallback
@@ -171,44 +172,72 @@ class R2D2Trainer(Trainer):
         return [c for c in self.callback_handler.callbacks if isinstance(c, DistillationCallback)]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Everything that Trainer writes, and the distillation state, into a folder aside; then one rename."""
+        """Everything that Trainer writes, and the distillation state, into a partial folder; then one rename."""
         if self.hp_search_backend is None and trial is None:
             self.store_flos()
         run_dir = Path(self._get_output_dir(trial=trial))
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        aside = run_dir / f".{folder.name}.partial"  # a name that no search for checkpoints finds
-        if self.args.should_save and aside.exists():
-            shutil.rmtree(aside)
-        self.accelerator.wait_for_everyone()
-        self.save_model(str(aside), _internal_call=True)
-        if self.state.best_global_step:
-            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            if best == folder or best.exists():
-                self.state.best_model_checkpoint = str(best)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(aside))
-            self._save_scaler(str(aside))
-            self._save_rng_state(str(aside))
-            run = distillation_of(self.model)
-            if run is not None and self.args.should_save:
-                save_state(aside, run.distillation)
+        names = [partial_path(run_dir).name]
+        if self.args.world_size > 1:
+            broadcast_object_list(names)
+        partial = run_dir / names[0]
         if self.args.should_save:
-            self._note_callback_states()
-            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+            clean_leftovers(run_dir)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(aside)
-            _replace_folder(aside, folder)
+        try:
+            with explained(folder):
+                self._write_checkpoint(partial, folder)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run_dir, folder, self.args.save_total_limit, None if best is None else Path(best))
+
+    def _write_checkpoint(self, partial: Path, folder: Path) -> None:
+        """Write to `partial`, which becomes `folder`."""
+        self.save_model(str(partial), _internal_call=True)
+        if self.state.best_global_step:
+            best = folder.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            if best == folder or best.exists():
+                self.state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_scaler(str(partial))
+            self._save_rng_state(str(partial))
+            run = distillation_of(self.model)
+            if run is not None and self.args.should_save:
+                save_state(partial, run.distillation)
+        if self.args.should_save:
+            self._note_callback_states()
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            make_readable(partial)
+            mark_complete(partial)
+            place_checkpoint(partial, folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in Trainer, whole or not at all."""
+        output = Path(output_dir or self.args.output_dir)
+        if is_partial(output):
+            super()._save(str(output), state_dict)
+            self._save_beside(output)
+            return
+        with staged_folder(output, "train", stale=("model*.safetensors*", "pytorch_model*")) as folder:
+            self._save(str(folder), state_dict)
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write what a subclass saves with the model into the folder."""
+
+    def save_state(self) -> None:
+        """As in Trainer, whole or not at all."""
+        if self.is_world_process_zero():
+            with staged_folder(self.args.output_dir, "train") as folder:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _note_callback_states(self):
         for stateful in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
@@ -217,15 +246,3 @@ class R2D2Trainer(Trainer):
                 self.state.stateful_callbacks[name].append(state)
             else:
                 self.state.stateful_callbacks[name] = state
-
-
-def _replace_folder(new: Path, place: Path):
-    """Rename `new` to `place`; a folder that is there (the same step trained again) gives way."""
-    if place.exists():
-        old = place.with_name(f".{place.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(place, old)
-        os.replace(new, place)
-        shutil.rmtree(old)
-    else:
-        os.replace(new, place)

@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-import signal
 import stat
 
 import pytest
@@ -24,6 +23,7 @@ from modeling_r2d2.processing.files import (
     staged_folder,
     write_text,
 )
+from tests.helpers import die, in_a_child, killed
 
 
 def mode(path) -> int:
@@ -35,15 +35,6 @@ def umask(request):
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
-
-
-def in_a_child(action) -> int:
-    """A process of its own, that ends as `action` ends; its number."""
-    child = os.fork()
-    if not child:
-        action()
-        os._exit(0)
-    return child
 
 
 def write_and(folder, pause):
@@ -103,8 +94,7 @@ def test_leftovers_of_the_dead_go_and_others_stay(tmp_path):
     mine = [".a.json.123.aside", ".r2d2-partial-mine", "b.partial", "notes.txt"]
     for name in mine:
         (tmp_path / name).write_text("mine")
-    dead = in_a_child(lambda: write_and(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)))
-    os.waitpid(dead, 0)
+    assert killed(lambda: write_and(tmp_path, die))
     left = [path for path in tmp_path.iterdir() if is_partial(path)]
     assert len(left) == 2
     (started, begin), (end, finish) = os.pipe(), os.pipe()
@@ -120,7 +110,7 @@ def test_leftovers_of_the_dead_go_and_others_stay(tmp_path):
 
 def test_leftovers_of_other_machines_are_left_for_a_day(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_host", lambda: "0" * 8)
-    partial = files._partial_in(tmp_path)
+    partial = files.partial_path(tmp_path)
     partial.mkdir()
     files._active.clear()
     monkeypatch.undo()
@@ -209,7 +199,7 @@ def test_only_what_the_stamp_names_and_nobody_changed_is_removed(tmp_path):
     (tmp_path / "extra").write_text("x")
     note_written(tmp_path, "second", ["extra"])
     assert Stamp.read(tmp_path).names == ["README.md", "adapter/one", "adapter/two", "config.json", "extra"]
-    assert remove_owned(tmp_path, keep=["extra"]) == ["adapter/one", "adapter/two", "config.json"]
+    assert remove_owned(tmp_path, but=["extra"]) == ["adapter/one", "adapter/two", "config.json"]
     kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert kept == [STAMP, "README.md", "adapter/notes", "extra"]
 

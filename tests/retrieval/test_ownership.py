@@ -1,7 +1,6 @@
 """Nothing in the folder of an index that the index has not written is removed, replaced or shadowed."""
 
 import os
-import signal
 import stat
 
 import pytest
@@ -10,6 +9,7 @@ from modeling_r2d2.retrieval import IndexFileError, PictureIndex
 from modeling_r2d2.retrieval.building import IndexBuilder
 from modeling_r2d2.retrieval.manifest import Manifest
 from modeling_r2d2.retrieval.ownership import BUILDING
+from tests.helpers import die, killed
 from tests.retrieval.conftest import save_pictures
 
 FOREIGN = {
@@ -119,23 +119,18 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_
     make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
     put(root, FOREIGN)
 
-    def die(*_, **__):
-        os.kill(os.getpid(), signal.SIGKILL)
+    write = store.save_safetensors
+    places = {
+        "shard": (store, "save_safetensors", lambda t, path: die() if "00000004" in str(path) else write(t, path)),
+        "report": (building.IndexBuilder, "_write_report", die),  # the manifest is there, the old files too
+        "clearing": (ownership, "clean_leftovers", lambda folder, alone: die() if folder.name == "shards" else []),
+    }
 
-    child = os.fork()
-    if not child:
-        write = store.save_safetensors
-        places = {
-            "shard": (store, "save_safetensors", lambda t, path: die() if "00000004" in str(path) else write(t, path)),
-            "report": (building.IndexBuilder, "_write_report", die),  # the manifest is there, the old files too
-            "clearing": (ownership, "clean_leftovers", lambda folder, alone: die() if folder.name == "shards" else []),
-        }
+    def change():
         monkeypatch.setattr(*places[moment])
-        try:
-            make(vectors="hnsw").add(pictures, prune=True)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        make(vectors="hnsw").add(pictures, prune=True)
+
+    assert killed(change)
     assert (root / BUILDING).exists()
     make(vectors="hnsw").add(pictures, prune=True)
     found = held(root)
