@@ -104,7 +104,7 @@ def explained(place: str | PathLike) -> Iterator[None]:
             raise
         if is_disk_full(error, Path(place)):
             number = error.errno if isinstance(error, OSError) and error.errno in _FULL else errno.ENOSPC
-            text = f"the disk of {place} is full ({os.strerror(number)}): make room and run the same again"
+            text = f"the disk of {place} is full ({os.strerror(number).lower()}): make room and run the same again"
         elif _is_forbidden(error, Path(place)):
             number, text = error.errno, f"{error.filename or place} may not be written to: {os.strerror(error.errno)}"
         else:
