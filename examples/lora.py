@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.finetuning import FinetuningSettings, LoRASettings, finetune, load_adapter, merge_adapter
+from modeling_r2d2.loading import load_processor, load_whole
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs, demo300_keys, emoji_concepts
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--dora", action="store_true")
     options = parser.parse_args()
 
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(AutoProcessor, options.model)
     seen, unknown = set(demo300_keys()), processor.tokenizer.unk_token_id
     new = [c for c in emoji_concepts() if c.key not in seen and unknown not in processor.tokenizer(c.name)["input_ids"]]
     keys = [concept.key for concept in new[:: max(len(new) // options.concepts, 1)]][: options.concepts]
@@ -49,7 +50,7 @@ def main() -> None:
         result = evaluate_retrieval(model, processor, images, test.names())
         return f"text→image R@1 {result.pre_ranking['text_to_image_r1']:.1f} %"
 
-    base = AutoModel.from_pretrained(options.model)
+    base = load_whole(AutoModel, options.model)
     print("before:", recall(base))
     adapted = load_adapter(base, f"{options.output}/adapter")
     print("with the adapter:", recall(adapted))

@@ -27,6 +27,7 @@ from diffusers import UNet2DConditionModel
 from transformers import AutoProcessor
 
 from modeling_r2d2 import R2D2Model, R2D2TextToImagePipeline
+from modeling_r2d2.loading import load_part, load_processor, load_whole, trusting_remote_code
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.text_to_image.components import adapt_pretrained, is_own_pipeline, plain_text_encoder
 from modeling_r2d2.text_to_image.demo import DemoSettings, demo_scheduler, demo_settings, run_demo
@@ -49,6 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--pretrained", help="a Stable-Diffusion-shaped checkpoint, or a pipeline trained here")
     parser.add_argument("--unet-config", type=Path, help="from scratch: config.json of a UNet2DConditionModel")
     parser.add_argument("--threads", type=int, help="torch threads")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that what is loaded brings")
     settings = parser.add_argument_group("settings")
     hints = typing.get_type_hints(TextToImageSettings)
     for field in fields(TextToImageSettings):
@@ -84,11 +86,11 @@ def starting_pipeline(options: argparse.Namespace) -> tuple[R2D2TextToImagePipel
     if (options.pretrained is None) == (options.unet_config is None):
         raise ValueError("name where to start: --pretrained, or --unet-config for random weights")
     if options.pretrained is not None and is_own_pipeline(options.pretrained):
-        return R2D2TextToImagePipeline.from_pretrained(options.pretrained), "all"
+        return load_part(R2D2TextToImagePipeline, options.pretrained), "all"
     if options.r2d2 is None:
         raise ValueError("--r2d2 is missing: the R2D2 folder whose text encoder reads the prompts")
-    encoder = plain_text_encoder(R2D2Model.from_pretrained(options.r2d2))
-    tokenizer = AutoProcessor.from_pretrained(options.r2d2).tokenizer
+    encoder = plain_text_encoder(load_whole(R2D2Model, options.r2d2))
+    tokenizer = load_processor(AutoProcessor, options.r2d2).tokenizer
     if options.pretrained is not None:
         return adapt_pretrained(options.pretrained, encoder, tokenizer), "cross_attention"
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(options.unet_config))
@@ -98,6 +100,12 @@ def starting_pipeline(options: argparse.Namespace) -> tuple[R2D2TextToImagePipel
 def main(argv: list[str] | None = None) -> None:
     """Run what the options say."""
     options = arguments().parse_args(argv)
+    with trusting_remote_code(options.trust_remote_code):
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, from the demo's data or from the user's."""
     given = given_settings(options)
     if options.threads:
         torch.set_num_threads(options.threads)

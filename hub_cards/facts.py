@@ -16,6 +16,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..loading import load_config
 from .record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
@@ -103,7 +104,7 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
         raise ValueError(f"{folder} is a diffusers pipeline: cards are made for R2D2, PRD2 and Wukong folders")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(AutoConfig, folder)
     architecture = (config.architectures or ["R2D2Model"])[0]
     if config.model_type not in ("r2d2", "wukong") or architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)

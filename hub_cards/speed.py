@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+from ..loading import load_processor, load_whole
+
 _TEXT = "一只棕色的小狗在草地上追着一个红色的球"
 
 
@@ -55,8 +57,8 @@ def measure_speed(folder: str | PathLike, device: str = "cpu", batch: int = 16, 
     facts = read_facts(folder)
     if facts.task not in ("retrieval", "matching"):
         raise ValueError(f"{folder}: speed is measured of two-tower models, and this is a {facts.architecture}")
-    model = AutoModel.from_pretrained(folder).eval().to(device)
-    processor = AutoProcessor.from_pretrained(folder)
+    model = load_whole(AutoModel, folder).eval().to(device)
+    processor = load_processor(AutoProcessor, folder)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     inputs = processor(images=[Image.fromarray(pixels)], text=[_TEXT], return_tensors="pt").to(device)
     images = inputs["pixel_values"].expand(batch, -1, -1, -1).to(model.dtype).contiguous()

@@ -85,6 +85,13 @@ class R2D2PreTrainedModel(PreTrainedModel):
     # A fine-tuned or pre-training checkpoint loads as the plain model: the head is left behind.
     _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
 
+    def post_init(self):
+        """As in transformers, but what is unexpected in a checkpoint is judged by this class alone: the patterns of
+        its parts are made for names that begin within the part, and would hide a layer that the configuration lacks.
+        """
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

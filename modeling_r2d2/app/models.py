@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..loading import load_part
 from ..pipelines import R2D2ZeroShotImageClassificationPipeline
 from ..retrieval import Calibration, R2D2Retriever
 from ..retrieval.retriever import load_model
@@ -85,6 +86,6 @@ def _open_text_to_image(folder: str | PathLike, device: str | torch.device | Non
         raise ImportError("text-to-image needs diffusers: pip install 'modeling-r2d2[diffusers]'") from error
 
     # A saved ranker would need remote code, and the page's own model judges the pictures.
-    pipeline = R2D2TextToImagePipeline.from_pretrained(folder, ranker=None, ranker_processor=None)
+    pipeline = load_part(R2D2TextToImagePipeline, folder, ranker=None, ranker_processor=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline if device is None else pipeline.to(device)

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 
 def app(
     model: Annotated[str | None, typer.Option(help="Model folder or name; default: the one of the index.")] = None,
@@ -18,6 +20,7 @@ def app(
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
     device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """A page in the browser: search, match probability, zero-shot labels and, with a pipeline, drawing."""
     from ..app import AppModels, build_app, launch_app

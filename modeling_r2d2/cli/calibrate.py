@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Model folder; the calibration is stored in it.")],
@@ -29,6 +31,7 @@ def calibrate(
     recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the reliability into this PNG.")] = None,
     seed: int = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""
     from ..retrieval.calibrating import calibrate_model, load_gallery, measure

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 
 def card(
     source: Annotated[Path, typer.Argument(help="Model folder; with --dataset: pairs (file or folder).")],
@@ -40,6 +42,7 @@ def card(
     picture_licence: Annotated[str | None, typer.Option(help="--dataset: of the pictures.")] = None,
     format: Annotated[str | None, typer.Option(help="--dataset: where the suffix does not tell.")] = None,
     split: Annotated[str | None, typer.Option(help="--dataset: which split.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a card from what the folder, measurements and you say; what nobody said is stated as unknown."""
     console = Console()

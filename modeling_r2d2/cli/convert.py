@@ -9,6 +9,7 @@ from rich.console import Console
 from ..configuration_r2d2 import PRESETS, R2D2Config
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from ..configuration_wukong import WukongConfig
+from .options import TrustRemoteCode
 
 
 def convert(
@@ -29,11 +30,13 @@ def convert(
     allow_unknown: Annotated[bool, typer.Option(help="Leave out tensors of unknown names.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that OUT_DIR already holds.")] = False,
     source: Annotated[str | None, typer.Option(help="For the card: where the checkpoint was obtained.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
     from ..conversion.folder import convert_to_folder
     from ..conversion.official import read_checkpoint
     from ..conversion.wukong import convert_wukong_to_folder, is_wukong_state_dict
+    from ..loading import load_config
 
     wukong = is_wukong_state_dict(read_checkpoint(checkpoint))
     if wukong and head:
@@ -44,7 +47,7 @@ def convert(
     elif config in presets:
         configuration = config_class.from_preset(config)
     else:
-        configuration = config_class.from_pretrained(config)
+        configuration = load_config(config_class, config)
     settings = {
         "vocab": vocab,
         "config": configuration,

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .options import TrustRemoteCode
+
 data_app = typer.Typer(name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True)
 
 _FORMAT = "Of the data, where the suffix does not tell: icm, flickr30k-cna, chinese-clip, …"
@@ -77,6 +79,7 @@ def matching_pairs(
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
     seed: int = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a list that is there.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Save a list of matching pairs, so that `r2d2 evaluate --task matching --pairs LIST` judges every model alike."""
     from ..evaluation.gallery import Gallery, open_pairs
@@ -92,9 +95,9 @@ def matching_pairs(
     if model is not None:
         from transformers import AutoModel, AutoProcessor
 
-        from ..loading import load_whole
+        from ..loading import load_processor, load_whole
 
-        network, processor = load_whole(AutoModel, model).eval(), AutoProcessor.from_pretrained(model)
+        network, processor = load_whole(AutoModel, model).eval(), load_processor(AutoProcessor, model)
     pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
     about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from .options import TrustRemoteCode
+
 
 def evaluate(
     more_models: Annotated[list[str] | None, typer.Argument(help="Further models: --model A B C.")] = None,
@@ -38,6 +40,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     max_error_rate: Annotated[float, typer.Option(help="Refuse data of which a larger share is bad.")] = 0.01,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""
     from ..evaluation.bootstrap import Bootstrap

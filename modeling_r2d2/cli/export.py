@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .options import TrustRemoteCode
+
 #: The first so many pictures are enough to measure ranges on.
 RANGE_PICTURES = 256
 
@@ -23,6 +25,7 @@ def export(
         typer.Option(help="For int8: a folder of typical pictures, to measure a convolutional tower's ranges on."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""
     from ..export import export_onnx

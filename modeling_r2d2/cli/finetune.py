@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
 
 
@@ -56,6 +58,7 @@ def finetune(
     bf16: bool = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Fine-tune for retrieval, matching, captions or classification."""
     from ..finetuning import FinetuningSettings, split_validation

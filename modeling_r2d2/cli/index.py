@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 
 def index(
     pictures: Annotated[
@@ -27,6 +29,7 @@ def index(
     prune: Annotated[bool, typer.Option(help="Remove pictures that the source no longer has.")] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
     device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""
     from ..retrieval.building import IndexBuilder

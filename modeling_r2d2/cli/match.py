@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .options import TrustRemoteCode
+
 
 def match(
     image: Annotated[Path, typer.Argument(help="A picture.")],
@@ -19,6 +21,7 @@ def match(
     heat_map: Annotated[Path | None, typer.Option(help="… into this PNG; without --word for the whole text.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Match probability and cosine of a picture with texts, most probable first."""
     from ..retrieval.calibration import Calibration

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
+from .options import TrustRemoteCode
 
 
 def pretrain(
@@ -73,6 +74,7 @@ def pretrain(
     bf16: bool = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import TrustRemoteCode
+
 
 class Format(StrEnum):
     """How hits are written."""
@@ -36,6 +38,7 @@ def search(
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
     device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
     from ..retrieval.results import print_table, to_csv, to_json, write_sheet

@@ -6,10 +6,11 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_r2d2 import R2D2Config
 from ..hub_cards import converted_card
+from ..loading import load_tokenizer
 from ..processing.files import claim_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from .official import ConversionReport, convert_official_checkpoint
@@ -94,7 +95,7 @@ def build_tokenizer(vocab: str | PathLike | None = None) -> PreTrainedTokenizerB
         raise FileNotFoundError(f"no vocabulary given: {_VOCABULARY_HINT}")
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
-            return AutoTokenizer.from_pretrained(path)
+            return load_tokenizer(path)
         path = path / "vocab.txt"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such vocabulary file")

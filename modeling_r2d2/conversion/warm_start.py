@@ -8,6 +8,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from ..configuration_r2d2 import R2D2Config, R2D2TextConfig
+from ..loading import layers_left_out, load_config, load_with_report
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -45,9 +46,9 @@ def from_vision_text_pretrained(
     for tower in ("vision_config", "text_config"):
         if tower in overrides:
             raise ValueError(f"{tower} comes from the pre-trained tower; change it after loading")
-    vision_config = AutoConfig.from_pretrained(clip)
+    vision_config = load_config(AutoConfig, clip)
     vision_config = getattr(vision_config, "vision_config", vision_config)
-    text_config = AutoConfig.from_pretrained(roberta)
+    text_config = load_config(AutoConfig, roberta)
     if text_config.model_type != "bert":
         raise ValueError(f"{roberta} is a {text_config.model_type!r}; the text tower of R2D2 is a 'bert'")
     vision = _load(_vision_class(vision_config, clip), clip, vision_config)
@@ -73,12 +74,17 @@ def _load(
     model_class: type[PreTrainedModel], source: str | PathLike, config: PreTrainedConfig, **kwargs: Any
 ) -> PreTrainedModel:
     """The tower within a checkpoint that may hold more; everything R2D2 reads of it must be there."""
-    model, info = model_class.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
-    )
+    model, info = load_with_report(model_class, source, config=config, dtype=torch.float32, **kwargs)
     lacking = sorted(name for name in info["missing_keys"] if not set(_LEFT_OUT) & set(name.split(".")))
     if lacking:
         raise ValueError(f"{source} lacks weights of its {model_class.__name__}: {', '.join(lacking[:10])}")
+    wrong = [name for name, *_ in info["mismatched_keys"]]
+    wrong += layers_left_out(info["unexpected_keys"], model.state_dict())
+    if wrong:
+        raise ValueError(
+            f"{source}: {len(wrong)} weights do not fit the {model_class.__name__} of its config.json, such as "
+            f"{min(wrong)}: another shape, or a layer that it leaves out"
+        )
     return model
 
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoProcessor
 
-from ..loading import load_whole
+from ..loading import load_processor, load_whole
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
@@ -352,7 +352,7 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
             f"{place} is pre-ranking only (PRD2: cross_encoder_config is None): it has no match probability. "
             + ("Leave --two-stage out" if settings.two_stage else "Evaluate it with task retrieval")
         )
-    processor = AutoProcessor.from_pretrained(place)
+    processor = load_processor(AutoProcessor, place)
     if settings.task == "captioning" and model.generation_config.bos_token_id is None:
         model.set_special_tokens(processor.tokenizer)
     return model, processor

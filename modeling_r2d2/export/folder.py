@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..configuration_r2d2 import R2D2Config
 from ..evaluation.retrieval import evaluating
-from ..loading import load_whole
+from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -225,10 +225,10 @@ def _batches(processor: R2D2Processor, pictures: Sequence) -> Iterator[dict[str,
 def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) -> tuple[R2D2Model, R2D2Processor]:
     """In float32 on the CPU; a given model is copied where it is not."""
     if isinstance(model, str | PathLike):
-        kind = R2D2Config.get_config_dict(model)[0].get("model_type")
+        kind = model_type(model)
         if kind != R2D2Config.model_type:
             raise ValueError(f"{model}: only R2D2 and PRD2 models can be exported, and its model_type is {kind!r}")
-        processor = processor or R2D2Processor.from_pretrained(model)
+        processor = processor or load_processor(R2D2Processor, model)
         return load_whole(R2D2Model, model, dtype=torch.float32), processor
     if processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from ..configuration_r2d2 import R2D2Config
+from ..loading import load_config
 from ..modeling_r2d2 import R2D2MatchOutput, R2D2Model
 from . import ranker_weights
 from .graphs import IMAGE_TOWER, RANKER, TEXT_TOWER
@@ -53,7 +54,7 @@ class R2D2OnnxModel(nn.Module):
         self.folder = Path(folder)
         self.manifest = OnnxManifest.load(self.folder)
         self.manifest.check(self.folder, content=verify)
-        self.config = R2D2Config.from_pretrained(self.folder)
+        self.config = load_config(R2D2Config, self.folder)
         threads = threads or torch.get_num_threads()
         self._sessions = {
             name: open_session(self.folder / record.file, threads, providers)

@@ -16,7 +16,7 @@ from ..captioning_r2d2 import R2D2ForConditionalGeneration
 from ..configuration_r2d2 import R2D2Config
 from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
-from ..loading import load_whole
+from ..loading import check_loading, load_config, load_processor, load_whole, load_with_report
 from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.records import require_true_pairs
@@ -62,8 +62,8 @@ def load_for(
         ValueError: matching or captions on a model without a ranker; a classifier without classes; a folder of another
             model, or one that lacks weights of the towers or the ranker.
     """
-    processor = R2D2Processor.from_pretrained(source)
-    config = R2D2Config.from_pretrained(source)
+    config = load_config(R2D2Config, source)
+    processor = load_processor(R2D2Processor, source)
     if task in ("matching", "caption") and config.cross_encoder_config is None:
         raise ValueError(f"{source} is pre-ranking only (PRD2): {task} needs the cross encoders of an R2D2")
     if task == "classification":
@@ -71,10 +71,8 @@ def load_for(
             raise ValueError("a classifier needs its classes")
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
-    model, info = MODEL_CLASSES[task].from_pretrained(source, config=config, output_loading_info=True)
-    fresh = ("mlm_head.", "classifier.")
-    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(fresh)):
-        raise ValueError(f"{source} lacks {len(missing)} weights that fine-tuning begins with, such as {missing[0]}")
+    model, info = load_with_report(MODEL_CLASSES[task], source, config=config)
+    check_loading(model, info, source, fresh=("mlm_head.", "classifier."))
     if task == "caption":
         model.set_special_tokens(processor.tokenizer)
     untrained_head = any(name.startswith("classifier.") for name in info["missing_keys"])

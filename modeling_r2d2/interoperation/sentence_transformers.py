@@ -30,7 +30,7 @@ except ImportError as error:
         "sentence-transformers 6 or newer is needed: pip install 'modeling-r2d2[sentence-transformers]'"
     ) from error
 
-from ..loading import load_whole
+from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -102,7 +102,7 @@ class _R2D2Module(InputModule):
             "local_files_only": local_files_only,
         }
         model = load_whole(R2D2Model, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
-        return cls(model, R2D2Processor.from_pretrained(model_name_or_path, **place, **(processor_kwargs or {})))
+        return cls(model, load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {})))
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Weights (safetensors), configuration, code and processor.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 
 from ..evaluation.retrieval import (
     NOT_A_CANDIDATE,
@@ -21,7 +21,7 @@ from ..evaluation.retrieval import (
     encode_texts,
     is_token_wise,
 )
-from ..loading import load_whole
+from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image
@@ -361,11 +361,11 @@ def load_model(
 
             network = R2D2OnnxModel.from_pretrained(model)
         else:
-            kind = AutoConfig.from_pretrained(model).model_type
+            kind = model_type(model)
             if kind not in _MODELS:
                 raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong")
             network = load_whole(_MODELS[kind], model)
-        processor = processor or AutoProcessor.from_pretrained(model)
+        processor = processor or load_processor(AutoProcessor, model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     else:

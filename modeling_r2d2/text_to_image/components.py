@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from ..loading import load_component, one_line_errors
 from ..modeling_r2d2 import R2D2Model
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
 
@@ -53,10 +54,11 @@ def adapt_pretrained(source: str | Path, text_encoder: BertModel, tokenizer: Any
     Raises:
         ValueError: a UNet that needs more than text states (SDXL), or a scheduler of another kind (flow matching).
     """
-    scheduler_config = DDIMScheduler.load_config(source, subfolder="scheduler")
+    with one_line_errors(source, DDIMScheduler):
+        scheduler_config = DDIMScheduler.load_config(source, subfolder="scheduler")
     if "FlowMatch" in scheduler_config.get("_class_name", ""):
         raise ValueError(f"{source}: {scheduler_config['_class_name']} is flow matching; a DDPM-like one is needed")
-    old = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    old = load_component(UNet2DConditionModel, source, "unet")
     if old.config.addition_embed_type not in (None, "text") or old.config.class_embed_type is not None:
         raise ValueError(
             f"{source}: its UNet asks for more than text states (addition_embed_type "
@@ -71,7 +73,7 @@ def adapt_pretrained(source: str | Path, text_encoder: BertModel, tokenizer: Any
         raise ValueError(f"{source}: unused weights {unexpected}, missing weights {missing}")
     vae = None
     if unet.config.in_channels != 3:
-        vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
+        vae = load_component(AutoencoderKL, source, "vae")
     return R2D2TextToImagePipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from rich.console import Console
 from transformers import AutoProcessor
 
-from ..loading import load_whole
+from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
@@ -109,7 +109,7 @@ def demo_scheduler() -> DDIMScheduler:
 
 def demo_pipeline(r2d2: str | Path, resolution: int = 32, seed: int = 0) -> R2D2TextToImagePipeline:
     """An untrained pipeline on the text tower of an R2D2 folder."""
-    model, processor = R2D2Model.from_pretrained(r2d2), AutoProcessor.from_pretrained(r2d2)
+    model, processor = load_whole(R2D2Model, r2d2), load_processor(AutoProcessor, r2d2)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = demo_unet(model.config.text_config.hidden_size, resolution)
@@ -153,7 +153,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
 def _judge(settings: DemoSettings) -> tuple[R2D2Model, Any]:
     if settings.judge.resolve() == settings.r2d2.resolve():
         raise ValueError(f"{settings.judge} conditions the generator: name an R2D2 of another seed as the judge")
-    return load_whole(R2D2Model, settings.judge).eval(), AutoProcessor.from_pretrained(settings.judge)
+    return load_whole(R2D2Model, settings.judge).eval(), load_processor(AutoProcessor, settings.judge)
 
 
 def _flat(images: list[list]) -> tuple[list, list[int]]:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..distillation.checkpoints import refuse_foreign_checkpoints, remove_checkpoint
 from ..evaluation.retrieval import retrieval_metrics_of
+from ..loading import load_config, load_processor
 from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.augmentation import R2D2Augmentation
@@ -225,9 +226,9 @@ def _refuse_other_vocabulary(
     checkpoint: Path, model: R2D2ForPreTraining | WukongModel, processor: R2D2Processor
 ) -> None:
     """A vocabulary made of other texts gives other numbers to the same characters, even where its size is the same."""
-    held = type(model.config).from_pretrained(checkpoint).text_config.vocab_size
+    held = load_config(type(model.config), checkpoint).text_config.vocab_size
     own = model.config.text_config.vocab_size
-    entries = type(processor).from_pretrained(checkpoint).tokenizer.get_vocab()
+    entries = load_processor(type(processor), checkpoint).tokenizer.get_vocab()
     if held != own or entries != processor.tokenizer.get_vocab():
         has = f"one of {own:,}" if held != own else "as many, but others"
         raise ValueError(

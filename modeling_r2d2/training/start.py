@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig
+from transformers import BertTokenizer
 
 from ..configuration_r2d2 import PRESETS, R2D2Config
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from ..configuration_wukong import WukongConfig
-from ..loading import load_whole
+from ..loading import load_config, load_processor, load_tokenizer, load_whole, model_type
 from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.processing_r2d2 import R2D2Processor
@@ -49,9 +49,9 @@ def starting_point(
                 "--model comes with its tokenizer, to which its text tower is trained: leave --tokenizer out"
             )
         if _is_wukong(start.model):
-            return load_whole(WukongModel, start.model), WukongProcessor.from_pretrained(start.model)
-        processor = R2D2Processor.from_pretrained(start.model)
-        return load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",)), processor
+            return load_whole(WukongModel, start.model), load_processor(WukongProcessor, start.model)
+        model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",))
+        return model, load_processor(R2D2Processor, start.model)
     if start.clip is not None:
         without = {} if ranker in (None, True) else {"cross_encoder_config": None}
         model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **without)
@@ -78,7 +78,7 @@ def _configuration(start: StartingPoint) -> R2D2Config | WukongConfig:
     """Of a preset or a configuration's file."""
     if start.preset is None:
         kind = WukongConfig if _is_wukong(start.config) else R2D2Config
-        return kind.from_pretrained(start.config)
+        return load_config(kind, start.config)
     for kind, presets in ((R2D2Config, PRESETS), (WukongConfig, WUKONG_PRESETS)):
         if start.preset in presets:
             return kind.from_preset(start.preset)
@@ -87,7 +87,7 @@ def _configuration(start: StartingPoint) -> R2D2Config | WukongConfig:
 
 def _is_wukong(source: Path) -> bool:
     """Whether a folder, or a config.json, is of a Wukong."""
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type") == WukongConfig.model_type
+    return model_type(source) == WukongConfig.model_type
 
 
 def read_tokenizer(source: str | Path):
@@ -97,7 +97,7 @@ def read_tokenizer(source: str | Path):
         return BertTokenizer(vocab=str(path))
     if (path / "vocab.txt").is_file() and not (path / "tokenizer_config.json").is_file():
         return BertTokenizer(vocab=str(path / "vocab.txt"))
-    return AutoTokenizer.from_pretrained(str(source))
+    return load_tokenizer(source)
 
 
 def _processor(tokenizer, config: R2D2Config | WukongConfig) -> R2D2Processor:
