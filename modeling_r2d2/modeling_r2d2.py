@@ -85,13 +85,6 @@ class R2D2PreTrainedModel(PreTrainedModel):
     # A fine-tuned or pre-training checkpoint loads as the plain model: the head is left behind.
     _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
 
-    def post_init(self):
-        """As in transformers, but what is unexpected in a checkpoint is judged by this class alone: the patterns of
-        its parts are made for names that begin within the part, and would hide a layer that the configuration lacks.
-        """
-        super().post_init()
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -106,8 +99,13 @@ class R2D2PreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         """As in transformers. DistributedDataParallel, which writes to every buffer before each forward pass, is told
-        of the constant ones (positions), so that several forward passes may come before a backward pass."""
+        of the constant ones (positions), so that several forward passes may come before a backward pass.
+
+        What is unexpected in a checkpoint is judged by this class alone: its parts' patterns are made for names that
+        begin within the part, and would hide a layer that the configuration lacks.
+        """
         super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
         changing = tuple(f"{name}." for name in batch_norms(self))
         self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_buffers() if not n.startswith(changing)]
 
