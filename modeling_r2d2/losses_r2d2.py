@@ -90,7 +90,8 @@ def draw_hard_negatives(
     total = mass[:, -1:]
     place = torch.rand(total.shape, generator=generator, device=total.device) * total
     place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
-    drawn = torch.searchsorted(mass, place, right=True).squeeze(1)
+    # among NaN there is no place: the last column stands for it, and the loss, being NaN, says so
+    drawn = torch.searchsorted(mass, place, right=True).squeeze(1).clamp_(max=mass.shape[1] - 1)
     return HardNegatives(*drawn.chunk(2), valid)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..distributed_r2d2 import world_size
+from ..divergence import DivergenceCallback
 from ..running_means import RunningMeans
 from .checkpoints import load_state, mark_complete, require_complete, save_state
 from .schedules import Schedule, constant
@@ -119,7 +120,7 @@ class DistillationCallback(TrainerCallback):
     Per optimizer step: every micro-batch passes the teacher, enters the queue and is compared with it; after the
     step the teacher follows the student, reliability weights decay and the centre moves. Evaluation, and forward
     passes without gradient, leave all of it alone. A step that the optimizer skipped (fp16 overflow) moves neither
-    teacher nor reliability nor centre.
+    teacher nor reliability nor centre. A run that diverges stops at that step (`modeling_r2d2.divergence`).
 
     Checkpoints get `distillation.safetensors`, and at last `complete.json`; a resumed run equals an uninterrupted
     one. The stock Trainer writes checkpoints in place, rotates them before its callbacks save, and does not say where
@@ -150,6 +151,7 @@ class DistillationCallback(TrainerCallback):
         self.missing_state = missing_state
         #: True where the trainer writes and reads the state, and logs the parts of the loss, by itself: R2D2Trainer
         self.saved_by_trainer = False
+        self._divergence: DivergenceCallback | None = None
         self.run: _Run | None = None
 
     @property
@@ -168,6 +170,23 @@ class DistillationCallback(TrainerCallback):
             run = _RUNS[student] = _Run(student, state, self)
         run.join(self)
         self.run = run
+        self._watch(state, model)
+
+    def _watch(self, state: TrainerState, model: nn.Module):
+        """R2D2Trainer watches for divergence by itself; in the stock Trainer one callback of the run does."""
+        self._divergence = DivergenceCallback() if self.run.owner is self and not self.saved_by_trainer else None
+        if self._divergence is not None:
+            self._divergence.on_train_begin(None, state, None, model=model)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """In the stock Trainer: stop where the run has diverged."""
+        if self._divergence is not None:
+            self._divergence.on_pre_optimizer_step(args, state, control, **kwargs)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """In the stock Trainer: stop at figures that are not finite."""
+        if self._divergence is not None:
+            self._divergence.on_evaluate(args, state, control, **kwargs)
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Before the first batch, when every callback has joined: make or restore the state."""
@@ -187,12 +206,14 @@ class DistillationCallback(TrainerCallback):
                 run.stop()
                 raise
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         """After an optimizer step, or one that was skipped."""
+        if self._divergence is not None:
+            self._divergence.on_step_end(args, state, control, **kwargs)
         run = self.run
         if run.owner is not self:
             return
-        if getattr(optimizer, "step_was_skipped", False):
+        if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
             run.distillation.discard()
         else:
             run.distillation.commit(run.student, self.momentum(state.global_step))
@@ -216,6 +237,8 @@ class DistillationCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         """Take the hooks off the model; the state stays at hand as `callback.state`."""
         self.run.stop()
+        if self._divergence is not None:
+            self._divergence.on_train_end(args, state, control, **kwargs)
 
 
 class TargetGuidedDistillationCallback(DistillationCallback):

@@ -267,6 +267,7 @@ class DualQueueContrastiveCallback(DistillationCallback):
             raise ValueError(_ALONE)
         self._fix_temperature(student)
         self.run = _RUNS[student] = _DualQueueRun(student, state, self)
+        self._watch(state, model)
 
     @torch.no_grad()
     def _fix_temperature(self, student: nn.Module):

@@ -1,6 +1,7 @@
 """Training with transformers' Trainer."""
 
+from ..divergence import DivergenceCallback
 from .arguments import R2D2TrainingArguments
 from .trainer import R2D2Trainer
 
-__all__ = ["R2D2Trainer", "R2D2TrainingArguments"]
+__all__ = ["DivergenceCallback", "R2D2Trainer", "R2D2TrainingArguments"]

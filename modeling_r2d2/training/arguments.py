@@ -15,6 +15,7 @@ class R2D2TrainingArguments(TrainingArguments):
     - `dataloader_drop_last=True`: a short last batch has fewer negatives, and workers must hold equal numbers.
     - `label_names=["image_ids"]`: what `retrieval_metrics` finds the true pairs by.
     - `remove_unused_columns=False`: the collator reads pictures and texts, which `forward` does not name.
+    - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of being logged as another.
     - `weight_decay=0.05`, cosine decay after 5 % of warm-up.
 
     And one more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
@@ -25,6 +26,7 @@ class R2D2TrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = True
     label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
     remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
     weight_decay: float = 0.05
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05

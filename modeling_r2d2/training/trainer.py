@@ -2,6 +2,7 @@
 are complete or absent."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,6 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, place_checkpoint, rotate_checkpoints, save_state
+from ..divergence import DivergenceGuard
+from ..finite import require_finite
 from ..processing.files import clean_leftovers, explained, is_partial, make_readable, partial_path, staged_folder
 from ..running_means import RunningMeans
 from .grad_cache import average_gradients, cached_backward
@@ -33,11 +36,13 @@ class R2D2Trainer(Trainer):
 
     Beyond the stock Trainer it logs every part of the loss (train and eval) and of distillation, `images_per_second`
     and `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
-    bar, leaves temperature, norms and biases without weight decay, and writes a checkpoint aside before it renames
-    it: a folder named `checkpoint-<step>` is complete.
+    bar, stops at the step where the run diverges, leaves temperature, norms and biases without weight decay, and
+    writes a checkpoint aside before it renames it: a folder named `checkpoint-<step>` is complete.
 
     Raises:
         ValueError: a tokenizer with more tokens than the model's vocabulary.
+        NotFiniteError (while training, and when a model is saved): losses, gradients, weights or figures of an
+            evaluation are not finite.
     """
 
     loss_is_scaled_for_ga = False
@@ -47,6 +52,7 @@ class R2D2Trainer(Trainer):
         self._check_vocabulary()
         self._warn_of_batch_statistics()
         self._parts = {True: RunningMeans(), False: RunningMeans()}  # by model.training
+        self._guard = DivergenceGuard()
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
         self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
         if self.pop_callback(ProgressCallback) is not None:
@@ -78,7 +84,7 @@ class R2D2Trainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, keeping the parts of the loss for the next log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        self._count(model.training, outputs, inputs)
+        self._count(model.training, outputs, inputs, loss)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -109,15 +115,68 @@ class R2D2Trainer(Trainer):
             run.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
         if self.accelerator.sync_gradients:
             average_gradients(student)
-        self._count(True, outputs, inputs)
+        self._count(True, outputs, inputs, outputs.loss)
         return outputs.loss / self.current_gradient_accumulation_steps
 
-    def _count(self, training: bool, outputs: Any, inputs: dict[str, Any]):
-        """Keep what the next log tells."""
+    def _count(self, training: bool, outputs: Any, inputs: dict[str, Any], loss: torch.Tensor):
+        """Keep what the next log tells, and what the end of the step checks."""
+        if training:
+            self._guard.note(outputs, loss)
         if isinstance(outputs, dict):
             self._parts[training].add(outputs)
         if training and "pixel_values" in inputs:
             self._images += len(inputs["pixel_values"]) * self.args.world_size
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        return self._checked_norm(model, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
+        return self._checked_norm(model, math.inf) if grad_norm is None else super()._get_grad_norm(model, grad_norm)
+
+    def _checked_norm(self, model: nn.Module, limit: float) -> torch.Tensor:
+        """Norm of the gradients, which are clipped to `limit` once they are known to be finite: clipping by NaN would
+        leave nothing to name.
+
+        Raises:
+            NotFiniteError: the run has diverged.
+        """
+        plain = self.accelerator.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        )
+        step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
+        if not plain or self._has_mixed_mesh_grads(model):  # sharded: the library knows how to add up
+            norm = super()._clip_grad_norm(model) if limit < math.inf else super()._get_grad_norm(model)
+            norm = torch.as_tensor(norm, device=self.args.device)
+            self._guard.check(step, model.named_parameters(), norm, scaled, self.args.output_dir)
+            return norm
+        self.accelerator.unscale_gradients()
+        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
+        self._guard.check(step, named, norm, scaled, self.args.output_dir)
+        if limit < math.inf:
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
+        return norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer.
+
+        Raises:
+            NotFiniteError: weights are not finite; nothing is written.
+        """
+        self._guard.check_weights(self.state.global_step, self.model, self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As in Trainer.
+
+        Raises:
+            NotFiniteError: a figure is not finite.
+        """
+        metrics = super().evaluate(*args, **kwargs)
+        require_finite(metrics, f"step {self.state.global_step}: evaluation")
+        return metrics
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in Trainer, but `dataloader_drop_last` is for training: a gallery is evaluated whole."""
@@ -221,8 +280,11 @@ class R2D2Trainer(Trainer):
             place_checkpoint(partial, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As in Trainer, whole or not at all."""
+        """As in Trainer, whole or not at all, and by one worker alone (a sharded model is gathered by all)."""
         output = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            super()._save(str(output), state_dict)
+            return
         if is_partial(output):
             super()._save(str(output), state_dict)
             self._save_beside(output)
