@@ -10,6 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .ranges_r2d2 import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, require_number, require_numbers
+
 #: The image tower of the official models is the library's CLIP ViT, under its own model type.
 R2D2VisionConfig = CLIPVisionConfig
 """transformers' `CLIPVisionConfig` (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`,
@@ -83,6 +85,10 @@ class R2D2CrossEncoderConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; names the values.
         """
+        sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), COUNT)
+        shares = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), SHARE)
+        others = {"layer_norm_eps": NOT_NEGATIVE, "initializer_range": NOT_NEGATIVE}
+        require_numbers(self, {**sizes, **shares, **others}, "cross_encoder_config: ")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"cross_encoder_config: hidden_size ({self.hidden_size}) is not a multiple of "
@@ -173,11 +179,9 @@ class R2D2Config(PreTrainedConfig):
                 f"vision_pooling must be 'cls' or 'mean', got {self.vision_pooling!r}: a vision tower of type "
                 f"{self.vision_config.model_type!r} does not imply one, so state what pre-ranking reads from it"
             )
-        if not 0 < self.temperature_min <= self.temperature_init_value <= self.temperature_max:
-            raise ValueError(
-                f"temperature_init_value ({self.temperature_init_value}) must lie within [temperature_min, "
-                f"temperature_max] = [{self.temperature_min}, {self.temperature_max}]"
-            )
+        require_temperatures(self)
+        require_numbers(self, dict.fromkeys(("gcpr_weight", "fgr_weight", "mlm_weight", "fgd_weight"), NOT_NEGATIVE))
+        require_number("initializer_range", self.initializer_range, **NOT_NEGATIVE)
         cross = self.cross_encoder_config
         if cross is not None and cross.hidden_size != self.text_config.hidden_size:
             raise ValueError(
@@ -212,6 +216,22 @@ class R2D2Config(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def require_temperatures(config: PreTrainedConfig) -> None:
+    """The learned temperature begins within its bounds, and has a meaning; sizes are sizes.
+
+    Raises:
+        ValueError: names the values.
+    """
+    require_numbers(config, {"projection_dim": COUNT, "max_text_length": COUNT})
+    names = ("temperature_min", "temperature_init_value", "temperature_max")
+    require_numbers(config, dict.fromkeys(names, POSITIVE))
+    low, value, high = (getattr(config, name) for name in names)
+    if not low <= value <= high:
+        raise ValueError(
+            f"temperature_init_value ({value}) must lie within [temperature_min, temperature_max] = [{low}, {high}]"
+        )
 
 
 _VIT_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

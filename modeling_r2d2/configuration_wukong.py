@@ -9,7 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPTextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config
+from .configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, require_temperatures
+from .ranges_r2d2 import COUNT, NOT_NEGATIVE, require_numbers
 
 SIMILARITIES = ("global", "token-wise")
 TEXT_PADDINGS = ("excluded", "zero")
@@ -113,23 +114,17 @@ class WukongConfig(PreTrainedConfig):
                 f"vision_pooling must be 'cls' or 'mean', got {self.vision_pooling!r}: a vision tower of type "
                 f"{self.vision_config.model_type!r} does not imply one, so state what global similarity reads from it"
             )
+        require_temperatures(self)
+        require_numbers(self, {"similarity_chunk_size": COUNT, "initializer_range": NOT_NEGATIVE})
+        require_numbers(self, {"token_reduction": COUNT, "token_reduction_groups": COUNT})
         if self.token_reduction is not None:
             if self.similarity != "token-wise":
                 raise ValueError("token_reduction needs similarity='token-wise': global similarity reads one token")
-            if self.token_reduction < 1:
-                raise ValueError(f"token_reduction must be at least 1 (None = all tokens), got {self.token_reduction}")
             if self.projection_dim % self.token_reduction_groups:
                 raise ValueError(
                     f"projection_dim ({self.projection_dim}) is not a multiple of token_reduction_groups "
                     f"({self.token_reduction_groups})"
                 )
-        if self.similarity_chunk_size < 1:
-            raise ValueError(f"similarity_chunk_size must be at least 1, got {self.similarity_chunk_size}")
-        if not 0 < self.temperature_min <= self.temperature_init_value <= self.temperature_max:
-            raise ValueError(
-                f"temperature_init_value ({self.temperature_init_value}) must lie within [temperature_min, "
-                f"temperature_max] = [{self.temperature_min}, {self.temperature_max}]"
-            )
         self.vision_hidden_size  # noqa: B018 (raises where it cannot be told)
 
     # the same question, asked of the same kinds of towers

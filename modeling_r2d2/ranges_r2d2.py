@@ -43,4 +43,28 @@ def require_number(
     raise ValueError(f"{name} is {value!r}; it must be {kind}{' ' * bool(range_)}{range_}")
 
 
-__all__ = ["require_number"]
+def require_numbers(settings: Any, ranges: dict[str, dict[str, Any]], within: str = "") -> None:
+    """`require_number` for fields of an object that are not None: name -> bounds.
+
+    Args:
+        within: what the fields belong to, put before their names.
+
+    Raises:
+        ValueError: names the first that is out of its range.
+    """
+    for name, bounds in ranges.items():
+        value = getattr(settings, name)
+        if value is not None:
+            require_number(f"{within}{name}", value, **bounds)
+
+
+#: Bounds that many settings have.
+COUNT = {"least": 1, "whole": True}
+COUNT_OR_NONE = {"least": 0, "whole": True}
+SHARE = {"least": 0, "most": 1}
+NOT_NEGATIVE = {"least": 0}
+POSITIVE = {"above": 0}
+#: What numpy and torch both take.
+SEED = {"least": 0, "below": 2**32, "whole": True}
+
+__all__ = ["COUNT", "COUNT_OR_NONE", "NOT_NEGATIVE", "POSITIVE", "SEED", "SHARE", "require_number", "require_numbers"]

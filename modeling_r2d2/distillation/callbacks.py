@@ -20,7 +20,7 @@ from ..distributed_r2d2 import world_size
 from ..divergence import DivergenceCallback
 from ..running_means import RunningMeans
 from .checkpoints import load_state, mark_complete, require_complete, save_state
-from .schedules import Schedule, constant
+from .schedules import Schedule, constant, require_momentum
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
 from .state import DistillationState
 
@@ -145,6 +145,7 @@ class DistillationCallback(TrainerCallback):
     ):
         if missing_state not in ("refuse", "start"):
             raise ValueError(f"missing_state must be 'refuse' or 'start', got {missing_state!r}")
+        require_momentum(momentum)
         self.target_guided, self.feature_guided = target_guided, feature_guided
         self.momentum = momentum if isinstance(momentum, Schedule) else constant(momentum)
         self.resume_from = None if resume_from is None else Path(resume_from)

@@ -20,6 +20,7 @@ from ..batch_norms_r2d2 import batch_norms, constant_running_statistics
 from ..distillation_losses_r2d2 import cosine_agreement
 from ..distributed_r2d2 import gather, gather_with_ids, world_size
 from ..dual_queue_losses_r2d2 import dual_queue_loss
+from ..ranges_r2d2 import COUNT, POSITIVE, require_numbers
 from .callbacks import _RUNS, DistillationCallback, _Run, _settings, _unwrapped
 from .queue import FeatureQueue
 from .schedules import Schedule
@@ -47,10 +48,7 @@ class DualQueueSettings:
     same_id_negatives: bool = False
 
     def __post_init__(self):
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        require_numbers(self, {"queue_size": COUNT, "temperature": POSITIVE})
 
 
 class DualQueueState(nn.Module):

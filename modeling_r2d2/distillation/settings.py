@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..distillation_losses_r2d2 import ReliabilityPlacement
+from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,8 @@ class TargetGuidedSettings:
     reliability: ReliabilityPlacement = "loss"
 
     def __post_init__(self):
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size must not be negative, got {self.queue_size}")
-        for name, value in (("alpha", self.alpha), ("reliability_decay", self.reliability_decay)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be within [0, 1], got {value}")
+        sizes = {"queue_size": COUNT_OR_NONE, "alpha_ramp_steps": COUNT_OR_NONE}
+        require_numbers(self, {**sizes, "alpha": SHARE, "reliability_decay": SHARE})
         if self.reliability not in ("loss", "logits"):
             raise ValueError(f"reliability enters in 'loss' or 'logits', not in {self.reliability!r}")
         if self.reliability == "logits" and self.reliability_decay == 0:
@@ -63,13 +61,8 @@ class FeatureGuidedSettings:
     block: int = 32
 
     def __post_init__(self):
-        if min(self.student_temperature, self.teacher_temperature) <= 0:
-            raise ValueError("the temperatures of feature-guided distillation must be above 0")
-        if not 0 <= self.centre_momentum <= 1:
-            raise ValueError(f"centre_momentum must be within [0, 1], got {self.centre_momentum}")
-        if not 0 <= self.image_drop < 1:
-            raise ValueError(f"image_drop must be within [0, 1), got {self.image_drop}")
-        if self.block < 1:
-            raise ValueError(f"block is a side in pixels, got {self.block}")
+        require_numbers(self, {"student_temperature": POSITIVE, "teacher_temperature": POSITIVE})
+        require_numbers(self, {"centre_momentum": SHARE, "block": COUNT})
+        require_number("image_drop", self.image_drop, least=0, below=1)
         if self.feature not in ("projection", "tower"):
             raise ValueError(f"feature must be 'projection' or 'tower', got {self.feature!r}")

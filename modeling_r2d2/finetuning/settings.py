@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, require_number, require_numbers
 from .parameters import Decay
 
 Task = Literal["retrieval", "matching", "caption", "classification"]
@@ -20,6 +21,9 @@ class LoRASettings:
     patterns on module names whose linear layers (and convolutions) get an adapter; None: all that are not frozen.
     train_also: patterns of parameters that train besides the adapters, whole (those of the default where the model
     has them).
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     rank: int = 16
@@ -28,6 +32,9 @@ class LoRASettings:
     dora: bool = False
     targets: tuple[str, ...] | None = None
     train_also: tuple[str, ...] = ("temperature", "classifier")
+
+    def __post_init__(self):
+        require_numbers(self, {"rank": COUNT, "alpha": POSITIVE, "dropout": {"least": 0, "below": 1}}, "LoRA's ")
 
 
 @dataclass
@@ -88,8 +95,9 @@ class FinetuningSettings:
         self.output = Path(self.output)
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}; there are {', '.join(TASKS)}")
-        if self.patience < 0 or self.eval_every < 1 or self.epochs < 1 or self.batch_size < 1:
-            raise ValueError("patience is at least 0; eval_every, epochs and batch_size at least 1")
+        require_numbers(self, _RANGES)
+        for pattern, rate in self.rates.items():
+            require_number(f"the rate of {pattern}", rate, **NOT_NEGATIVE)
         if self.task == "retrieval" and self.batch_size < 2:
             raise ValueError("retrieval compares the pairs of a batch: batch_size must be at least 2")
         if self.schedule == "matching" and self.warmup_steps < 1:
@@ -125,6 +133,21 @@ class FinetuningSettings:
         return cls(output=Path(output), task=task, **{**PRESETS[task][preset], **chosen})
 
 
+_RANGES = {
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "gradient_accumulation": COUNT,
+    "learning_rate": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "warmup_rate": NOT_NEGATIVE,
+    "patience": COUNT_OR_NONE,
+    "eval_every": COUNT,
+    "seed": SEED,
+    "workers": COUNT_OR_NONE,
+    "log_every": COUNT,
+}
 _SMALL: Mapping[str, Any] = {
     "epochs": 30,
     "batch_size": 32,

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
+
 #: Changing one of these between a run and its continuation would make it another run.
 _FIXED = ("batch_size", "gradient_accumulation", "resolution", "seed", "train", "text_encoder", "lora_rank")
 
@@ -74,17 +76,21 @@ class TextToImageSettings:
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
-        for name in ("steps", "batch_size", "gradient_accumulation", "resolution", "lora_rank", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup", "cooldown", "flip", "caption_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
-        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
-            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}; it must be positive, or None")
+        counts = ("steps", "batch_size", "gradient_accumulation", "resolution", "lora_rank", "keep", "sample_seeds")
+        sizes = ("caption_cache_mb", "picture_cache_mb", "workers", "log_every", "save_every", "sample_every")
+        for names, bounds in (
+            ((*counts, "sample_steps"), COUNT),
+            (sizes, COUNT_OR_NONE),
+            (("warmup", "cooldown", "flip", "caption_dropout", "ema_decay"), SHARE),
+            (("max_minutes", "learning_rate", "min_snr_gamma"), POSITIVE),
+            (("weight_decay", "max_grad_norm", "guidance_scale"), NOT_NEGATIVE),
+            (("seed",), SEED),
+        ):
+            require_numbers(self, dict.fromkeys(names, bounds))
         for name, choices in (
             ("train", ("all", "cross_attention", "lora")),
             ("text_encoder", ("frozen", "lora", "all")),
+            ("mixed_precision", ("no", "bf16", "fp16")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, require_numbers
+
 
 @dataclass
 class R2D2TrainingArguments(TrainingArguments):
@@ -20,6 +22,9 @@ class R2D2TrainingArguments(TrainingArguments):
 
     And one more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
     `training.grad_cache`; 0: the whole batch.
+
+    Raises:
+        ValueError: a number out of its range, NaN and infinity too.
     """
 
     train_sampling_strategy: str = "sequential"
@@ -34,6 +39,27 @@ class R2D2TrainingArguments(TrainingArguments):
     grad_cache_chunk: int = field(default=0, metadata={"help": "Pairs that pass the towers at once; 0: the batch."})
 
     def __post_init__(self):
+        require_numbers(self, _RANGES)
         # Else several processes without a GPU would each train, and save, as if they were alone.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+
+
+_BETA = {"least": 0, "below": 1}
+_RANGES = {
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": _BETA,
+    "adam_beta2": _BETA,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "max_steps": {"least": -1, "whole": True},
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "dataloader_num_workers": COUNT_OR_NONE,
+    "grad_cache_chunk": COUNT_OR_NONE,
+    "seed": SEED,
+}

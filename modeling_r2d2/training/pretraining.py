@@ -21,6 +21,7 @@ from ..processing.datasets.streaming import StreamingPairs
 from ..processing.files import claim_folder, remove_owned
 from ..processing.masking import TextMasking
 from ..processing.processing_r2d2 import R2D2Processor
+from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
 from .arguments import R2D2TrainingArguments
 from .recipes import RECIPES, Recipe, recipe_for
 from .trainer import R2D2Trainer
@@ -43,6 +44,9 @@ class PretrainingSettings:
         workers: data loader processes. log_every, eval_every, save_every: in steps; 0: never.
         resume: go on from the last checkpoint in `output`. overwrite: replace a model that is there.
         arguments: further `TrainingArguments`, by name.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     output: Path
@@ -68,6 +72,25 @@ class PretrainingSettings:
     overwrite: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        require_numbers(self, _RANGES)
+
+
+_RANGES = {
+    "steps": COUNT,
+    "batch_size": COUNT,
+    "gradient_accumulation": COUNT,
+    "learning_rate": POSITIVE,
+    "warmup": {"least": 0, "below": 1},
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "mask_ratio": SHARE,
+    "seed": SEED,
+    "workers": COUNT_OR_NONE,
+    "log_every": COUNT_OR_NONE,
+    "eval_every": COUNT_OR_NONE,
+    "save_every": COUNT_OR_NONE,
+}
 
 #: Where fine-tuning leaves its adapters alone, beside the merged model.
 ADAPTER_FOLDER = "adapter"

@@ -15,6 +15,7 @@ from ..distillation import (
     TargetGuidedSettings,
 )
 from ..distillation.callbacks import DistillationCallback
+from ..distillation.schedules import require_momentum
 
 #: How a model compares pictures and texts, in the words of error messages.
 _COMPARES = {
@@ -34,7 +35,7 @@ class Recipe:
         momentum: of their teacher.
 
     Raises:
-        ValueError: feature-guided distillation without masked texts.
+        ValueError: feature-guided distillation without masked texts, a momentum out of its range.
     """
 
     ranker: bool = True
@@ -46,6 +47,7 @@ class Recipe:
     compares: ClassVar[str] = "global"
 
     def __post_init__(self):
+        require_momentum(self.momentum)
         if self.feature_guided is not None and not self.masking:
             raise ValueError("feature-guided distillation compares masked texts: a recipe with it needs masking")
 
