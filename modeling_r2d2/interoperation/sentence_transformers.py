@@ -104,6 +104,15 @@ class _R2D2Module(InputModule):
         model = load_whole(R2D2Model, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
         return cls(model, load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {})))
 
+    def _of_one_kind(self, inputs: Sequence[Any], prompt: str | None) -> dict[str, Tensor]:
+        """Texts or pictures, each by itself; see `R2D2Encoder.preprocess`."""
+        pictures, values = zip(*map(_kind, inputs), strict=True)
+        if any(pictures) and not all(pictures):
+            raise ValueError("texts and pictures in one call: encode them by a call each, and compare the embeddings")
+        if pictures[0]:
+            return dict(self.processor(images=[_opened(value) for value in values], return_tensors="pt"))
+        return _texts(self.processor, [(prompt or "") + text for text in values])
+
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Weights (safetensors), configuration, code and processor.
 
@@ -136,12 +145,7 @@ class R2D2Encoder(_R2D2Module):
         Raises:
             ValueError: texts and pictures mixed. ImageReadError: a file that is no picture.
         """
-        pictures, values = zip(*map(_kind, inputs), strict=True)
-        if any(pictures) and not all(pictures):
-            raise ValueError("texts and pictures in one call: encode them by a call each, and compare the embeddings")
-        if pictures[0]:
-            return dict(self.processor(images=[_opened(value) for value in values], return_tensors="pt"))
-        return _texts(self.processor, [(prompt or "") + text for text in values])
+        return self._of_one_kind(inputs, prompt)
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Adds `sentence_embedding` (N, D) and, of texts, `token_embeddings` (T, L, width of the tower)."""
@@ -174,9 +178,13 @@ class R2D2Ranker(_R2D2Module):
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Distinct texts and pictures, and `text_index`, `image_index` (P,) that name the pairs.
 
+        A column of texts or of pictures, of which the trainer's model card takes statistics, is encoded as it is.
+
         Raises:
             ValueError: a pair that is not of one text and one picture; names its place. ImageReadError: a bad file.
         """
+        if not any(isinstance(pair, (list, tuple)) for pair in inputs):
+            return self._of_one_kind(inputs, prompt)
         texts: dict[str, int] = {}
         pictures: dict[Any, tuple[int, Any]] = {}
         text_index, image_index = [], []
@@ -194,7 +202,13 @@ class R2D2Ranker(_R2D2Module):
         }
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Adds `scores` (P, 1), float32."""
+        """Adds `scores` (P, 1), float32.
+
+        Raises:
+            ValueError: no pairs, but texts or pictures by themselves.
+        """
+        if "text_index" not in features:
+            raise ValueError("the ranker compares pairs of one text and one picture, and these are no pairs")
         texts = self.model.get_text_features(features["input_ids"], features["attention_mask"])
         images = self.model.get_image_features(features["pixel_values"])
         output = self.model.rank(
