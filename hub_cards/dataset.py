@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -28,7 +29,7 @@ def dataset_card(
     licence: str | None = None,
     picture_licence: str | None = None,
     origin: str | None = None,
-    reading: dict[str, str | None] | None = None,
+    reading: dict[str, Any] | None = None,
     limits: Sequence[str] = (),
 ) -> DatasetCard:
     """The card of pairs that `check_pairs` has read; what nobody stated is said to be unknown.
@@ -60,7 +61,7 @@ def dataset_card(
         template_path=str(_TEMPLATES / f"dataset_card_{language}.md.jinja"),
         name=name,
         path=path,
-        options="".join(f', {key}="{value}"' for key, value in options.items()),
+        options="".join(f', {key}={json.dumps(value, ensure_ascii=False)}' for key, value in options.items()),
         found=found,
         unknown=UNKNOWN[language],
         licence=licence,

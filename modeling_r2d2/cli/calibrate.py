@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 
 def calibrate(
@@ -27,6 +28,9 @@ def calibrate(
     split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Which split --test-data is.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     precision: Annotated[float | None, typer.Option(help="Report the threshold for this precision …")] = None,
     recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the reliability into this PNG.")] = None,
@@ -39,7 +43,8 @@ def calibrate(
     console = Console()
     if test_data is None and test_split is not None:
         raise ValueError("--test-split is of the pairs to report on: name them with --test-data")
-    reading = {"format": format, "image_root": image_root}
+    reading = {"format": format, "image_root": image_root, "encoding": encoding}
+    reading["columns"] = columns_of(image_column, text_column)
     fitted, found = calibrate_model(
         model,
         load_gallery(data, split=split, **reading),

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 
 def card(
@@ -43,19 +44,24 @@ def card(
     format: Annotated[str | None, typer.Option(help="--dataset: where the suffix does not tell.")] = None,
     split: Annotated[str | None, typer.Option(help="--dataset: which split.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
 ) -> None:
     """Write a card from what the folder, measurements and you say; what nobody said is stated as unknown."""
     console = Console()
+    columns = columns_of(image_column, text_column)
+    reading = {"format": format, "split": split, "columns": columns, "encoding": encoding}
     if dataset:
         given = {"results": results, "data": data, "base_model": base_model, "repo": repo, "speed": speed}
         _refuse({**given, "measure_speed": measure_speed or None}, "a model's card")
         path = output or (source if source.is_dir() else source.parent) / "README.md"
         _refuse_existing(path, overwrite)
-        text = _dataset_card(source, language, licence, picture_licence, origin, name, format, split, limit, path)
+        text = _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path)
         path.write_text(text, encoding="utf-8")
         written = [path]
     else:
-        given = {"name": name, "origin": origin, "picture_licence": picture_licence, "format": format, "split": split}
+        given = {"name": name, "origin": origin, "picture_licence": picture_licence, **reading}
         _refuse(given, "a data set's card (--dataset)")
         from ..hub_cards.licences import DataSource
         from ..hub_cards.model import model_card, read_results, write_card
@@ -94,6 +100,7 @@ def card(
 
 
 def _refuse(given: dict, what: str) -> None:
+    given = {"image_column" if name == "columns" else name: value for name, value in given.items()}
     if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
         raise ValueError(f"{', '.join(names)} belong to {what}")
 
@@ -103,12 +110,12 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is there already: --overwrite replaces it")
 
 
-def _dataset_card(source, language, licence, picture_licence, origin, name, format, split, limit, path) -> str:
+def _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path) -> str:
     from ..hub_cards.dataset import dataset_card
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
 
-    pairs = load_pairs(str(source), format=format, split=split, max_error_rate=1.0, check_images="exists")
+    pairs = load_pairs(str(source), **reading, max_error_rate=1.0, check_images="exists")
     shown = source.resolve()
     inside = shown.is_relative_to(path.resolve().parent)
     return str(
@@ -120,7 +127,7 @@ def _dataset_card(source, language, licence, picture_licence, origin, name, form
             licence=licence,
             picture_licence=picture_licence,
             origin=origin,
-            reading={"format": format, "split": split},
+            reading=reading,
             limits=limit or (),
         )
     )

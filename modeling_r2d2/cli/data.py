@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 data_app = typer.Typer(name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True)
 
@@ -21,6 +22,9 @@ def check(
     format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     label: Annotated[str | None, typer.Option(help="Column of labels, for labelled pairs of your own.")] = None,
     max_error_rate: Annotated[float, typer.Option(help="Exit with status 1 above this share of bad records.")] = 0.01,
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
@@ -39,7 +43,8 @@ def check(
         format=format,
         split=split,
         image_root=image_root,
-        columns=None if label is None else {"label": label},
+        columns=columns_of(image_column, text_column, label),
+        encoding=encoding,
         max_error_rate=1.0,
         background=background,
         check_images="exists",  # every picture is decoded below
@@ -77,6 +82,9 @@ def matching_pairs(
     format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     seed: int = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a list that is there.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -89,7 +97,10 @@ def matching_pairs(
         raise FileExistsError(f"{output} is there already: results on another list are not comparable (--overwrite)")
     if (negatives == "fgr") != (model is not None):
         raise ValueError("--negatives fgr draws the hard negatives of a model: give --model, and only then")
-    options = {} if data.startswith("emoji:") else {"format": format, "split": split, "image_root": image_root}
+    reading = {"format": format, "split": split, "image_root": image_root, "encoding": encoding}
+    options = {**reading, "columns": columns_of(image_column, text_column)}
+    if data.startswith("emoji:"):
+        options = {}
     gallery = Gallery.from_pairs(open_pairs(data, **options))
     network = processor = None
     if model is not None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 
 def evaluate(
@@ -18,6 +19,9 @@ def evaluate(
     format: Annotated[str | None, typer.Option(help="icm, flickr30k-cna, chinese-clip, coco-cn, …")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     label: Annotated[str | None, typer.Option(help="matching: column of labels in files of your own.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the data in reports; 'MUGE', 'Flickr30k-CN' … print published figures.")
@@ -52,7 +56,8 @@ def evaluate(
         "format": format,
         "split": split,
         "image_root": image_root,
-        "columns": None if label is None else {"label": label},
+        "columns": columns_of(image_column, text_column, label),
+        "encoding": encoding,
         "max_error_rate": max_error_rate,
     }
     if prompts is not None and task != "classification":

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
 
@@ -31,6 +32,9 @@ def finetune(
     validation_split: Annotated[str | None, typer.Option(help="Which split --validation is.")] = None,
     label: Annotated[str | None, typer.Option(help="matching: column of labels (1, 0) in files of your own.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
     max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
@@ -112,7 +116,8 @@ def finetune(
         raise ValueError("--validation-split is of the validation pairs: name them with --validation")
     check_splits(data, validation, test or (), split, validation_split)
     reading = {
-        "columns": None if label is None else {"label": label},
+        "columns": columns_of(image_column, text_column, label),
+        "encoding": encoding,
         "image_root": image_root,
         "on_error": on_error,
         "max_error_rate": max_error_rate,

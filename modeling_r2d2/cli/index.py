@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 
 def index(
     pictures: Annotated[
-        str | None, typer.Argument(help="Folder, JSONL, CSV/TSV, Parquet, saved data set or tar shards.")
+        list[str] | None,
+        typer.Argument(help="Folders, JSONL, CSV/TSV, Parquet, saved data sets or tar shards; one or several."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the index; added to if it is there.")] = ...,
     model: Annotated[str | None, typer.Option(help="Model folder or name; default: the one of the index.")] = None,
@@ -25,6 +27,9 @@ def index(
     vectors: Annotated[str | None, typer.Option(help="'flat', 'hnsw' or 'ivf'; default: by size.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the pictures, where the suffix does not tell.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Relative paths of JSONL and CSV begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     prune: Annotated[bool, typer.Option(help="Remove pictures that the source no longer has.")] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
@@ -32,15 +37,16 @@ def index(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""
+    from ..processing.datasets.report import ErrorReport
     from ..retrieval.building import IndexBuilder
     from ..retrieval.cache import CacheOptions
     from ..retrieval.manifest import MANIFEST, Manifest
     from ..retrieval.retriever import load_model
 
-    if pictures is None and not remove:
+    if not pictures and not remove:
         raise ValueError("name the pictures to index, or --remove ID")
     console = Console()
-    before = Manifest.load(output) if (output / MANIFEST).is_file() or pictures is None else None
+    before = Manifest.load(output) if (output / MANIFEST).is_file() or not pictures else None
     model = model or (before.model.source if before is not None else None)
     if model is None:
         raise ValueError("name the model that makes the index: --model DIR")
@@ -58,12 +64,20 @@ def index(
         builder = IndexBuilder(
             network, processor, output, kept, vectors, batch_size, accelerator=accelerator, progress=progress
         )
-        removed = 0
+        removed, noted = 0, ErrorReport()
         if remove:
             built = builder.remove(remove)
             removed = built.removed
-        if pictures is not None:
-            built = builder.add(pictures, prune, format=format, image_root=image_root)
+        if pictures:
+            built = builder.add(
+                pictures if len(pictures) > 1 else pictures[0],
+                prune,
+                format=format,
+                image_root=image_root,
+                columns=columns_of(image_column, text_column),
+                encoding=encoding,
+                note=noted.add,
+            )
             built = replace(built, removed=built.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -76,6 +90,8 @@ def index(
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
         console.print(f"{built.duplicates:,} pictures have the same content as another")
+    for note in noted.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if built.unreadable:
         console.print(f"{len(built.unreadable):,} could not be read and were skipped:", style="yellow")
         for entry in built.unreadable[:20]:

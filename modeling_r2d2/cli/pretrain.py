@@ -9,6 +9,7 @@ from rich.console import Console
 from ..configuration_r2d2 import PRESETS
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from .options import TrustRemoteCode
+from .reading import Encoding, ImageColumn, TextColumn, columns_of
 
 
 def pretrain(
@@ -47,6 +48,9 @@ def pretrain(
         int, typer.Option(help="Pairs in memory at once while the whole batch is compared; 0: all.")
     ] = 0,
     image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    encoding: Encoding = None,
     format: Annotated[str | None, typer.Option(help="Of the data, where the suffix does not tell.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out pairs, for recall@K while training.")] = None,
@@ -95,6 +99,8 @@ def pretrain(
     refuse_existing_model(output, overwrite, resume)
     reading = {
         "image_root": image_root,
+        "columns": columns_of(image_column, text_column),
+        "encoding": encoding,
         "on_error": on_error,
         "max_error_rate": max_error_rate,
         "background": background,
