@@ -52,11 +52,12 @@ def read_folder(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Pr
         if isinstance(path, Problem):
             yield path
         elif not is_image(path):
-            ignored[kind_of(path.name)] += path != captions
+            if path != captions:
+                ignored[kind_of(path.name)] += 1
         elif (name := path.relative_to(root).as_posix()) not in named:
             unnamed.append(name)
             if not reading.captions:
-                yield RawPair(str(folder), None, name, ())
+                yield RawPair(str(path), None, name, ())
     if unnamed and reading.captions:
         yield Note(
             str(folder),

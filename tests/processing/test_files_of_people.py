@@ -462,6 +462,9 @@ class TestFolders:
         pairs = load_pairs(photos)
         assert pairs.keys() == names[:3]
         assert "1 pictures in" in pairs.report.summary()
+        assert "0 ." not in pairs.report.summary()
+        places = {picture.id: picture.location for picture in list_pictures(photos, note=print)}
+        assert places[names[3]] == str(photos / names[3])
 
     def test_sidecars_in_gbk(self, photos):
         (photos / "猫/1.txt").write_bytes("一只黑色的猫".encode("gbk"))
