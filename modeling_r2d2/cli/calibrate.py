@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import TrustRemoteCode
-from .reading import Encoding, ImageColumn, TextColumn, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
 
 
 def calibrate(

@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import TrustRemoteCode
-from .reading import Encoding, ImageColumn, TextColumn, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
 
 data_app = typer.Typer(name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True)
 

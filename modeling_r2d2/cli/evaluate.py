@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from .options import TrustRemoteCode
-from .reading import Encoding, ImageColumn, TextColumn, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
 
 
 def evaluate(

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import TrustRemoteCode
-from .reading import Encoding, ImageColumn, TextColumn, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
 
 Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
 

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
-from .options import TrustRemoteCode
-from .reading import Encoding, ImageColumn, TextColumn, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
 
 
 def pretrain(
