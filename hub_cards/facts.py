@@ -16,6 +16,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..finite import require_finite, require_finite_file
 from ..loading import load_config
 from .record import FINETUNING_FILE, RunRecord
 
@@ -94,9 +95,10 @@ class ModelFacts:
 
 
 def read_facts(folder: str | PathLike) -> ModelFacts:
-    """Look at a model folder, without loading weights or running code.
+    """Look at a model folder, without running code; its weights are read once, for NaN.
 
     Raises:
+        NotFiniteError: weights, or the last logged loss, are not finite.
         FileNotFoundError: no config.json, or no safetensors. ValueError: a model that is not of this package.
     """
     folder = Path(folder)
@@ -123,12 +125,13 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
 
 
 def _weights(folder: Path) -> tuple[int, int, tuple[str, ...]]:
-    """Parameters, bytes and dtypes, from the headers of the files alone."""
+    """Parameters, bytes and dtypes, of weights that are finite."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no safetensors file: save the model by save_pretrained")
     count, dtypes = 0, set()
     for path in files:
+        require_finite_file(path)
         with safe_open(path, framework="np") as held:
             for name in held.keys():  # noqa: SIM118 (not a mapping)
                 part = held.get_slice(name)
@@ -170,6 +173,7 @@ def _read_training(facts: ModelFacts) -> None:
         training.setdefault("per_device_train_batch_size", state.get("train_batch_size"))
         logged = [entry for entry in state.get("log_history", []) if "loss" in entry]
         if logged:
+            require_finite({"loss": float(logged[-1]["loss"])}, f"{folder}: the last log of training")
             training["final_loss"] = round(float(logged[-1]["loss"]), 4)
             training["losses"] = ", ".join(sorted(name for name in logged[-1] if name.startswith("loss_")))
     if (record := RunRecord.read(folder)) is not None and not (folder / FINETUNING_FILE).is_file():

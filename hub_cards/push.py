@@ -14,8 +14,10 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_imports
 
+from ..finite import NotFiniteError, require_finite_file
 from .checking import check_card, code_blocks
 
 #: By-products of a run, which stay behind: pattern on the path -> why.
@@ -101,11 +103,23 @@ def plan_push(folder: str | PathLike, repo_id: str | None = None, exclude: Seque
             plan.problems.append(f"{name}: {problem}")
         else:
             plan.files[name] = path.stat().st_size
+            if path.suffix == ".safetensors" and (problem := _not_finite(path)):
+                plan.problems.append(f"{name}: {problem}")
             _scan(path, name, plan)
     plan.problems += _lacking(plan)
     if repo_id is not None:
         plan.warnings += _other_names(folder, repo_id)
     return plan
+
+
+def _not_finite(path: Path) -> str | None:
+    try:
+        require_finite_file(path)
+    except NotFiniteError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except SafetensorError as error:
+        return f"no safetensors file: {error}"
+    return None
 
 
 def push_folder(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 
@@ -26,6 +27,7 @@ def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     Args:
         tensors: names and tensors on any device, of any type; integers and empty ones are finite.
     """
+    found: list[str] = []
     sums: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = {}
     for name, tensor in tensors:
         floating = tensor.is_floating_point() or tensor.is_complex()
@@ -36,8 +38,11 @@ def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
             tensor = tensor.float()
         # A sum carries every NaN and infinity along.
         total = tensor.abs().sum() if tensor.is_complex() else tensor.sum(dtype=_sum_type(tensor))
-        sums.setdefault(total.device, []).append((name, tensor, total.to(torch.float64)))
-    found = []
+        if total.device.type == "cpu":  # nothing to wait for, and the tensor may be one of a file's, read in turn
+            if not bool(total.isfinite()) and not bool(tensor.isfinite().all()):
+                found.append(name)
+            continue
+        sums.setdefault(total.device, []).append((name, tensor, total.to(torch.float32)))
     for entries in sums.values():  # one synchronisation a device
         finite = torch.stack([total for _, _, total in entries]).isfinite().tolist()
         for (name, tensor, _), good in zip(entries, finite, strict=True):
@@ -63,11 +68,27 @@ def require_finite_weights(weights: nn.Module | Mapping[str, Tensor], place: str
     held = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = [(name, value) for name, value in held.items() if isinstance(value, Tensor)]
     if found := names_not_finite(tensors):
-        raise NotFiniteError(
-            f"{place}: {_counted(len(found), len(tensors), 'weights')} not finite (NaN or infinity), such as "
-            f"{found[0]}: the run that made them diverged, or the file is damaged. Take an earlier checkpoint, or the "
-            "original file"
-        )
+        raise NotFiniteError(_weights_refused(place, found, len(tensors)))
+
+
+def _weights_refused(place: str | PathLike, found: list[str], total: int) -> str:
+    return (
+        f"{place}: {_counted(len(found), total, 'weights')} not finite (NaN or infinity), such as {found[0]}: the run "
+        "that made them diverged, or the file is damaged. Take an earlier checkpoint, or the original file"
+    )
+
+
+def require_finite_file(path: str | PathLike) -> None:
+    """`require_finite_weights` of a safetensors file, one tensor in memory at a time.
+
+    Raises:
+        NotFiniteError: names the file and the first tensor. SafetensorError: not such a file.
+    """
+    with safe_open(path, framework="pt") as held:
+        names = list(held.keys())
+        found = names_not_finite((name, held.get_tensor(name)) for name in names)
+    if found:
+        raise NotFiniteError(_weights_refused(path, found, len(names)))
 
 
 def require_finite(values: Any, what: str, names: Sequence[Any] | None = None) -> None:
@@ -141,4 +162,12 @@ def _and_others(count: int) -> str:
     return "" if count == 1 else f" ({count - 1} more are not)"
 
 
-__all__ = ["NotFiniteError", "is_finite", "names_not_finite", "require_finite", "require_finite_weights", "to_json"]
+__all__ = [
+    "NotFiniteError",
+    "is_finite",
+    "names_not_finite",
+    "require_finite",
+    "require_finite_file",
+    "require_finite_weights",
+    "to_json",
+]

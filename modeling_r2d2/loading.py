@@ -19,6 +19,8 @@ from huggingface_hub import constants as hub
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from .finite import require_finite_weights
+
 #: What a Hub name looks like; everything else that is not there is a mistyped folder.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _OWN_TYPES = ("r2d2", "wukong")
@@ -84,13 +86,15 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
     """`kind.from_pretrained(place)` and its loading info, for callers who judge it themselves.
 
     Raises:
-        ValueError, OSError: as `load_whole`, weights that do not fit apart.
+        ValueError, OSError: as `load_whole`, weights that do not fit apart. NotFiniteError: NaN or infinite weights.
     """
     with one_line_errors(place, kind):
         _require_model_folder(place, kind)
         with _without_report():
             safe = {**_trust(), "weights_only": True, "ignore_mismatched_sizes": True}
-            return kind.from_pretrained(place, output_loading_info=True, **{**safe, **options})
+            model, info = kind.from_pretrained(place, output_loading_info=True, **{**safe, **options})
+    require_finite_weights(model, place)
+    return model, info
 
 
 def check_loading(
@@ -185,6 +189,7 @@ def load_component(kind: Any, place: str | PathLike, subfolder: str) -> Any:
     """
     with one_line_errors(place, kind):
         model, info = kind.from_pretrained(place, subfolder=subfolder, output_loading_info=True)
+    require_finite_weights(model, f"{place}/{subfolder}")
     wrong = [*info["missing_keys"], *layers_left_out(info["unexpected_keys"], model.state_dict())]
     if wrong:
         raise LoadingError(

@@ -3,6 +3,7 @@
 This file travels to the Hub beside the weights, so it imports only PIL, transformers and flat siblings.
 """
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -21,6 +22,21 @@ class R2D2ProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
+def _require_finite_scaling(image_processor: Any) -> None:
+    """Pixels that are divided by 0 or NaN would make every embedding NaN.
+
+    Raises:
+        ValueError: names the setting of preprocessor_config.json.
+    """
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = getattr(image_processor, name, None)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            wrong = not isinstance(number, (int, float)) or not math.isfinite(number)
+            if number is not None and (wrong or (name != "image_mean" and number <= 0)):
+                bound = "" if name == "image_mean" else " above 0"
+                raise ValueError(f"{name} of the image processor is {value}; it must be finite numbers{bound}")
+
+
 class R2D2Processor(ProcessorMixin):
     """A `CLIPImageProcessor` that squashes (bicubic, no crop) and a `BertTokenizer`, as one.
 
@@ -37,6 +53,7 @@ class R2D2Processor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer)
+        _require_finite_scaling(image_processor)
 
     @classmethod
     def build(cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any) -> "R2D2Processor":

@@ -77,7 +77,9 @@ def card(
         if speed is not None:
             rates = Speed(**json.loads(speed.read_text(encoding="utf-8")))
         if rates is not None and speed_output is not None:
-            speed_output.write_text(json.dumps(rates.to_dict(), indent=2) + "\n", encoding="utf-8")
+            from ..finite import to_json
+
+            speed_output.write_text(to_json(rates.to_dict(), speed_output, indent=2) + "\n", encoding="utf-8")
         made = model_card(
             source,
             language=language,

@@ -1,6 +1,5 @@
 """`r2d2 match`: how likely texts belong to a picture."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +40,9 @@ def match(
     ]
     rows.sort(key=lambda row: -row["match_probability"])
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        from ..finite import to_json
+
+        typer.echo(to_json(rows, "match", indent=2))
     else:
         table = Table("match probability", "cosine", "text")
         for row in rows:

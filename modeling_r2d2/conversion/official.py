@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_r2d2 import R2D2Config
+from ..finite import require_finite_weights
 from ..modeling_r2d2 import R2D2Model
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from .names import RANKER_PREFIXES, head_name, model_name, official_name, unused_reason
@@ -92,6 +93,7 @@ def convert_official_checkpoint(
         FileNotFoundError: no such file.
     """
     state_dict = read_checkpoint(path)
+    require_finite_weights(state_dict, path)
     try:
         config = infer_config(state_dict) if config is None else deepcopy(config)
         tensors, report = convert_state_dict(state_dict, config, head=head, allow_unknown=allow_unknown)

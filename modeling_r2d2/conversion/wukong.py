@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 
 from ..configuration_wukong import WukongConfig
+from ..finite import require_finite_weights
 from ..modeling_wukong import WukongModel
 from ..processing.files import staged_folder
 from ..processing.processing_wukong import WukongProcessor
@@ -55,6 +56,7 @@ def convert_wukong_checkpoint(
         FileNotFoundError: no such file.
     """
     state_dict = read_checkpoint(path)
+    require_finite_weights(state_dict, path)
     try:
         config = infer_wukong_config(state_dict) if config is None else deepcopy(config)
         tensors, report = convert_wukong_state_dict(state_dict, config, allow_unknown=allow_unknown)

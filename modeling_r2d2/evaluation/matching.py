@@ -52,11 +52,14 @@ def matching_metrics(
         scores: (N,) match probabilities. labels: (N,) of 0 and 1. bootstrap: None: no intervals.
 
     Returns:
-        metrics `auc`, `accuracy`, `threshold`; intervals of the first two.
+        metrics `auc`, `accuracy`, `threshold` (absent where calling nothing a match is best); intervals of the first
+        two.
     """
     scores, labels = _checked(scores, labels)
     threshold, accuracy = best_threshold(scores, labels)
-    metrics = {"auc": roc_auc(scores, labels), "accuracy": accuracy, "threshold": threshold}
+    metrics = {"auc": roc_auc(scores, labels), "accuracy": accuracy}
+    if np.isfinite(threshold):
+        metrics["threshold"] = threshold
     ends = None
     if bootstrap is not None:
         order = _Ranked(scores, labels)

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.records import read_label
 from ..processing.processing_r2d2 import R2D2Processor
 from .gallery import Gallery, text_positives
-from .retrieval import encode_images, encode_texts, evaluating
+from .retrieval import encode_images, encode_texts, evaluating, name_of
 
 Negatives = Literal["uniform", "fgr"]
 _VERSION = 1
@@ -183,6 +184,7 @@ def pair_probabilities(
                 image_index=torch.from_numpy(image_of_pair).to(model.device),
                 cls_only=True,
             )
+        require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
         result[rows] = output.match_probability.double().cpu().numpy()
     return result
 

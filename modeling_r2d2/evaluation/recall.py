@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..finite import require_finite
+
 #: Identity of a picture, and of the picture or pictures that a text describes.
 ImageId = Hashable
 TextId = Hashable | Collection[Hashable]
@@ -119,7 +121,7 @@ def retrieval_metrics(prediction: EvalPrediction, ks: Sequence[int] = (1, 5, 10)
         as `recall_both_ways`; usable as `metric_for_best_model="text_to_image_r1"`.
 
     Raises:
-        ValueError: predictions or labels of another kind.
+        ValueError: predictions or labels of another kind. NotFiniteError: embeddings of a model that has diverged.
     """
     image_ids = prediction.label_ids
     if isinstance(image_ids, (tuple, list)) and len(image_ids) == 1:
@@ -136,6 +138,8 @@ def retrieval_metrics(prediction: EvalPrediction, ks: Sequence[int] = (1, 5, 10)
             "has its keys_to_ignore_at_inference, and do not set prediction_loss_only"
         )
     text_embeds, image_embeds = (torch.as_tensor(np.asarray(e), dtype=torch.float32) for e in embeds)
+    require_finite(text_embeds, "text embeddings")
+    require_finite(image_embeds, "picture embeddings")
     image_ids = np.asarray(image_ids)
     if not len(image_ids) == len(text_embeds) == len(image_embeds):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -11,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..finite import require_finite, to_json
 from .published import published_table
 
 _TASKS = {
@@ -43,6 +43,9 @@ class EvaluationResult:
     metrics: name -> value, percent but for `cider` and `threshold`. intervals: name -> its bootstrap interval.
     counts: sizes of what was judged. settings: all that the figures depend on. data_hash, model_hash: digests of what
     was read.
+
+    Raises:
+        NotFiniteError: a metric that is not finite.
     """
 
     task: str
@@ -56,6 +59,9 @@ class EvaluationResult:
     model_hash: str | None = None
     seconds: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        require_finite(self.metrics, f"{self.task} of {self.model} on {self.data}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -123,7 +129,7 @@ def write_report(results: Sequence[EvaluationResult], folder: str | PathLike) ->
     name = f"{results[0].task}-{_slug(results[0].data)}"
     plain, table = folder / f"{name}.json", folder / f"{name}.md"
     rows = [result.to_dict() for result in results]
-    plain.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    plain.write_text(to_json(rows, plain, indent=2) + "\n", encoding="utf-8")
     table.write_text(report, encoding="utf-8")
     return plain, table
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
+from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -105,7 +106,18 @@ def encode_images(
             embeds.append(normalize(output.pooler_output.float()).to(device or model.device))
             if keep_states:
                 states.append(output.last_hidden_state.to(device or model.device))
-    return EncodedImages(torch.cat(embeds), torch.cat(states) if keep_states else None)
+    encoded = EncodedImages(torch.cat(embeds), torch.cat(states) if keep_states else None)
+    require_finite(encoded.embeds, f"picture embeddings of {name_of(model)}", [_named(image) for image in images])
+    return encoded
+
+
+def name_of(model: nn.Module) -> str:
+    """The folder or Hub name that a model was loaded from, else its class: for messages."""
+    return getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
+
+
+def _named(image: Any) -> str:
+    return str(image) if isinstance(image, str | PathLike) else f"a {type(image).__name__}"
 
 
 def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R2D2Processor) -> Tensor:
@@ -167,6 +179,7 @@ def encode_texts(
                 embeds[rows.to(device), :longest] = batch
             if keep_states:
                 states[rows.to(device), :longest] = output.last_hidden_state.to(device)
+    require_finite(embeds, f"text embeddings of {name_of(model)}", texts)
     return EncodedTexts(embeds, attention_mask.to(device), states)
 
 
@@ -243,6 +256,7 @@ def match_probabilities(
                 image_index=image_of_pair.to(model.device),
                 cls_only=True,
             )
+            require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
             probability[text_rows, image_rows] = output.match_probability.to(pairs.device)
     return probability
 

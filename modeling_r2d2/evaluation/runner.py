@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoProcessor
 
+from ..finite import to_json
 from ..loading import load_processor, load_whole
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.json_records import read_json_objects
@@ -284,7 +285,7 @@ def evaluate_models(
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_suffix(".part")
-            part.write_text(json.dumps(result.to_dict(), ensure_ascii=False), encoding="utf-8")
+            part.write_text(to_json(result.to_dict(), kept), encoding="utf-8")
             part.replace(kept)
         results.append(result)
     return results

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from ..configuration_r2d2 import R2D2Config
+from ..finite import require_finite
 from ..loading import load_config
 from ..modeling_r2d2 import R2D2MatchOutput, R2D2Model
 from . import ranker_weights
@@ -233,7 +234,10 @@ class R2D2OnnxModel(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
     def _run(self, name: str, inputs: dict[str, Tensor]) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in self._sessions[name].run(None, feed(inputs))]
+        arrays = [torch.from_numpy(array) for array in self._sessions[name].run(None, feed(inputs))]
+        for array in arrays:
+            require_finite(array, f"what {self.folder / self.manifest.graphs[name].file} computes")
+        return arrays
 
 
 def _refuse_arguments(arguments: dict) -> None:

@@ -1,6 +1,5 @@
 """Fine-tuning as one call: a model and pairs in, a model folder out. `r2d2 finetune` is thin over it."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..captioning_r2d2 import R2D2ForConditionalGeneration
 from ..configuration_r2d2 import R2D2Config
+from ..finite import to_json
 from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from ..loading import check_loading, load_config, load_processor, load_whole, load_with_report
@@ -313,7 +313,7 @@ def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: 
     from ..hub_cards.record import FINETUNING_FILE
 
     held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}
-    text = json.dumps({**held, "settings": _plain(trainer.settings)}, indent=2, ensure_ascii=False)
+    text = to_json({**held, "settings": _plain(trainer.settings)}, FINETUNING_FILE, indent=2)
     with staged_folder(trainer.settings.output, "finetune") as folder:
         (folder / FINETUNING_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
+from ..finite import require_finite
 from .inputs import read_picture, tokenize
 
 
@@ -138,6 +139,8 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
         return {"match_probability": output.match_probability, "cosine": cosine}
 
     def postprocess(self, model_outputs) -> list[dict[str, float]]:
+        for name in ("match_probability", "cosine"):
+            require_finite(model_outputs[name], f"{name} of {self.model.config.name_or_path}")
         probabilities, cosines = (model_outputs[k].tolist() for k in ("match_probability", "cosine"))
         return [
             {"match_probability": probability, "cosine": cosine}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import ZeroShotImageClassificationPipeline
 
+from ..finite import require_finite
 from .inputs import read_picture, tokenize
 
 
@@ -132,6 +133,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return {"scores": output.match_probability.view(images, labels)}
 
     def postprocess(self, model_outputs, labels):
+        require_finite(model_outputs["scores"][0], f"scores of {self.model.config.name_or_path}", labels)
         scores = model_outputs["scores"][0].tolist()
         return [
             {"score": score, "label": label}

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..finite import require_finite, to_json
 from ..processing.files import write_text
+from ..ranges_r2d2 import COUNT, POSITIVE, require_numbers
 from .manifest import canonical, tensor_bytes
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Calibration:
     "uncalibrated", "temperature" and "platt". ranker: digest of the ranker that it belongs to.
 
     Raises:
-        ValueError: a prior that is no share between 0 and 1.
+        ValueError: a prior that is no share between 0 and 1; numbers that are not finite or out of their range.
     """
 
     method: Literal["temperature", "platt"]
@@ -54,6 +56,9 @@ class Calibration:
     ranker: str | None = None
 
     def __post_init__(self):
+        bounds = {"slope": POSITIVE, "intercept": {}, "true_share": {"above": 0, "below": 1}, "pairs": COUNT}
+        require_numbers(self, bounds)
+        require_finite(self.held_out, "held_out")
         if self.prior is not None and not 0 < self.prior < 1:
             raise ValueError(f"the prior is {self.prior}; it is a share of true pairs between 0 and 1")
 
@@ -76,7 +81,7 @@ class Calibration:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder: a calibration is stored with the model it belongs to")
-        write_text(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(folder / FILE, to_json(asdict(self), folder / FILE, indent=1) + "\n")
         return folder / FILE
 
     @classmethod

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise, pixels_of
+from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise, name_of, pixels_of
+from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import ImageReadError, open_image
 from ..processing.processing_r2d2 import R2D2Processor
@@ -52,6 +53,8 @@ class ShardEncoder:
                 read, digests, pixel_values = batch
                 output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
                 embeds.append(flat_tokens(normalize(output.pooler_output.float()).cpu()))
+                names = [picture.location or picture.id for picture in read]
+                require_finite(embeds[-1], f"picture embeddings of {name_of(self.model)}", names)
                 if self.cache.keep != "none":
                     packed = pack(self._kept(output.last_hidden_state), self.cache.precision)
                     self._keep(kept, packed, len(good))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, match_probability
 from .attention import FoldedAttention, SelfAttention
 
@@ -176,6 +177,8 @@ class FastRanker:
                 if out is None:
                     out = chunk.new_empty(len(text_index), 2)
                 out[pairs] = chunk
+            if out is not None:
+                require_finite(out, f"match logits of {self.model.config.name_or_path or type(self.model).__name__}")
             result[name] = out
         return MatchLogits(**result)
 

@@ -4,7 +4,6 @@ import base64
 import csv
 import html
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from ..finite import to_json as finite_json
 from ..processing.datasets.images import ImageReadError
 from .pictures import Picture
 
@@ -64,7 +64,7 @@ class SearchResult:
 
 def to_json(results: Sequence[SearchResult]) -> str:
     """`[{"query", "hits": [{"rank", "id", "path", "score", "match_probability", "cosine"}]}]`."""
-    return json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=2)
+    return finite_json([result.to_dict() for result in results], "search results", indent=2)
 
 
 def to_csv(results: Sequence[SearchResult]) -> str:

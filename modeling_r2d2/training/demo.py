@@ -4,7 +4,6 @@ The recipe (tower, sizes, learning rate, augmentation, texts) was chosen with th
 Twitter and Windows are test vendors and were never tuned on.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import set_seed
 
 from ..configuration_r2d2 import R2D2Config
 from ..evaluation import RetrievalResult, evaluate_retrieval
+from ..finite import to_json
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from ..processing.batch_augmentation import BatchAugmentation
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
@@ -170,7 +170,7 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         "vendors": {name: result.to_dict() for name, result in figures.items()},
     }
     with staged_folder(settings.output, "demo") as folder:
-        text = json.dumps(results, indent=2, ensure_ascii=False)
+        text = to_json(results, "results.json", indent=2)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         _draw(folder, trainer.state.log_history, galleries, figures)
         _card(settings, results, vendors).save(folder / "README.md")
