@@ -1,11 +1,10 @@
 """The `r2d2` command: one module per verb, each thin over the Python interface of the same name."""
 
-import logging
+import os
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from .app import app as app_page
 from .calibrate import calibrate
@@ -13,7 +12,9 @@ from .card import card
 from .convert import convert
 from .data import data_app
 from .demo import demo
+from .errors import run
 from .evaluate import evaluate
+from .examples import EXAMPLES, START
 from .export import export
 from .finetune import finetune
 from .index import index
@@ -21,39 +22,66 @@ from .match import match
 from .pretrain import pretrain
 from .push import push
 from .search import search
+from .terminal import quiet_libraries
 
 app = typer.Typer(
     name="r2d2",
-    help="R2D2 and PRD2: Chinese vision-language models with pre-ranking and ranking.",
+    help=f"R2D2 and PRD2: Chinese vision-language models with pre-ranking and ranking.\n\n{START}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut the names of options
 )
-app.command()(demo)
-app.command()(pretrain)
-app.command()(finetune)
-app.command()(convert)
-app.command()(index)
-app.command()(search)
-app.command()(match)
-app.command()(calibrate)
-app.command()(evaluate)
-app.command()(export)
-app.command()(card)
-app.command()(push)
-app.command("app")(app_page)
+for name, verb in {
+    "index": index,
+    "search": search,
+    "app": app_page,
+    "match": match,
+    "demo": demo,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "calibrate": calibrate,
+    "convert": convert,
+    "export": export,
+    "card": card,
+    "push": push,
+}.items():
+    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(verb)
 app.add_typer(data_app)
+
+_TRACEBACK = "R2D2_TRACEBACK"
+_settings = {"traceback": False}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"r2d2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", envvar=_TRACEBACK, help="Show where an error comes from, for a report.")
+    ] = False,
+) -> None:
+    _settings["traceback"] = traceback
 
 
 def main() -> None:
-    """Entry point: bad input ends with one clear line and exit status 2, not with a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        app()
-    except (ValueError, OSError, ImportError) as error:
-        message = f"[red]r2d2: {type(error).__name__}:[/red] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        sys.exit(2)
+    """Entry point: whatever goes wrong ends with one clear line and a status other than 0, not with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without Chinese, or a name that is no text
+            stream.reconfigure(errors="backslashreplace")
+    quiet_libraries()
+    _settings["traceback"] = bool(os.environ.get(_TRACEBACK))
+    sys.exit(run(lambda: app(standalone_mode=False, prog_name="r2d2"), lambda: _settings["traceback"]))
 
 
 __all__ = ["app", "main"]

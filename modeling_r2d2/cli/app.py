@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .options import TrustRemoteCode
+from .options import Device, TrustRemoteCode
+from .terminal import Terminal
 
 
 def app(
@@ -19,7 +19,7 @@ def app(
     template: Annotated[str, typer.Option(help="What the labels are put into at first, at {}.")] = "一张{}的图片",
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
-    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """A page in the browser: search, match probability, zero-shot labels and, with a pipeline, drawing."""
@@ -28,5 +28,5 @@ def app(
     models = AppModels.open(model, index, text_to_image, device, calibrated, verify)
     page = build_app(models, example or (), template)
     address = launch_app(page, host, port, block=False)
-    Console().print(f"the page is at {address} (Ctrl+C ends it)", markup=False, highlight=False, soft_wrap=True)
+    Terminal().print(f"the page is at {address} (Ctrl+C ends it)")
     page.block_thread()

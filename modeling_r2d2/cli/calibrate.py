@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
 
 def calibrate(
@@ -39,7 +39,7 @@ def calibrate(
     """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""
     from ..retrieval.calibrating import calibrate_model, load_gallery, measure
 
-    console = Console()
+    console = Terminal()
     if test_data is None and test_split is not None:
         raise ValueError("--test-split is of the pairs to report on: name them with --test-data")
     reading = {"format": format, "image_root": image_root, "encoding": encoding}
@@ -55,7 +55,7 @@ def calibrate(
         test=None if test_data is None else load_gallery(test_data, split=test_split, **reading),
     )
     path = fitted.save(model)
-    console.print(f"stored in {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"stored in {path}")
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())
     share = f"{fitted.true_share:.1%} of them true" + (f", prior {fitted.prior:.1%}" if fitted.prior else "")
     console.print(f"{fitted.method} scaling on {fitted.pairs:,} pairs, {share}; held-out log-likelihood: {held_out}")

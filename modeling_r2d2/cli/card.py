@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, check_device, columns_of
+from .terminal import Terminal
 
 
 def card(
@@ -36,7 +36,7 @@ def card(
     measure_speed: Annotated[bool, typer.Option("--measure-speed", help="Measure it here, some seconds.")] = False,
     speed: Annotated[Path | None, typer.Option(help="Or take it from this JSON, by --speed-output.")] = None,
     speed_output: Annotated[Path | None, typer.Option(help="Keep what --measure-speed found.")] = None,
-    device: Annotated[str, typer.Option(help="Of --measure-speed.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Of --measure-speed.", callback=check_device)] = "cpu",
     name: Annotated[str | None, typer.Option(help="--dataset: its name; default: the file's.")] = None,
     origin: Annotated[str | None, typer.Option(help="--dataset: where pictures and texts come from.")] = None,
     picture_licence: Annotated[str | None, typer.Option(help="--dataset: of the pictures.")] = None,
@@ -48,7 +48,7 @@ def card(
     encoding: Encoding = None,
 ) -> None:
     """Write a card from what the folder, measurements and you say; what nobody said is stated as unknown."""
-    console = Console()
+    console = Terminal()
     columns = columns_of(image_column, text_column)
     reading = {"format": format, "split": split, "columns": columns, "encoding": encoding}
     if dataset:
@@ -97,7 +97,7 @@ def card(
             output.write_text(str(made), encoding="utf-8")
             written = [output]
     for path in written:
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"written: {path}")
 
 
 def _refuse(given: dict, what: str) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS, R2D2Config
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from ..configuration_wukong import WukongConfig
 from .options import TrustRemoteCode
+from .terminal import Terminal
 
 
 def convert(
@@ -61,11 +61,8 @@ def convert(
     else:
         report = convert_to_folder(checkpoint, out_dir, head=head, **settings)
         kind = "R2D2ForPreTraining" if report.has_head else "R2D2Model"
-    console = Console()
-    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
+    console.print(str(report))
     console.print(
         f"wrote {out_dir} ({kind}); load it with AutoModel.from_pretrained({str(out_dir)!r})",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )

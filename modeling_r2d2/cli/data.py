@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .examples import EXAMPLES
 from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
-data_app = typer.Typer(name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True)
+data_app = typer.Typer(
+    name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _FORMAT = "Of the data, where the suffix does not tell: icm, flickr30k-cna, chinese-clip, …"
 
 
-@data_app.command()
+@data_app.command(epilog=f"Example: {EXAMPLES['data check']}")
 def check(
     data: Annotated[str, typer.Argument(help="What to check: file, folder or shards, as for `r2d2 pretrain`.")],
     format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
@@ -49,30 +52,30 @@ def check(
         check_images="exists",  # every picture is decoded below
     )
     found = check_pairs(pairs, pictures, seed)
-    console = Console()
-    console.print(_table(found, data))
+    console = Terminal()
+    console.print_table(_table(console, found, data))
     for problem in found.problems[:list_errors]:
-        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        console.print(str(problem))
     if found.errors > list_errors:
         console.print(f"… and {found.errors - list_errors:,} more bad records")
     for note in found.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}")
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        console.print(f"report: {report}", soft_wrap=True)
+        console.print(f"report: {report}")
     if sheet is not None and found.sample:
         from ..evaluation.pair_sheet import pair_sheet
 
         pair_sheet(found.sample, sheet, title=f"{Path(data).name}: {len(found.sample)} of {found.pairs:,} pairs")
-        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+        console.print(f"contact sheet: {sheet}")
     if found.error_rate > max_error_rate or not found.pairs:
         share = f"{found.error_rate:.2%} of the records are bad, more than {max_error_rate:.2%}"
         console.print(share if found.pairs else "no pair is whole", style="red")
         raise typer.Exit(1)
 
 
-@data_app.command("matching-pairs")
+@data_app.command("matching-pairs", epilog=f"Example: {EXAMPLES['data matching-pairs']}")
 def matching_pairs(
     data: Annotated[str, typer.Argument(help="Pairs to draw from, or emoji:VENDOR.")],
     output: Annotated[Path, typer.Argument(help="List to write (JSON lines).")],
@@ -111,11 +114,11 @@ def matching_pairs(
     pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
     about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)
-    Console().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {output}", soft_wrap=True)
+    Terminal().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {output}")
 
 
-def _table(found, data: str) -> Table:
-    table = Table("", "count", "least", "25 %", "median", "75 %", "most", title=data, title_justify="left")
+def _table(console: Terminal, found, data: str) -> Table:
+    table = console.table("", "count", "least", "25 %", "median", "75 %", "most", title=data)
     table.add_row("records", f"{found.records:,}")
     table.add_row("bad records", f"{found.errors:,} ({found.error_rate:.2%})")
     table.add_row("pairs", f"{found.pairs:,}")

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Device, Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
 
 def evaluate(
@@ -41,7 +40,7 @@ def evaluate(
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Device = "cpu",
     max_error_rate: Annotated[float, typer.Option(help="Refuse data of which a larger share is bad.")] = 0.01,
     trust_remote_code: TrustRemoteCode = False,
 ):
@@ -76,13 +75,9 @@ def evaluate(
         bootstrap=Bootstrap(resamples, confidence, seed),
         device=device,
     )
-    console = Console()
-
-    def told(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    notes = Terminal(stderr=True)
     models = [*(model or []), *(more_models or [])]
-    results = evaluate_models(settings, models, output / "cache" if cache else None, told)
+    results = evaluate_models(settings, models, output / "cache" if cache else None, notes.print)
     plain, table = write_report(results, output)
-    console.print(Markdown(markdown_report(results)))
-    console.print(f"written: {plain}, {table}", soft_wrap=True)
+    Terminal().print(markdown_report(results))
+    notes.print(f"written: {plain}, {table}")

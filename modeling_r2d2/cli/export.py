@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from .options import TrustRemoteCode
+from .terminal import Terminal
 
 #: The first so many pictures are enough to measure ranges on.
 RANGE_PICTURES = 256
@@ -40,18 +39,15 @@ def export(
                 raise ValueError(f"--pictures: {picture}")
             chosen.append(picture.open())
     manifest = export_onnx(model, output, precision, pictures=chosen, overwrite=overwrite)
-    table = Table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
+    console = Terminal()
+    table = console.table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
     for record in manifest.graphs.values():
         cosine = "" if record.cosine is None else f"{record.cosine:.6f}"
         deviation = f"{max(record.deviation.values()):.1e}"
         table.add_row(record.file, record.made, f"{record.bytes / 1e6:.1f}", deviation, cosine)
-    console = Console()
-    console.print(table)
+    console.print_table(table)
     if not manifest.graphs.get("ranker"):
         console.print("no ranker: the model is pre-ranking only (PRD2)")
     console.print(
         f"wrote {output}; load it with R2D2OnnxModel.from_pretrained({str(output)!r})",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )

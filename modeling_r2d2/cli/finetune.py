@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
 Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
 
@@ -72,7 +72,7 @@ def finetune(
     from ..processing.datasets import load_pairs
     from ..training.pretraining import refuse_existing_model
 
-    console = Console()
+    console = Terminal()
     chosen = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -138,12 +138,12 @@ def finetune(
         settings,
         held_out,
         classes,
-        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        say=console.print,
         data=TrainingData.of(data, pairs, split),
     )
     if pairs.report.errors:
-        console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"model and processor are in [bold]{output}[/bold]")
+        console.print(pairs.report.summary())
+    console.print(f"model and processor are in {output}")
 
 
 def _set_adapters(settings, rank: int | None, alpha: int | None, dora: bool) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Device, Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
 
 def index(
@@ -32,7 +32,7 @@ def index(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     prune: Annotated[bool, typer.Option(help="Remove pictures that the source no longer has.")] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
-    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""
@@ -44,7 +44,7 @@ def index(
 
     if not pictures and not remove:
         raise ValueError("name the pictures to index, or --remove ID")
-    console = Console()
+    console = Terminal()
     before = Manifest.load(output) if (output / MANIFEST).is_file() or not pictures else None
     model = model or (before.model.source if before is not None else None)
     if model is None:
@@ -82,9 +82,7 @@ def index(
         return
     parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]
     parts += [f"{built.unchanged:,} unchanged"] if built.unchanged else []
-    console.print(
-        f"{output}: {built.pictures:,} pictures ({', '.join(parts) or 'nothing to do'})", markup=False, soft_wrap=True
-    )
+    console.print(f"{output}: {built.pictures:,} pictures ({', '.join(parts) or 'nothing to do'})")
     if built.resumed:
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
@@ -95,10 +93,10 @@ def index(
         console.print(f"{len(built.unreadable):,} could not be read and were skipped:", style="yellow")
         for entry in built.unreadable[:20]:
             line = f"  {entry['location']}: {entry['reason']}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line)
         more = len(built.unreadable) - 20
         rest = f"… and {more:,} more; " if more > 0 else ""
-        console.print(f"  {rest}all in {output / 'unreadable.jsonl'}", soft_wrap=True)
+        console.print(f"  {rest}all in {output / 'unreadable.jsonl'}")
 
 
 def _accelerator():

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .options import TrustRemoteCode
+from .options import Device, TrustRemoteCode
+from .terminal import Terminal
 
 
 def match(
@@ -19,7 +17,7 @@ def match(
     word: Annotated[str | None, typer.Option(help="Of the first text: draw where the ranker looks for it …")] = None,
     heat_map: Annotated[Path | None, typer.Option(help="… into this PNG; without --word for the whole text.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
-    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Match probability and cosine of a picture with texts, most probable first."""
@@ -44,11 +42,11 @@ def match(
 
         typer.echo(to_json(rows, "match", indent=2))
     else:
-        table = Table("match probability", "cosine", "text")
+        console = Terminal()
+        table = console.table("match probability", "cosine", "text")
         for row in rows:
-            table.add_row(f"{row['match_probability']:.4f}", f"{row['cosine']:.4f}", escape(row["text"]))
-        console = Console()
-        console.print(table)
+            table.add_row(f"{row['match_probability']:.4f}", f"{row['cosine']:.4f}", row["text"])
+        console.print_table(table)
         console.print("calibrated" if calibration else "not calibrated (see `r2d2 calibrate`)", style="dim")
     if word is not None and heat_map is None:
         raise ValueError("--word needs a file to draw into: --heat-map FILE.png")

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from rich.console import Console
-
 from ..pipelines.inputs import text_limit, unknown_parts
+from .terminal import Terminal
 
 SHOWN = 10
 
@@ -14,7 +13,7 @@ def note_unknown(tokenizer: Any, config: Any, texts: list[str]) -> None:
     if unknown := unknown_parts(tokenizer, texts, text_limit(tokenizer, config)) if texts else []:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         line = f"note: not in the model's vocabulary, read as {tokenizer.unk_token}: {' '.join(unknown[:SHOWN])}{more}"
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(line)
 
 
 __all__ = ["note_unknown"]

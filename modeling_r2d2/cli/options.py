@@ -40,4 +40,25 @@ def columns_of(image: str | None, text: str | None, label: str | None = None) ->
     return {field: name for field, name in named.items() if name is not None} or None
 
 
-__all__ = ["Encoding", "ImageColumn", "TextColumn", "TrustRemoteCode", "columns_of"]
+def check_device(name: str | None) -> str | None:
+    """The device, if torch can compute on it here."""
+    if name is None:
+        return None
+    import torch
+
+    try:
+        if torch.device(name).type == "meta":
+            raise ValueError("it computes nothing")
+        torch.empty(1, device=name)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
+        reason = str(error).strip().split("\n")[0]
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise typer.BadParameter(f"{name!r} cannot be used here ({reason}); there is: {', '.join(there)}") from error
+    return name
+
+
+Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', …", callback=check_device)]
+
+
+__all__ = ["Device", "Encoding", "ImageColumn", "TextColumn", "TrustRemoteCode", "check_device", "columns_of"]

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..configuration_r2d2 import PRESETS
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .terminal import Terminal
 
 
 def pretrain(
@@ -92,7 +92,7 @@ def pretrain(
     from ..training.recipes import find_recipe, recipe_for
     from ..training.start import StartingPoint, starting_point
 
-    console = Console()
+    console = Terminal()
     if eval_data is None and (eval_format or eval_split):
         raise ValueError("--eval-format and --eval-split are of the held-out pairs: name them with --eval-data")
     refuse_existing_model(output, overwrite, resume)
@@ -152,12 +152,12 @@ def pretrain(
     record = RunRecord([TrainingData.of(data, pairs, split)], *describe_start(start), objectives=str(objectives))
     trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, resume)])
     if pairs.report.errors:
-        console.print(pairs.report.summary(), markup=False, highlight=False, soft_wrap=True)
+        console.print(pairs.report.summary())
     if held_out is not None:
         done, history = trainer.state.global_step, trainer.state.log_history
         found = next((logs for logs in history if logs["step"] == done and evaluation_line(logs)), None)
         if found is None:  # the last step has not been evaluated yet
             found = trainer.evaluate()
             trainer.save_state()
-        console.print(f"held out: {evaluation_line(found)}", highlight=False, soft_wrap=True)
-    console.print(f"model and processor are in [bold]{output}[/bold]")
+        console.print(f"held out: {evaluation_line(found)}")
+    console.print(f"model and processor are in {output}")

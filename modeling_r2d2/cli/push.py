@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from .terminal import Terminal
 
 
 def push(
@@ -26,19 +26,18 @@ def push(
 
     check_repo_id(repo)
     plan = plan_push(model, repo, exclude or ())
-    console = Console()
-    table = Table("file", "bytes", title=f"{model} → {repo}", title_justify="left")
-    table.columns[1].justify = "right"
-    table.columns[0].overflow = "fold"
+    console = Terminal()
+    table = console.table("bytes", "file", title=f"{model} → {repo}")
+    table.columns[0].justify = "right"
     for name, size in plan.files.items():
-        table.add_row(name, f"{size:,}")
+        table.add_row(f"{size:,}", name)
     table.add_section()
-    table.add_row(f"{len(plan.files)} files", f"{plan.total:,}")
-    console.print(table)
+    table.add_row(f"{plan.total:,}", f"{len(plan.files)} files")
+    console.print_table(table)
     lines = [f"left out: {name} ({reason})" for name, reason in plan.left_out.items()]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line)
     if plan.problems:
         raise PushRefusedError(model, plan.problems)
     if dry_run:
@@ -47,4 +46,4 @@ def push(
     commit = push_folder(
         model, repo, private=private, message=message, revision=revision, create_pr=create_pr, exclude=exclude or ()
     )
-    console.print(f"pushed: {commit.pr_url or commit.commit_url}", markup=False, soft_wrap=True)
+    console.print(f"pushed: {commit.pr_url or commit.commit_url}")

@@ -2,12 +2,18 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from .options import TrustRemoteCode
+from ..processing.printable import printable
+from .options import Device, TrustRemoteCode
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..retrieval.results import SearchResult
 
 
 class Format(StrEnum):
@@ -17,6 +23,15 @@ class Format(StrEnum):
     json = "json"
     csv = "csv"
     sheet = "sheet"
+
+
+_SUFFIXES = {
+    ".json": Format.json,
+    ".csv": Format.csv,
+    ".png": Format.sheet,
+    ".html": Format.sheet,
+    ".htm": Format.sheet,
+}
 
 
 def search(
@@ -32,21 +47,23 @@ def search(
     cascade: Annotated[
         int | None, typer.Option(help="Ask both encoders only about so many best of the first one; faster.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="How hits are written.")] = Format.table,
-    output: Annotated[Path | None, typer.Option(help="Write to this file; needed for a sheet (PNG and HTML).")] = None,
+    format: Annotated[Format | None, typer.Option(help="Of the hits; default: as --output ends, or a table.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file: .json, .csv, or .png or .html for a sheet (both).")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder; default: where the index says.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
-    device: Annotated[str | None, typer.Option(help="'cpu', 'cuda', …")] = None,
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
-    from ..retrieval.results import print_table, to_csv, to_json, write_sheet
+    from ..processing.files import atomic_path
+    from ..retrieval.results import to_csv, to_json, write_sheet
     from ..retrieval.retriever import R2D2Retriever
     from .notes import note_unknown
 
-    if format == Format.sheet and output is None:
-        raise ValueError("a sheet is a file: name it with --output FILE.png")
+    format = _format(format, output)
     retriever = R2D2Retriever.open(index, model, device=device, verify=verify, calibrated=calibrated)
     results = retriever.search(
         texts or None,
@@ -59,18 +76,57 @@ def search(
     )
     note_unknown(retriever.processor.tokenizer, retriever.model.config, texts or [])
     if format == Format.sheet:
-        png, page = write_sheet(results, output)
-        Console(stderr=True).print(f"wrote {png} and {page}", markup=False, highlight=False, soft_wrap=True)
+        files = write_sheet(results, output)
+        Terminal(stderr=True).print(f"written: {', '.join(map(str, files))}")
         return
-    if format == Format.table and output is None:
-        print_table(results, Console())
-        return
-    if format == Format.table:
-        with output.open("w", encoding="utf-8") as file:
-            print_table(results, Console(file=file, width=120))
-        return
-    written = to_json(results) + "\n" if format == Format.json else to_csv(results)
     if output is None:
-        typer.echo(written, nl=False)
-    else:
-        output.write_text(written, encoding="utf-8")
+        if format == Format.table:
+            _print(results, Terminal())
+        else:
+            typer.echo(to_json(results) if format == Format.json else to_csv(results), nl=format == Format.json)
+        return
+    with atomic_path(output) as path:
+        if format == Format.json:
+            path.write_text(to_json(results) + "\n", encoding="utf-8")
+        elif format == Format.csv:  # as Excel takes it: it knows UTF-8 by its mark alone
+            path.write_text(to_csv(results, "\r\n"), encoding="utf-8-sig", newline="")
+        else:
+            with path.open("w", encoding="utf-8") as file:
+                _print(results, Terminal(file=file))
+    Terminal(stderr=True).print(f"written: {output}")
+
+
+def _format(format: Format | None, output: Path | None) -> Format:
+    """As asked for, or as the file's suffix says.
+
+    Raises:
+        ValueError: the two contradict each other, or a sheet has no file.
+    """
+    named = None if output is None else _SUFFIXES.get(output.suffix.lower())
+    if format is None:
+        return named or Format.table
+    if format == Format.sheet and output is None:
+        raise ValueError("a sheet is a file: name it with --output FILE.png")
+    if named is not None and named != format:
+        raise ValueError(f"--format {format} and --output {output} contradict each other: leave --format out")
+    return format
+
+
+def _print(results: "Sequence[SearchResult]", terminal: Terminal) -> None:
+    """A table for each query: rank, score, match probability, cosine and the file or caption."""
+    for result in results:
+        texts = any(hit.text is not None for hit in result.hits)
+        table = terminal.table("rank", "score", "match", "cosine", *(["caption"] if texts else []), "picture")
+        for column in table.columns[:4]:
+            column.justify = "right"
+        for hit in result.hits:
+            match = "–" if hit.match_probability is None else f"{hit.match_probability:.3f}"
+            name = hit.path if hit.path is not None and hit.path.endswith(hit.id) else hit.id
+            name += f" ({hit.problem})" if hit.problem else ""
+            cells = [str(hit.rank), f"{hit.score:.3f}", match, f"{hit.cosine:.3f}"]
+            table.add_row(*cells, *([printable(hit.text or "")] if texts else []), printable(name))
+        terminal.print(printable(result.query), style="bold")
+        if result.hits:
+            terminal.print_table(table)
+        else:
+            terminal.print("nothing found")

@@ -9,7 +9,7 @@ from .locking import IndexLockedError
 from .manifest import IndexFileError, OtherModelError
 from .pictures import Picture, list_pictures
 from .ranker import FastRanker, RankedTexts
-from .results import SearchHit, SearchResult, print_table, to_csv, to_json, write_sheet
+from .results import SearchHit, SearchResult, to_csv, to_json, write_sheet
 from .retriever import MatchResult, R2D2Retriever
 from .store import PictureIndex
 
@@ -29,7 +29,6 @@ __all__ = [
     "SearchResult",
     "fit_calibration",
     "list_pictures",
-    "print_table",
     "reliability",
     "reliability_plot",
     "threshold_for",

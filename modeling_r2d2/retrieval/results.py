@@ -10,8 +10,6 @@ from os import PathLike
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from ..finite import to_json as finite_json
 from ..processing.datasets.images import ImageReadError
@@ -67,43 +65,27 @@ def to_json(results: Sequence[SearchResult]) -> str:
     return finite_json([result.to_dict() for result in results], "search results", indent=2)
 
 
-def to_csv(results: Sequence[SearchResult]) -> str:
+def to_csv(results: Sequence[SearchResult], line_end: str = "\n") -> str:
     """A line for each hit, RFC 4180, with a header: query, rank, id, path, score, match_probability, cosine, text,
-    problem."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    problem.
+
+    A text that a spreadsheet would take for a formula (it begins with =, +, -, @, a tab or a return) gets an
+    apostrophe before it; JSON holds it as it is.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator=line_end)
     writer.writerow(["query", *_COLUMNS, "text", "problem"])
     for result in results:
         for hit in result.hits:
             values = [getattr(hit, name) for name in (*_COLUMNS, "text", "problem")]
-            writer.writerow([result.query, *("" if value is None else value for value in values)])
+            writer.writerow([_no_formula(value) for value in (result.query, *values)])
     return out.getvalue()
 
 
-def print_table(results: Sequence[SearchResult], console: Console) -> None:
-    """A table for each query on the console: rank, score, match probability, cosine and the file or caption."""
-    for result in results:
-        texts = any(hit.text is not None for hit in result.hits)
-        table = Table(title=None, title_justify="left")
-        for name in ("rank", "score", "match", "cosine"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for name in (["caption"] if texts else []) + ["picture"]:
-            table.add_column(name, overflow="fold")
-        for hit in result.hits:
-            match = "–" if hit.match_probability is None else f"{hit.match_probability:.3f}"
-            name = hit.path if hit.path is not None and hit.path.endswith(hit.id) else hit.id
-            name += f" ({hit.problem})" if hit.problem else ""
-            cells = [str(hit.rank), f"{hit.score:.3f}", match, f"{hit.cosine:.3f}"]
-            table.add_row(*cells, *([_plain(hit.text or "")] if texts else []), _plain(name))
-        console.print(_plain(result.query), style="bold", markup=False, highlight=False)
-        console.print(table if result.hits else "nothing found", markup=False)
-
-
-def _plain(text: str) -> str:
-    """Without control characters, and not read as rich's markup."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else "�" for character in text))
+def _no_formula(value: object) -> object:
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def write_sheet(results: Sequence[SearchResult], path: str | PathLike, title: str | None = None) -> tuple[Path, Path]:
