@@ -201,4 +201,4 @@ def test_a_model_that_lacks_weights_is_refused(place, tmp_path):
         result = runner.invoke(app, command)
         assert "it holds a model of another kind" in str(result.exception), command
     missing = runner.invoke(app, ("evaluate", "--data", pairs, "--model", "runs/nothing"))
-    assert "runs/nothing: there is no such folder here" in str(missing.exception)
+    assert "no such folder: runs/nothing" in str(missing.exception)
