@@ -131,7 +131,7 @@ def measure_processes(processes: int, config: R2D2Config, rows: int, rounds: int
     threads = max(1, torch.get_num_threads() // processes)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (processes, config, rows, rounds, threads, folder), nprocs=processes)
-        return torch.load(Path(folder) / "0.pt")
+        return torch.load(Path(folder) / "0.pt", weights_only=True)
 
 
 def measure(config: R2D2Config, rows: int, rounds: int, quick: bool = False) -> Table:

@@ -245,8 +245,10 @@ def read_training_arguments(path: str | PathLike) -> dict[str, Any]:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 held = _InertUnpickler(file).load()
-    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, AttributeError, EOFError, TypeError) as error:
-        raise ValueError(f"{path} holds no training arguments: {error or type(error).__name__}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # other bytes make an unpickler raise anything
+        raise ValueError(f"{path} holds no training arguments: {str(error) or type(error).__name__}") from error
     if not isinstance(held, _Inert):
         raise ValueError(f"{path} holds no training arguments but a {type(held).__name__}")
     return {name: _plain(value) for name, value in vars(held).items()}

@@ -4,10 +4,12 @@ Nothing that is loaded brings code of its own unless it is asked for (`trusting_
 file's, and what is wrong with a folder is said in one line that names it.
 """
 
+import argparse
 import json
 import logging
 import math
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +17,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -24,6 +28,7 @@ from .finite import require_finite_weights
 #: What a Hub name looks like; everything else that is not there is a mistyped folder.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _OWN_TYPES = ("r2d2", "wukong")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")
 
 #: The largest value a configuration may name: far beyond every model there is, and within any memory.
 _LARGEST = {
@@ -264,6 +269,59 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
         raise LoadingError(f"{place} does not load as a {name}: {_first_line(error)}") from error
 
 
+def refuse_unsafe_pickles(folder: str | PathLike) -> None:
+    """Look into every pickle of a checkpoint before a library does: tensors and plain values, or it is refused.
+
+    Optimizers, schedules and random states are pickles by their libraries' choice; what `training_args.bin` holds is
+    read by nothing.
+
+    Raises:
+        ValueError: a file that could run code, or is no pickle at all; names it.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix in _PICKLE_SUFFIXES and path.name != "training_args.bin" and path.is_file():
+            load_tensors(path)
+
+
+def load_tensors(path: str | PathLike) -> Any:
+    """What a file of torch holds, on the CPU, mapped from disk where possible: tensors, plain values, numpy's arrays
+    and `argparse.Namespace`, which old training scripts save beside the weights.
+
+    Raises:
+        LoadingError: it holds something else, which could run code when it is loaded; or it is damaged.
+        OSError: no such file.
+    """
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file of other bytes makes the unpickler raise anything, IndexError for one
+        if names := _code_of(path, error):
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise LoadingError(
+                f"{path} holds objects beyond tensors and plain values ({listed}), and loading those could run code of "
+                "the file: it is not loaded; get a file of its tensors alone"
+            ) from error
+        raise LoadingError(f"{path} cannot be read as a file of torch: {_first_line(error)}") from error
+
+
+def _harmless() -> list[Any]:
+    """What may be made of a pickle beside torch's own list: random states and settings hold it, and it runs nothing."""
+    scalar = numpy.float64(0).__reduce__()[0]
+    reconstruct = numpy.zeros(0).__reduce__()[0]
+    kinds = {type(numpy.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "u4", "u8", "?")}
+    return [numpy.ndarray, numpy.dtype, *kinds, scalar, reconstruct, argparse.Namespace]
+
+
+def _code_of(path: str | PathLike, error: Exception) -> list[str]:
+    """The classes and functions of a pickle that are not on the list."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not a zip archive: the message itself names the first one
+        return re.findall(r"GLOBAL (\S+)", str(error))
+
+
 class LoadingError(ValueError):
     """A folder or file that cannot be loaded; one line says which and why."""
 
@@ -286,6 +344,11 @@ def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True
     path = Path(place)
     if not path.exists():
         return
+    if (path / "adapter_config.json").is_file():  # transformers would go and load the model that this file names
+        raise LoadingError(
+            f"{place} holds an adapter (PEFT): load the model that it was made on, then "
+            "`modeling_r2d2.finetuning.load_adapter(model, folder)`"
+        )
     if path.is_file():
         if weights:
             raise LoadingError(f"{place} is a file; a model is a folder with a config.json")
@@ -317,7 +380,6 @@ def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True
 
 def _other_kind(folder: Path) -> str:
     known = {
-        "adapter_config.json": "it holds an adapter (PEFT), which goes on a model",
         "model_index.json": "it holds a pipeline of diffusers",
         "trainer_state.json": "it holds the state of a run",
     }
@@ -410,11 +472,13 @@ __all__ = [
     "load_config",
     "load_part",
     "load_processor",
+    "load_tensors",
     "load_tokenizer",
     "load_whole",
     "load_with_report",
     "model_type",
     "one_line_errors",
     "read_json_object",
+    "refuse_unsafe_pickles",
     "trusting_remote_code",
 ]

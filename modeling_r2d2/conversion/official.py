@@ -6,7 +6,6 @@ authors' loader skips tensors of another shape without a word.)
 
 import logging
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..configuration_r2d2 import R2D2Config
 from ..finite import require_finite_weights
+from ..loading import LoadingError, load_tensors
 from ..modeling_r2d2 import R2D2Model
 from ..pretraining_r2d2 import R2D2ForPreTraining
 from .names import RANKER_PREFIXES, head_name, model_name, official_name, unused_reason
@@ -76,7 +76,7 @@ def convert_official_checkpoint(
 
     Args:
         path: the `.pth` file: the tensors under the key `model`, or a bare state dict; a `module.` prefix is
-            removed. Read with `weights_only=True`, so no code of the file runs.
+            removed. Read as `load_tensors` does: no code of the file runs.
         config: the sizes. None: inferred from the tensors, with attention heads 64 wide as in all official sizes.
             `cross_encoder_config=None` takes the towers of an R2D2 and lists its ranker as unused.
         head: whether to take an MLM head. None: where the file has one that fits `R2D2ForPreTraining`; True: refuse
@@ -131,11 +131,9 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a file of other bytes makes the unpickler raise anything, IndexError for one
-        raise CheckpointError(_unreadable(path, error)) from error
+        content = load_tensors(path)
+    except LoadingError as error:
+        raise CheckpointError(str(error)) from error
     state_dict = content
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -153,20 +151,6 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     if len(stripped) != len(state_dict):
         raise CheckpointError(f"{path}: some tensors occur twice, with and without the prefix 'module.'")
     return stripped
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive: the message itself names the first one
-        unsafe = re.findall(r"GLOBAL (\S+)", str(error))
-    if unsafe:
-        return (
-            f"{path} holds objects beyond tensors and plain values ({_listed(unsafe)}), and loading those could run "
-            "code of the file. If you trust it, save its tensors alone first: "
-            "torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
-        )
-    return f"{path} cannot be read as a torch checkpoint ({str(error).splitlines()[0] if str(error) else error!r})"
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> R2D2Config:

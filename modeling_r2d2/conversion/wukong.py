@@ -43,7 +43,7 @@ def convert_wukong_checkpoint(
 
     Args:
         path: the file: the tensors under the key `state_dict`, or a bare state dict; a `module.` prefix is removed.
-            Read with `weights_only=True`, so no code of the file runs.
+            Read as `load_tensors` does: no code of the file runs.
         config: the sizes and the similarity. None: inferred; see `infer_wukong_config`.
         allow_unknown: list tensors of unknown names instead of refusing them.
         return_report: also return what became of every tensor; otherwise unused tensors are logged as a warning.

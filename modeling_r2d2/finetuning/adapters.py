@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..loading import one_line_errors
 from ..processing.files import make_readable, save_safetensors
 from .parameters import matches, plain_name
 from .settings import LoRASettings
@@ -121,7 +122,9 @@ def load_extra_weights(model: nn.Module, folder: Path | str) -> None:
     if not path.is_file():
         return
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    for name, value in load_file(path).items():
+    with one_line_errors(path, "adapter"):
+        weights = load_file(path)
+    for name, value in weights.items():
         if name not in parameters:
             raise ValueError(f"{path}: the model has no parameter {name!r}; the adapter belongs to another class")
         parameters[name].copy_(value)
@@ -141,9 +144,24 @@ def load_adapter(model: "PreTrainedModel", folder: Path | str, **kwargs: Any) ->
     `kwargs` go to `PeftModel.from_pretrained` (`is_trainable=True` to train on).
 
     Raises:
-        ImportError: PEFT is not installed. ValueError: what trained beside the adapter is of another class of model.
+        ImportError: PEFT is not installed. OSError: no such folder, or no adapter in it.
+        ValueError: an adapter of another model, or what trained beside it is; a damaged file, a pickle.
     """
-    adapted = require_peft().PeftModel.from_pretrained(model, str(folder), **kwargs)
+    peft, folder = require_peft(), Path(folder)
+    weights = folder / peft.utils.SAFETENSORS_WEIGHTS_NAME
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+        raise FileNotFoundError(f"{folder} is no adapter: it has no adapter_config.json or no {weights.name}")
+    with one_line_errors(folder, "adapter"):
+        held = {name: value.shape for name, value in load_file(weights).items()}
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), use_safetensors=True, **kwargs)
+    state = peft.get_peft_model_state_dict(adapted, adapter_name=kwargs.get("adapter_name", "default"))
+    if wrong := sorted(held.items() ^ {name: value.shape for name, value in state.items()}.items()):
+        raise ValueError(
+            f"{folder}: the adapter does not fit a {type(model).__name__} in {len(wrong)} weights, such as "
+            f"{wrong[0][0]}: it was made on another model"
+        )
     load_extra_weights(adapted, folder)
     return adapted
 

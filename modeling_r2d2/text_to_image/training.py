@@ -21,15 +21,19 @@ from accelerate.utils import set_seed
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..loading import one_line_errors, refuse_unsafe_pickles
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
+from ..processing.files import save_safetensors
 from .components import choose_trained, merge_lora
 from .data import CaptionFeatures, ConditionedUNet, batches
 from .objective import diffusion_loss, min_snr_weights, regression_target, signal_to_noise, stratified_timesteps
 from .settings import TextToImageSettings
 
 _STATE = "training_state.json"
+_AVERAGED = "averaged_weights.safetensors"
 
 
 def train_text_to_image(
@@ -78,7 +82,6 @@ class _Run:
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
-        self.accelerator.register_for_checkpointing(self.ema)
         self.step, self.elapsed, self.history = 0, 0.0, []
         if settings.resume:
             self._load()
@@ -257,6 +260,10 @@ class _Run:
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
             state = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
+            # not as an object registered with accelerate: it reads those back as pickles, and runs their code
+            state["averaging"] = self.ema.state_dict()
+            weights = state["averaging"].pop("shadow_params")
+            save_safetensors({str(place): weight for place, weight in enumerate(weights)}, folder / _AVERAGED)
             state["settings"] = self.settings.to_dict()
             (folder / _STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
             for old in _checkpoints(self.settings.output)[: -self.settings.keep]:
@@ -268,7 +275,12 @@ class _Run:
             raise ValueError(f"{self.settings.output} holds no whole checkpoint to resume from")
         state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
         self.settings.check_same_run(state["settings"])
-        self.accelerator.load_state(str(found[-1]))
+        refuse_unsafe_pickles(found[-1])
+        with one_line_errors(found[-1], "checkpoint"):
+            self.accelerator.load_state(str(found[-1]))
+            averaged = load_file(found[-1] / _AVERAGED)
+            weights = [averaged[str(place)] for place in range(len(averaged))]
+            self.ema.load_state_dict({**state["averaging"], "shadow_params": weights})
         self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
 
     def _finish(self, steps: int) -> dict[str, Any]:
