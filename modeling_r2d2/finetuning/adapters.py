@@ -127,6 +127,8 @@ def load_extra_weights(model: nn.Module, folder: Path | str) -> None:
     for name, value in weights.items():
         if name not in parameters:
             raise ValueError(f"{path}: the model has no parameter {name!r}; the adapter belongs to another class")
+        if value.shape != parameters[name].shape:
+            raise ValueError(f"{path}: {name} is {tuple(value.shape)}, in the model {tuple(parameters[name].shape)}")
         parameters[name].copy_(value)
 
 
@@ -155,7 +157,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path | str, **kwargs: Any) ->
         raise FileNotFoundError(f"{folder} is no adapter: it has no adapter_config.json or no {weights.name}")
     with one_line_errors(folder, "adapter"):
         held = {name: value.shape for name, value in load_file(weights).items()}
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), use_safetensors=True, **kwargs)
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), **kwargs)
     state = peft.get_peft_model_state_dict(adapted, adapter_name=kwargs.get("adapter_name", "default"))
     if wrong := sorted(held.items() ^ {name: value.shape for name, value in state.items()}.items()):
         raise ValueError(

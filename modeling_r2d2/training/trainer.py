@@ -22,6 +22,7 @@ from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..distillation.checkpoints import mark_complete, place_checkpoint, rotate_checkpoints, save_state
 from ..divergence import DivergenceGuard
 from ..finite import require_finite
+from ..loading import one_line_errors, refuse_unsafe_pickles
 from ..processing.files import clean_leftovers, explained, is_partial, make_readable, partial_path, staged_folder
 from ..running_means import RunningMeans
 from .grad_cache import average_gradients, cached_backward
@@ -218,6 +219,12 @@ class R2D2Trainer(Trainer):
             logs.update({f"eval_{name}": value for name, value in self._parts[False].pop().items()})
         super().log(logs, start_time)
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As in Trainer, after a look into every pickle of the checkpoint: one that could run code is refused."""
+        refuse_unsafe_pickles(resume_from_checkpoint)
+        with one_line_errors(resume_from_checkpoint, "checkpoint"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As in Trainer; tells the distillation callbacks where the run resumes from."""
