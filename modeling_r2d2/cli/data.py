@@ -58,7 +58,7 @@ def check(
         console.print(str(problem))
     if found.errors > list_errors:
         console.print(f"… and {found.errors - list_errors:,} more bad records")
-    for note in found.notes:
+    for note in [*found.notes, *found.remarks]:
         console.print(f"note: {note}")
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,8 @@ def matching_pairs(
 
 
 def _table(console: Terminal, found, data: str) -> Table:
+    from ..processing.datasets.check import LONG_TEXT
+
     table = console.table("", "count", "least", "25 %", "median", "75 %", "most", title=data)
     table.add_row("records", f"{found.records:,}")
     table.add_row("bad records", f"{found.errors:,} ({found.error_rate:.2%})")
@@ -134,6 +136,15 @@ def _table(console: Terminal, found, data: str) -> Table:
     if found.duplicates:
         text, count = next(iter(found.duplicates.items()))
         table.add_row("  most often", f"{count:,} × {text[:20]}")
+    for name, count in (
+        ("pictures with the pixels of another", found.same_pictures),
+        ("pairs that came before", found.same_pairs),
+        ("  with another label", found.contradictions),
+        (f"texts over {LONG_TEXT:,} characters", found.long_texts),
+        ("texts with invisible or control characters", found.odd_texts),
+    ):
+        if count:
+            table.add_row(name, f"{count:,}")
     return table
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +18,16 @@ from .pairs import PairDataset
 from .report import ErrorReport, Problem
 from .streaming import StreamingPairs
 
+#: Longer captions are told: of the authors' texts none is, and models read some dozens of characters.
+LONG_TEXT = 1000
+#: How many examples of each kind of remark are kept.
+_EXAMPLES = 5
+#: Control, zero-width, direction and private characters, and the mark of a failed decoding. Not: line ends, tabs, and
+#: the joiner within an emoji.
+_ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffd\ue000-\uf8ff]|\u200d(?![\u2600-\u27bf\U0001f000-\U0001faff])"
+)
 #: Pictures are drawn on contact sheets at this side or smaller; kept so, they cost little.
 _THUMBNAIL = 192
 
@@ -45,8 +58,13 @@ class DataCheck:
 
     records: looked at, good or bad. pairs, pictures, texts: good ones; pictures by id. problems: the first bad records
     with file and line; errors: how many in all. duplicates: captions that describe several pictures -> how many.
-    widths, heights: pixels, area: megapixels; characters: of a text. labels: how many pairs of each. sample: some
-    pictures, made small, with their texts.
+    widths, heights: pixels, area: megapixels; characters: of a text. labels: how many pairs of each.
+
+    same_pictures: pictures whose decoded pixels are those of another id's. same_pairs: pairs with the pixels and the
+    text of an earlier one; contradictions: those among them with another label. long_texts: captions of more than
+    `LONG_TEXT` characters. odd_texts: captions with control, invisible or private characters; odd_characters: in how
+    many captions each is. remarks: the first of each of these, with their places. sample: some pictures, made small,
+    with their texts.
     """
 
     records: int = 0
@@ -63,6 +81,13 @@ class DataCheck:
     characters: Spread | None = None
     texts_per_picture: Spread | None = None
     labels: dict[int, int] = field(default_factory=dict)
+    same_pictures: int = 0
+    same_pairs: int = 0
+    contradictions: int = 0
+    long_texts: int = 0
+    odd_texts: int = 0
+    odd_characters: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     sample: list[tuple[Image.Image, str]] = field(default_factory=list, repr=False)
 
     @property
@@ -95,8 +120,10 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
     lengths: list[int] = []
     found = DataCheck()
     labels: Counter[int] = Counter()
-    for place, (image, texts, key, label) in enumerate(_samples(pairs)):
+    remarks = _Remarks(found)
+    for place, (image, texts, key, label, location) in enumerate(_samples(pairs)):
         found.pairs += 1
+        remarks.look_at(image, texts, key, label, location)
         sizes.setdefault(key, image.size)
         per_picture[key] += len(texts)
         lengths += map(len, texts)
@@ -124,11 +151,69 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
     return found
 
 
-def _samples(pairs: PairDataset | StreamingPairs) -> Iterator[tuple[Image.Image, list[str], str, int | None]]:
+class _Remarks:
+    """What is no error and yet worth a look, counted into a `DataCheck`, with the first few examples of each kind."""
+
+    def __init__(self, found: DataCheck) -> None:
+        self.found = found
+        self._pictures: dict[bytes, tuple[str, str]] = {}  # pixels -> id, place
+        self._same: set[str] = set()
+        self._pairs: dict[bytes, tuple[int | None, str]] = {}  # pixels and text -> label, place
+        self._examples: Counter[str] = Counter()
+
+    def look_at(self, image: Image.Image, texts: list[str], key: str, label: int | None, location: str) -> None:
+        digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+        digest.update(image.tobytes())
+        pixels = digest.digest()
+        other, place = self._pictures.setdefault(pixels, (key, location))
+        if other != key and key not in self._same:
+            self._same.add(key)
+            self.found.same_pictures += 1
+            self._remark("same picture", f"{location}: {key} has the same pixels as {other} ({place})")
+        for text in texts:
+            self._look_at_pair(pixels, text, label, location)
+            self._look_at_text(text, location)
+
+    def _look_at_pair(self, pixels: bytes, text: str, label: int | None, location: str) -> None:
+        pair = hashlib.blake2b(pixels + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if pair not in self._pairs:
+            self._pairs[pair] = (label, location)
+            return
+        first, place = self._pairs[pair]
+        self.found.same_pairs += 1
+        if first == label:
+            self._remark("same pair", f"{location}: the same picture and text as in {place}: {text[:20]}")
+        else:
+            self.found.contradictions += 1
+            self._remark("contradiction", f"{location}: labelled {label}, and {first} in {place}: {text[:20]}")
+
+    def _look_at_text(self, text: str, location: str) -> None:
+        if len(text) > LONG_TEXT:
+            self.found.long_texts += 1
+            self._remark("long", f"{location}: a caption of {len(text):,} characters: {text[:20]}…")
+        if odd := set(_ODD.findall(text)):
+            self.found.odd_texts += 1
+            names = sorted(map(_character, odd))
+            for name in names:
+                self.found.odd_characters[name] = self.found.odd_characters.get(name, 0) + 1
+            self._remark("odd", f"{location}: holds {', '.join(names[:5])}: {_ODD.sub('·', text)[:20]}")
+
+    def _remark(self, kind: str, text: str) -> None:
+        self._examples[kind] += 1
+        if self._examples[kind] <= _EXAMPLES:
+            self.found.remarks.append(text)
+
+
+def _character(char: str) -> str:
+    name = unicodedata.name(char, "")
+    return f"U+{ord(char):04X}{name and f' {name}'}"
+
+
+def _samples(pairs: PairDataset | StreamingPairs) -> Iterator[tuple[Image.Image, list[str], str, int | None, str]]:
     if isinstance(pairs, StreamingPairs):
         for item in pairs:
             texts = [item["text"]] if isinstance(item["text"], str) else item["text"]
-            yield item["image"], texts, item["image_id"], item.get("label")
+            yield item["image"], texts, item["image_id"], item.get("label"), item["location"]
         return
     keys = pairs.keys()
     labels = pairs.labels().tolist() if pairs.labelled else [None] * len(pairs)
@@ -138,4 +223,4 @@ def _samples(pairs: PairDataset | StreamingPairs) -> Iterator[tuple[Image.Image,
         except ImageReadError as error:
             pairs.record_unreadable(row, error)
             continue
-        yield image, pairs.texts(row), key, label
+        yield image, pairs.texts(row), key, label, pairs.location(row)

@@ -34,6 +34,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
 }
 #: Read only where it is asked for: the key of a data set's classes is often called so too.
 LABEL = "label"
+#: A text of these alone is empty: zero-width characters, direction marks, the byte-order mark, the soft hyphen.
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad \t\r\n"
 Columns = Mapping[str, str] | Sequence[str] | None
 
 
@@ -208,7 +210,7 @@ def clean_texts(value: object, required: bool = True) -> tuple[tuple[str, ...], 
         stripped = (item or "").strip()
         if not is_unicode(stripped):
             raise ValueError("a text is not valid Unicode (lone surrogates: a file in another encoding?)")
-        if stripped:
+        if stripped.strip(_INVISIBLE):
             texts.append(stripped)
     if not texts and required:
         raise ValueError("empty caption")

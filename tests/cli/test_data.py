@@ -70,6 +70,53 @@ def test_command(data):
     assert "and 3 more bad records" in tolerant.output
 
 
+def test_what_is_worth_a_look(tmp_path):
+    """The same picture in two files of two formats, pairs twice, endless and invisible captions: by file and line."""
+    tiny_picture(0).save(tmp_path / "a.png")
+    tiny_picture(0).save(tmp_path / "b.bmp")
+    tiny_picture(1).save(tmp_path / "c.png")
+    texts = [
+        "一只猫",
+        "一只猫",
+        "长" * 10_000,
+        "两\u200b只",
+        "红\x07色",
+        "\u202e黄",
+        "\ufeff蓝",
+        "👩\u200d🚀",
+        "第一行\n第二行",
+    ]
+    rows = [{"image": "c.png", "text": text} for text in texts[2:]]
+    rows = [{"image": "a.png", "text": texts[0]}, {"image": "b.bmp", "text": texts[1]}, *rows]
+    rows.append({"image": "c.png", "text": "\u200b\ufeff"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = check_pairs(load_pairs(path, max_error_rate=1.0, check_images="exists"))
+    assert (found.same_pictures, found.same_pairs, found.long_texts, found.odd_texts) == (1, 1, 1, 4)
+    assert set(found.odd_characters) == {
+        "U+200B ZERO WIDTH SPACE",
+        "U+0007",
+        "U+202E RIGHT-TO-LEFT OVERRIDE",
+        "U+FEFF ZERO WIDTH NO-BREAK SPACE",
+    }
+    assert [problem.reason for problem in found.problems] == ["empty caption"]
+    assert json.loads(json.dumps(found.to_dict()))["same_pairs"] == 1
+    result = runner.invoke(app, ["data", "check", str(path), "--max-error-rate", "1"])
+    assert result.exit_code == 0
+    assert f"pairs.jsonl:2: b.bmp has the same pixels as a.png ({path}:1)" in result.output
+    assert "pairs.jsonl:3: a caption of 10,000 characters" in result.output
+    assert "pairs.jsonl:4: holds U+200B ZERO WIDTH SPACE: 两·只" in result.output
+    assert not set("\u200b\u202e\x07") & set(result.output)
+
+
+def test_one_pair_with_two_labels(tmp_path):
+    tiny_picture(0).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "text": "猫", "match": label} for label in (1, 0, 1)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = check_pairs(load_pairs(tmp_path / "pairs.jsonl", columns={"label": "match"}))
+    assert (found.same_pictures, found.same_pairs, found.contradictions) == (0, 2, 1)
+
+
 def test_labelled_pairs(data):
     rows = [{"text": "猫", "image_path": f"x/{n}.png", "label": n % 2} for n in range(3)]
     (data / "long_itm_val.json").write_text("\n".join(map(json.dumps, rows)))
