@@ -15,7 +15,12 @@ Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
 def finetune(
     task: Annotated[Task, typer.Argument(help="What to learn.")],
     model: Annotated[str, typer.Option(help="Folder or Hub name of the R2D2 to begin with.")],
-    data: Annotated[str, typer.Option(help="Training pairs, in any format that `pretrain` reads.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Training pairs, in any format that `pretrain` reads; for classification a folder of classes, too."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and the model.")],
     preset: Annotated[
         str | None,
@@ -70,6 +75,7 @@ def finetune(
     from ..finetuning.report import check_splits
     from ..hub_cards.record import TrainingData
     from ..processing.datasets import load_pairs
+    from ..processing.datasets.classes import class_format
     from ..training.pretraining import refuse_existing_model
 
     console = Terminal()
@@ -121,12 +127,16 @@ def finetune(
         "on_error": on_error,
         "max_error_rate": max_error_rate,
         "background": background,
-        "format": format,
     }
-    pairs = load_pairs(data, split=split, **reading)
+
+    def read(source: str, part: str | None):
+        kind = class_format(source, part, format) if task == Task.classification else format
+        return load_pairs(source, split=part, format=kind, **reading)
+
+    pairs = read(data, split)
     if not hasattr(pairs, "select"):
         raise ValueError("fine-tuning reads its pairs in epochs, and a stream of shards has no length: unpack it")
-    held_out = None if validation is None else load_pairs(validation, split=validation_split, **reading)
+    held_out = None if validation is None else read(validation, validation_split)
     # of all pairs: the part that is set aside may hold a class alone
     classes = class_names(pairs) if task == Task.classification else None
     if validation_share:

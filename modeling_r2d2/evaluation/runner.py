@@ -112,6 +112,10 @@ class EvaluationSettings:
         return values
 
 
+#: Options of `load_pairs` that a folder of classes has too.
+_OF_FOLDERS = ("max_error_rate", "encoding", "on_error", "check_images")
+
+
 def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
     """The folder of classes, or its sub-folder of the split.
 
@@ -142,7 +146,8 @@ class Evaluation:
         self.pairs: Pairs | None = None
         folder = Path(settings.data)
         if settings.task == "classification" and folder.is_dir() and not settings.reading.get("format"):
-            self.classes = classification_folder(_split_of(folder, settings.reading), settings.labels)
+            reading = {name: settings.reading[name] for name in _OF_FOLDERS if name in settings.reading}
+            self.classes = classification_folder(_split_of(folder, settings.reading), settings.labels, **reading)
             stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in self.classes.images]
             self.data_hash = hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()
             return

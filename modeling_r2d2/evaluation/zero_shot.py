@@ -6,11 +6,12 @@ again: prompt ensembles as in CLIP and Wukong's global models.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.listing import list_images
+from ..processing.datasets import load_pairs
+from ..processing.datasets.classes import classes_in, read_class_names
+from ..processing.datasets.text_files import decode_text
 from ..processing.processing_r2d2 import R2D2Processor
 from .bootstrap import Bootstrap, weighted_means
 from .gallery import Pairs, Pictures
@@ -64,31 +67,37 @@ class ClassificationSet:
     names: list[list[str]]
 
 
-def classification_folder(folder: str | PathLike, labels: str | PathLike | None = None) -> ClassificationSet:
+def classification_folder(
+    folder: str | PathLike, labels: str | PathLike | None = None, **reading: Any
+) -> ClassificationSet:
     """A sub-folder of pictures per class.
 
     Args:
         labels: a file of lines `sub-folder<TAB>name` or `sub-folder<TAB>name，another name`; without it the folders'
-            own names.
+            own names. reading: options of `load_pairs`; pictures that cannot be read are left out within its
+            `max_error_rate`.
 
     Raises:
         ValueError: no sub-folders with pictures, one that the file of labels does not name, a malformed line.
+        DataRefusedError: too many pictures that cannot be read.
     """
     root = Path(folder)
-    given = None if labels is None else _read_labels(Path(labels))
-    images, numbers, names = [], [], []
-    for sub in sorted(path for path in root.iterdir() if path.is_dir()):
-        pictures = list_images(sub)
-        if not pictures:
-            continue
-        if given is not None and sub.name not in given:
-            raise ValueError(f"{labels} has no line for the folder {sub.name}, which holds {len(pictures)} pictures")
-        images += pictures
-        numbers += [len(names)] * len(pictures)
-        names.append([sub.name] if given is None else given[sub.name])
-    if len(names) < 2:
-        raise ValueError(f"{root} has {len(names)} sub-folders with pictures; classification needs one for every class")
-    return ClassificationSet(images, numbers, names)
+    classes = classes_in(root)
+    if len(classes) < 2:
+        raise ValueError(
+            f"{root} has {len(classes)} sub-folders with pictures; classification needs one for every class"
+        )
+    given = None if labels is None else read_class_names(Path(labels), reading.get("encoding"))
+    pairs = load_pairs(root, format="classes", **reading)
+    counts = Counter(pairs.first_texts())
+    if given is not None and (missing := [name for name in counts if name not in given]):
+        raise ValueError(f"{labels} has no line for the folder {missing[0]}, which holds {counts[missing[0]]} pictures")
+    numbers = {name: number for number, name in enumerate(counts)}
+    return ClassificationSet(
+        [Path(pairs.record(row)["image"]["path"]) for row in range(len(pairs))],
+        [numbers[name] for name in pairs.first_texts()],
+        [[name] if given is None else given[name] for name in counts],
+    )
 
 
 def classification_pairs(pairs: Pairs) -> ClassificationSet:
@@ -111,7 +120,7 @@ def read_prompts(path: str | PathLike) -> list[str]:
         ValueError: a line without `{}`, or none at all; names file and line.
     """
     prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(decode_text(Path(path).read_bytes())[0].split("\n"), start=1):
         if not line.strip():
             continue
         if line.count("{}") != 1:
@@ -214,18 +223,3 @@ def classification_metrics(
         {} if ends is None else {n: (float(low), float(high)) for n, (low, high) in zip(names, ends, strict=True)}
     )
     return {name: float(value) for name, value in zip(names, values, strict=True)}, intervals
-
-
-def _read_labels(path: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        folder, tab, names = line.partition("\t")
-        parts = [name.strip() for name in names.replace("，", ",").split(",") if name.strip()]
-        if not tab or not parts:
-            raise ValueError(f"{path}:{number}: not a folder, a tab and its Chinese name: {line!r}")
-        if folder in found:
-            raise ValueError(f"{path}:{number}: the folder {folder} is named twice")
-        found[folder] = parts
-    return found

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from .folder import find_captions_file
-from .listing import Walk, ignored_note, is_image, kind_of
+from .listing import Walk, has_images, ignored_note, is_image, is_junk, kind_of
 from .records import PLAIN, RawPair, Reading
-from .report import Problem
+from .report import Note, Problem
+from .text_files import ADVICE, read_lines
+
+
+def classes_in(folder: Path) -> list[str]:
+    """Names of the sub-folders that hold pictures, at whatever depth, in order."""
+    return [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir() and not is_junk(sub.name) and has_images(sub)]
 
 
 def is_class_folder(folder: Path) -> bool:
@@ -25,6 +32,37 @@ def is_class_folder(folder: Path) -> bool:
                 return False
             classes.add(parts[0])
     return len(classes) > 1
+
+
+def class_format(data: str | os.PathLike, split: str | None, format: str | None) -> str | None:
+    """The format to read a data set of classes with: `format`, or "classes" where it is a folder of such."""
+    folder = Path(data) if split is None else Path(data) / split
+    return "classes" if format is None and is_class_folder(folder) else format
+
+
+def read_class_names(path: Path, encoding: str | None = None) -> dict[str, list[str]]:
+    """Names of classes by their folder, from lines `folder<TAB>name` or `folder<TAB>name，another name`.
+
+    Raises:
+        ValueError: a malformed line, a folder that is named twice; names file and line.
+    """
+    found: dict[str, list[str]] = {}
+    for item in read_lines(path, encoding):
+        if isinstance(item, Note):
+            continue
+        if isinstance(item, Problem):
+            raise ValueError(f"{item}; {ADVICE}")
+        number, line = item
+        if not line.strip("\ufeff \t"):
+            continue
+        folder, tab, names = line.removeprefix("\ufeff").partition("\t")
+        parts = [name.strip() for name in names.replace("，", ",").split(",") if name.strip()]
+        if not tab or not parts:
+            raise ValueError(f"{path}:{number}: not a folder, a tab and its Chinese name: {line!r}")
+        if folder in found:
+            raise ValueError(f"{path}:{number}: the folder {folder} is named twice")
+        found[folder] = parts
+    return found
 
 
 def read_classes(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:

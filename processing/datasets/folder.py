@@ -84,6 +84,7 @@ def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | 
     ignored: Counter[str] = Counter()
     texts: set[Path] = set()
     used: set[Path] = set()
+    tops: set[str] = set()
     for image in Walk(folder):
         if isinstance(image, Problem):
             yield image
@@ -94,6 +95,7 @@ def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | 
             ignored[kind_of(image.name)] += 1
             continue
         name = image.relative_to(folder).as_posix()
+        tops.add(name.partition("/")[0])
         beside = next((path for path in _sidecars(image) if path.is_file()), None)
         if beside is None:
             if reading.captions:
@@ -107,9 +109,14 @@ def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | 
             captions, _ = clean_texts([line for line in text.split("\n") if line.strip()], reading.captions)
         except (ValueError, OSError) as error:
             yield Problem(str(beside), 1, str(error))
+            if not reading.captions:
+                yield RawPair(str(image), None, name, ())
         else:
             yield from codec.notes(str(beside))
             yield RawPair(str(beside), 1, name, captions)
+    if reading.captions and not used and len(tops) > 1:
+        reason = "where each sub-folder is a class, read it as such: format='classes' (--format classes)"
+        yield Note(str(folder), None, reason)
     ignored[".txt"] -= len(used & texts)
     yield from ignored_note(str(folder), +ignored)
 

@@ -175,6 +175,8 @@ class _SampleMaker:
                 yield from codec.notes("x.txt")
         except (ValueError, RecursionError) as error:
             yield Problem(source, number, f"its text cannot be read: {error}")
+            if not self.reading.captions:
+                yield RawPair(source, number, image, ())
             return
         row = {**{name: value for name, value in row.items() if name != "image"}, "image": image}
         names = tuple(row)

@@ -133,3 +133,21 @@ def test_a_class_that_is_set_aside_whole(data, tmp_path):
 
 def test_rates():
     assert _rates(["text_model=0.1", "a=b=2"]) == {"text_model": 0.1, "a=b": 2.0}
+
+
+def test_a_folder_of_classes(data, tmp_path):
+    """Each sub-folder is a class, in training and validation alike; junk is left out, what is ignored is told."""
+    for part, classes in (("train", TEXTS[:3]), ("val", TEXTS[:2])):
+        for number, name in enumerate(classes):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for copy in range(2):
+                path = tmp_path / "set" / part / name / f"{part}.{copy}.png"
+                Image.new("RGB", (32, 32), (30 * number, 255, 20 * copy)).save(path)
+            Image.new("RGB", (32, 32)).save(path.with_name("._0.png"))
+    splits = ("--split", "train", "--validation", str(tmp_path / "set"), "--validation-split", "val")
+    line = arguments(data, tmp_path / "run", "classification", *splits, pairs=str(tmp_path / "set"))
+    result = runner.invoke(app, line, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "6 pairs" in result.output
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert set(model.config.label2id) == set(TEXTS[:3])

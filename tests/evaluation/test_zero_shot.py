@@ -126,6 +126,20 @@ class TestFolder:
         labels.write_text("n02\t狗，小狗\n\nn01\t猫\nn09\t鸟\n", encoding="utf-8")
         assert classification_folder(folder, labels).names == [["猫"], ["狗", "小狗"]]
 
+    def test_files_of_people(self, folder, tmp_path):
+        """Names in GBK, junk of systems, a file that is no picture, pictures in folders below."""
+        for name in ("n01/._0.png", "__MACOSX/n01/0.png", ".cache/0.png", "n02/note.svg", "n02/more/9.png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            tiny_picture(3).save(folder / name, "PNG")
+        labels = tmp_path / "labels.txt"
+        labels.write_bytes("n02\t小狗，狗\r\nn01\t黑色的猫\r\n".encode("gbk"))
+        data = classification_folder(folder, labels)
+        assert (data.labels, data.names) == ([0, 0, 1, 1], [["黑色的猫"], ["小狗", "狗"]])
+        (folder / "n01/0.png").write_text("none")
+        with pytest.raises(ValueError, match="1 bad of 4"):
+            classification_folder(folder)
+        assert classification_folder(folder, max_error_rate=0.5).labels == [0, 1, 1]
+
     @pytest.mark.parametrize(
         ("text", "reason"),
         [

@@ -471,6 +471,23 @@ class TestFolders:
         assert texts_of(tolerant(photos)) == ["一只黑色的猫"]
         assert listed(photos)[0]["猫/1.png"] == ("一只黑色的猫",)
 
+    def test_a_text_that_cannot_be_read_costs_the_index_no_picture(self, photos, tmp_path):
+        (photos / "猫/1.txt").write_bytes(b"\xff\xfe\xfd")
+        found, problems, _ = listed(photos)
+        assert (found["猫/1.png"], len(found), len(problems)) == ((), 4, 1)
+        members = [("1.png", png(0)), ("1.txt", b"\xff\xff"), ("2.png", png(1)), ("2.json", "{")]
+        found, problems, _ = listed(write_tar(tmp_path / "x.tar", members))
+        assert (len(found), len(problems)) == (2, 2)
+
+    def test_a_folder_of_classes_read_as_pairs_says_how(self, photos):
+        with pytest.raises(ValueError, match="--format classes"):
+            load_pairs(photos)
+        (photos / "0.png").write_bytes(png(50))
+        pairs = tolerant(photos, format="classes")
+        assert (len(pairs), pairs.report.errors) == (4, 1)
+        with pytest.raises(ValueError, match="no split 'val'"):
+            load_pairs(photos, format="classes", split="val")
+
     def test_linked_folders_are_read_by_training_too(self, photos, tmp_path):
         (tmp_path / "linked").mkdir()
         (tmp_path / "linked" / "there").symlink_to(photos / "猫")
