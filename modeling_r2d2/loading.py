@@ -151,15 +151,24 @@ def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedC
         return kind.from_pretrained(place, **{**trust, **options})
 
 
-def model_type(place: str | PathLike) -> str | None:
-    """What `model_type` the config.json of a folder, file or Hub name says; None where it says nothing.
+def config_values(place: str | PathLike) -> dict[str, Any]:
+    """What the config.json of a folder, file or Hub name says, as it stands there.
 
     Raises:
         ValueError: no JSON object, impossible sizes. OSError: no such place.
     """
     with one_line_errors(place, PreTrainedConfig):
         _require_model_folder(place, PreTrainedConfig, weights=False)
-        return PreTrainedConfig.get_config_dict(place)[0].get("model_type")
+        return PreTrainedConfig.get_config_dict(place)[0]
+
+
+def model_type(place: str | PathLike) -> str | None:
+    """What `model_type` the config.json of a folder, file or Hub name says; None where it says nothing.
+
+    Raises:
+        ValueError: no JSON object, impossible sizes. OSError: no such place.
+    """
+    return config_values(place).get("model_type")
 
 
 def load_processor(kind: Any, place: str | PathLike, **options: Any) -> Any:
@@ -467,6 +476,7 @@ def _weight_sizes(folder: Path) -> list[int]:
 __all__ = [
     "LoadingError",
     "check_loading",
+    "config_values",
     "layers_left_out",
     "load_component",
     "load_config",

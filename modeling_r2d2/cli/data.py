@@ -106,11 +106,9 @@ def matching_pairs(
     gallery = Gallery.from_pairs(open_pairs(data, **options))
     network = processor = None
     if model is not None:
-        from transformers import AutoModel, AutoProcessor
+        from ..retrieval.retriever import load_model
 
-        from ..loading import load_processor, load_whole
-
-        network, processor = load_whole(AutoModel, model).eval(), load_processor(AutoProcessor, model)
+        network, processor = load_model(model)
     pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
     about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)

@@ -26,7 +26,7 @@ from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.records import read_label
 from ..processing.processing_r2d2 import R2D2Processor
 from .gallery import Gallery, text_positives
-from .retrieval import encode_images, encode_texts, evaluating, name_of
+from .retrieval import encode_images, encode_texts, evaluating, name_of, pre_ranking_scores
 
 Negatives = Literal["uniform", "fgr"]
 _VERSION = 1
@@ -124,7 +124,8 @@ def make_matching_pairs(
         images = encode_images(model, processor, gallery.images, batch_size, keep_states=False)
         texts = encode_texts(model, processor, gallery.texts, 8 * batch_size, keep_states=False)
         with evaluating(model):
-            logits = (texts.embeds @ images.embeds.t() / model.bounded_temperature().float()).cpu()
+            per_text, _ = pre_ranking_scores(model, texts, images)
+            logits = per_text / model.bounded_temperature().cpu()
     else:
         logits = torch.zeros(positives.shape)
     logits = logits.masked_fill(positives, -torch.inf)

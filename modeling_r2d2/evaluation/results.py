@@ -17,6 +17,7 @@ _TASKS = {
     "retrieval": ("retrieval", "Image-text retrieval"),
     "matching": ("image-text-matching", "Image-text matching"),
     "classification": ("zero-shot-image-classification", "Zero-shot image classification"),
+    "fine-tuned classification": ("image-classification", "Image classification"),
     "captioning": ("image-to-text", "Image captioning"),
 }
 _NAMES = {
@@ -63,6 +64,11 @@ class EvaluationResult:
     def __post_init__(self):
         require_finite(self.metrics, f"{self.task} of {self.model} on {self.data}")
 
+    @property
+    def kind(self) -> str:
+        """The task; of a classifier that was fine-tuned, which needs no prompts, "fine-tuned classification"."""
+        return "fine-tuned classification" if "classes of the classifier" in self.counts else self.task
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -75,7 +81,7 @@ class EvaluationResult:
 
     def eval_results(self) -> list[EvalResult]:
         """For the header of a model card: `ModelCardData(eval_results=…, model_name=…)`."""
-        task_type, task_name = _TASKS[self.task]
+        task_type, task_name = _TASKS[self.kind]
         return [
             EvalResult(
                 task_type=task_type,
@@ -136,9 +142,10 @@ def write_report(results: Sequence[EvaluationResult], folder: str | PathLike) ->
 
 def _table(task: str, data: str, group: list[EvaluationResult]) -> str:
     names = list(dict.fromkeys(name for result in group for name in result.metrics))
-    counts = ", ".join(f"{count:,} {what}" for what, count in group[0].counts.items())
+    counts = ", ".join(f"{n:,} {what}" for what, n in {k: v for r in group for k, v in r.counts.items()}.items())
+    title = task_title(group[0].kind if len({result.kind for result in group}) == 1 else "fine-tuned classification")
     lines = [
-        f"## {task_title(task)}: {data}",
+        f"## {title}: {data}",
         "",
         counts + (f"; {note}" if (note := _note(group)) else ""),
         "",

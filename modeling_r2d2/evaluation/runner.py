@@ -14,18 +14,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModel, AutoProcessor
 
 from ..finite import to_json
-from ..loading import load_processor, load_whole
+from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
 from .bootstrap import Bootstrap, weighted_means
 from .captioning import captioning_metrics
+from .classifier import classifier_scores
 from .gallery import Gallery, Pairs, Pictures, data_hash, open_pairs
 from .matching import matching_metrics
 from .matching_pairs import MatchingPairs, pair_probabilities
+from .models import load_model
 from .recall import first_hit_ranks
 from .results import EvaluationResult
 from .retrieval import score_both_ways
@@ -218,9 +219,17 @@ class Evaluation:
 
     def _classification(self, model: Any, processor: Any) -> Metrics:
         data, settings = self.classes, self.settings
-        scores = classify_pictures(model, processor, data, settings.prompts, settings.batch_size)
-        metrics, intervals = classification_metrics(scores, data.labels, settings.bootstrap)
-        counts = {"pictures": len(data.images), "classes": len(data.names), "prompts": len(settings.prompts)}
+        counts = {"pictures": len(data.images), "classes": len(data.names)}
+        if isinstance(model, R2D2ForImageClassification):
+            scores, labels = classifier_scores(model, processor, data, settings.batch_size)
+            counts["classes of the classifier"] = scores.shape[1]
+        else:
+            scores, labels = (
+                classify_pictures(model, processor, data, settings.prompts, settings.batch_size),
+                data.labels,
+            )
+            counts["prompts"] = len(settings.prompts)
+        metrics, intervals = classification_metrics(scores, labels, settings.bootstrap)
         return metrics, intervals, counts
 
     def _captioning(self, model: Any, processor: Any) -> Metrics:
@@ -340,28 +349,6 @@ def recalls_with_intervals(
         {} if ends is None else {n: (float(low), float(high)) for n, (low, high) in zip(names, ends, strict=True)}
     )
     return {name: float(value) for name, value in zip(names, values, strict=True)}, intervals
-
-
-def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
-    """Model, in evaluation mode on `settings.device`, and processor.
-
-    Raises:
-        ValueError: matching or two stages asked of a model without a ranker, or weights are missing; says which.
-    """
-    if settings.task == "captioning":
-        from .. import R2D2ForConditionalGeneration as kind
-    else:
-        kind = AutoModel
-    model = load_whole(kind, place).eval().to(settings.device)
-    if (settings.two_stage or settings.task == "matching") and not getattr(model, "can_rank", False):
-        raise ValueError(
-            f"{place} is pre-ranking only (PRD2: cross_encoder_config is None): it has no match probability. "
-            + ("Leave --two-stage out" if settings.two_stage else "Evaluate it with task retrieval")
-        )
-    processor = load_processor(AutoProcessor, place)
-    if settings.task == "captioning" and model.generation_config.bos_token_id is None:
-        model.set_special_tokens(processor.tokenizer)
-    return model, processor
 
 
 def generate_captions(model: Any, processor: Any, images: Sequence, settings: EvaluationSettings) -> list[str]:
