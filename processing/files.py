@@ -161,6 +161,7 @@ def staged_folder(
     """
     output = Path(output)
     with explained(output):
+        made_here = [place for place in (output, *output.parents) if not place.exists()]
         output.mkdir(parents=True, exist_ok=True)
         partial = partial_path(output)
         try:
@@ -172,6 +173,9 @@ def staged_folder(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             _active.discard(partial.name)
+            for place in made_here:  # nothing came of it
+                if not any(place.iterdir()):
+                    place.rmdir()
 
 
 def _publish(partial: Path, output: Path, command: str, last: list[str]) -> None:

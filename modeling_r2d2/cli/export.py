@@ -1,6 +1,6 @@
 """`r2d2 export`: a model as ONNX graphs."""
 
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,18 +28,17 @@ def export(
 ) -> None:
     """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""
     from ..export import export_onnx
-    from ..processing.datasets.report import Problem
-    from ..retrieval.pictures import list_pictures
 
+    console = Terminal()
     chosen = None
     if pictures is not None:
-        chosen = []
-        for picture in islice(list_pictures(str(pictures)), RANGE_PICTURES):
-            if isinstance(picture, Problem):
-                raise ValueError(f"--pictures: {picture}")
-            chosen.append(picture.open())
+        chosen, problems = _readable(pictures)
+        if problems:
+            skipped = f"{len(problems):,} of the pictures could not be read and were skipped, first {problems[0]}"
+            console.print(skipped)
+        if not chosen:
+            raise ValueError(f"--pictures {pictures}: no readable picture in it")
     manifest = export_onnx(model, output, precision, pictures=chosen, overwrite=overwrite)
-    console = Terminal()
     table = console.table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
     for record in manifest.graphs.values():
         cosine = "" if record.cosine is None else f"{record.cosine:.6f}"
@@ -51,3 +50,40 @@ def export(
     console.print(
         f"wrote {output}; load it with R2D2OnnxModel.from_pretrained({str(output)!r})",
     )
+
+
+class _Opened(Sequence):
+    """Pictures that are opened when they are taken: photographs would fill the memory."""
+
+    def __init__(self, pictures: list) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [picture.open() for picture in self.pictures[place]]
+        return self.pictures[place].open()
+
+
+def _readable(source: Path) -> tuple[_Opened, list[str]]:
+    """The first `RANGE_PICTURES` that can be read, and what is wrong with those before that cannot."""
+    from ..processing.datasets.images import ImageReadError
+    from ..processing.datasets.report import Problem
+    from ..retrieval.pictures import list_pictures
+
+    found, problems = [], []
+    for picture in list_pictures(str(source)):
+        if len(found) == RANGE_PICTURES:
+            break
+        if isinstance(picture, Problem):
+            problems.append(str(picture))
+            continue
+        try:
+            picture.open()
+        except ImageReadError as error:
+            problems.append(f"{picture.location}: {error}")
+        else:
+            found.append(picture)
+    return _Opened(found), problems

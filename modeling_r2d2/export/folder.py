@@ -1,10 +1,8 @@
-"""A model folder as a folder of ONNX graphs: written aside, measured against torch, then moved to its place."""
+"""A model folder as a folder of ONNX graphs: measured against torch before it is moved to its place."""
 
 import copy
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from os import PathLike
@@ -20,11 +18,12 @@ from ..evaluation.retrieval import evaluating
 from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.images import open_image
+from ..processing.files import Stamp, clean_leftovers, foreign_entries, refuse_no_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..retrieval.manifest import ModelIdentity, digest_of_file
 from . import ranker_weights
 from .graphs import IMAGE_TOWER, OPSET, RANKER, TEXT_TOWER, Graph, graphs_of, write_graph
-from .manifest import MANIFEST, GraphRecord, OnnxManifest
+from .manifest import MANIFEST, GraphRecord, OnnxFolderError, OnnxManifest
 from .precision import PRECISIONS, Precision, to_half, to_int8
 from .session import feed, open_session, require_onnx
 
@@ -55,7 +54,8 @@ def export_onnx(
 
     Args:
         model: folder, Hub name or loaded model (left as it is, and exported in float32 from whatever dtype).
-        output: a new folder. overwrite: or one that holds an earlier export, which is replaced as a whole.
+        output: a new folder. overwrite: or one that holds an earlier export, whose files are replaced or removed; what
+            others have put there stays.
         precision: "fp32", "fp16" (half the size; on a CPU no faster) or "int8" (a quarter of the size of what is
             quantised, and faster).
         pictures: for int8 and a convolutional image tower, a hundred or so typical pictures (PIL or paths) to measure
@@ -82,16 +82,8 @@ def export_onnx(
         )
     _refuse_occupied(output, overwrite)
     model, processor = _loaded(model, processor)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".aside", dir=output.parent))
-    try:
-        with evaluating(model):
-            manifest = _write(model, processor, aside, precision, pictures, opset)
-        aside.chmod(0o755)
-        _move(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return manifest
+    with evaluating(model), staged_folder(output, "export", last=[MANIFEST], stale=["*"]) as folder:
+        return _write(model, processor, folder, precision, pictures, opset)
 
 
 def _write(
@@ -255,29 +247,23 @@ def _refuse_split(folder: Path, name: str) -> None:
 
 
 def _refuse_occupied(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is a file, not a folder")
-    if not output.exists() or not any(output.iterdir()):
+    refuse_no_folder(output)
+    if not output.is_dir():
         return
-    if not (output / MANIFEST).is_file() or not any(output.glob("*_tower.onnx")):
-        raise FileExistsError(f"{output} holds something else than an export: name a new folder")
+    clean_leftovers(output)
+    if not foreign_entries(output):
+        return
+    stamp = Stamp.read(output)
+    if stamp is None or stamp.command != "export":
+        try:
+            OnnxManifest.load(output)  # of a release that wrote no stamps
+        except OnnxFolderError:
+            raise FileExistsError(
+                f"{output} holds something else than an export ({', '.join(foreign_entries(output)[:3])}): name a new "
+                "folder"
+            ) from None
     if not overwrite:
         raise FileExistsError(f"{output} already holds an export: --overwrite replaces it")
-
-
-def _move(aside: Path, output: Path) -> None:
-    """Put the finished folder in its place; an earlier one goes away only once it is."""
-    if not output.exists():
-        os.replace(aside, output)
-        return
-    old = aside.with_suffix(".old")
-    os.replace(output, old)
-    try:
-        os.replace(aside, output)
-    except OSError:
-        os.replace(old, output)
-        raise
-    shutil.rmtree(old)
 
 
 __all__ = ["TOLERANCE", "export_onnx"]

@@ -18,6 +18,7 @@ from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
+from ..processing.files import claim_folder, staged_folder
 from .components import plain_text_encoder
 from .data import CaptionedPictures
 from .evaluation import (
@@ -126,9 +127,12 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
 
     Raises:
         ImportError: the demo set's packages are not installed. OSError: no R2D2 in the named folder.
+        FileExistsError: as `train_text_to_image`, or somebody's files of these names.
     """
     console = console or Console()
     training = settings.training
+    written = ("results.json", "sheet.png", "new_combinations.png")
+    claim_folder(training.output, needs=written, overwrite=training.overwrite, resume=training.resume)
     pairs = EmojiPairs(settings.vendors, settings.concepts)
     pipeline = demo_pipeline(settings.r2d2, training.resolution, training.seed)
     judge = None if settings.judge is None else _judge(settings)
@@ -144,8 +148,10 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
         console.print("no judge was named (--judge): the pictures are drawn and not judged")
     else:
         results["judged"] = _judged(*judge, images, names, pairs, settings)
-    (training.output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    _draw(pipeline, judge, pairs, names, settings, call, results)
+    with staged_folder(training.output, "text-to-image demo") as folder:
+        text = json.dumps(results, indent=2, ensure_ascii=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        _draw(pipeline, judge, pairs, names, settings, call, results, folder)
     console.print(json.dumps({k: v for k, v in results.items() if k != "training"}, indent=1, ensure_ascii=False))
     return results
 
@@ -185,8 +191,7 @@ def _judged(judge, processor, images, names, pairs, settings: DemoSettings) -> d
     return result
 
 
-def _draw(pipeline, judge, pairs, names, settings: DemoSettings, call, results) -> None:
-    training = settings.training
+def _draw(pipeline, judge, pairs, names, settings: DemoSettings, call, results, folder: Path) -> None:
     count = len(names)
     prompts = [name for name in SHEET_PROMPTS if name in names]
     spread = torch.linspace(0, count - 1, 12).round().long().tolist()
@@ -208,7 +213,7 @@ def _draw(pipeline, judge, pairs, names, settings: DemoSettings, call, results) 
     sample_sheet(
         prompts,
         images,
-        training.output / "sheet.png",
+        folder / "sheet.png",
         title="中文生成图片 · pictures from Chinese names",
         subtitle=subtitle,
         scores=scores,
@@ -216,4 +221,4 @@ def _draw(pipeline, judge, pairs, names, settings: DemoSettings, call, results) 
         real=real,
     )
     new = generate(pipeline, NEW_PROMPTS, range(5), **call)
-    sample_sheet(NEW_PROMPTS, new, training.output / "new_combinations.png", title="新组合 · combinations never seen")
+    sample_sheet(NEW_PROMPTS, new, folder / "new_combinations.png", title="新组合 · combinations never seen")

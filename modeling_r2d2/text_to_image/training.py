@@ -6,7 +6,6 @@ by seed, step and process, and the order of the samples from the seed: a resumed
 
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,16 +16,32 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..distillation.checkpoints import (
+    last_complete,
+    mark_complete,
+    place_checkpoint,
+    refuse_foreign_checkpoints,
+    remove_checkpoint,
+    rotate_checkpoints,
+)
 from ..loading import one_line_errors, refuse_unsafe_pickles
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
-from ..processing.files import save_safetensors
+from ..processing.files import (
+    claim_folder,
+    explained,
+    make_readable,
+    partial_path,
+    remove_owned,
+    save_safetensors,
+    staged_folder,
+)
 from .components import choose_trained, merge_lora
 from .data import CaptionFeatures, ConditionedUNet, batches
 from .objective import diffusion_loss, min_snr_weights, regression_target, signal_to_noise, stratified_timesteps
@@ -34,6 +49,8 @@ from .settings import TextToImageSettings
 
 _STATE = "training_state.json"
 _AVERAGED = "averaged_weights.safetensors"
+#: What a run writes beside the pipeline.
+_NEEDS = ("training.json", "samples")
 
 
 def train_text_to_image(
@@ -252,33 +269,50 @@ class _Run:
                 num_inference_steps=settings.sample_steps,
                 guidance_scale=settings.guidance_scale,
             )
-        path = settings.output / "samples" / f"step-{self.step:06d}.png"
-        sample_sheet(settings.sample_prompts, images, path, title=f"step {self.step}")
+        with staged_folder(settings.output, "text-to-image") as folder:
+            path = folder / "samples" / f"step-{self.step:06d}.png"
+            sample_sheet(settings.sample_prompts, images, path, title=f"step {self.step}")
 
     def _save(self) -> None:
-        folder = self.settings.output / f"checkpoint-{self.step}"
-        self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process:
-            state = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
-            # not as an object registered with accelerate: it reads those back as pickles, and runs their code
-            state["averaging"] = self.ema.state_dict()
-            weights = state["averaging"].pop("shadow_params")
-            save_safetensors({str(place): weight for place, weight in enumerate(weights)}, folder / _AVERAGED)
-            state["settings"] = self.settings.to_dict()
-            (folder / _STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
-            for old in _checkpoints(self.settings.output)[: -self.settings.keep]:
-                shutil.rmtree(old)
+        output = self.settings.output
+        folder = output / f"checkpoint-{self.step}"
+        names = [partial_path(output).name]
+        broadcast_object_list(names)
+        partial = output / names[0]
+        try:
+            with explained(folder):
+                self.accelerator.save_state(str(partial))
+                if self.accelerator.is_main_process:
+                    self._finish_checkpoint(partial, folder)
+        finally:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, partial: Path, folder: Path) -> None:
+        """Add the state of the run, mark it as complete, put it in its place, let old ones go."""
+        state = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
+        # not as an object registered with accelerate: it reads those back as pickles, and runs their code
+        state["averaging"] = self.ema.state_dict()
+        weights = state["averaging"].pop("shadow_params")
+        save_safetensors({str(place): weight for place, weight in enumerate(weights)}, partial / _AVERAGED)
+        state["settings"] = self.settings.to_dict()
+        (partial / _STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+        make_readable(partial)
+        mark_complete(partial)
+        place_checkpoint(partial, folder)
+        rotate_checkpoints(folder.parent, folder, self.settings.keep)
 
     def _load(self) -> None:
-        found = _checkpoints(self.settings.output)
-        if not found:
+        last = last_complete(self.settings.output)
+        if last is None or not (last / _STATE).is_file():
             raise ValueError(f"{self.settings.output} holds no whole checkpoint to resume from")
-        state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((last / _STATE).read_text(encoding="utf-8"))
         self.settings.check_same_run(state["settings"])
-        refuse_unsafe_pickles(found[-1])
-        with one_line_errors(found[-1], "checkpoint"):
-            self.accelerator.load_state(str(found[-1]))
-            averaged = load_file(found[-1] / _AVERAGED)
+        refuse_unsafe_pickles(last)
+        with one_line_errors(last, "checkpoint"):
+            self.accelerator.load_state(str(last))
+            averaged = load_file(last / _AVERAGED)
             weights = [averaged[str(place)] for place in range(len(averaged))]
             self.ema.load_state_dict({**state["averaging"], "shadow_params": weights})
         self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
@@ -299,13 +333,14 @@ class _Run:
             "history": self.history,
         }
         if self.accelerator.is_main_process:
-            settings.output.mkdir(parents=True, exist_ok=True)
-            if settings.train == "lora":
-                _save_adapters(pipeline, settings.output)
-            merge_lora(pipeline.unet)
-            merge_lora(pipeline.text_encoder)
-            pipeline.save_pretrained(settings.output)
-            (settings.output / "training.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            with staged_folder(settings.output, "text-to-image", last=["model_index.json"]) as folder:
+                if settings.train == "lora":
+                    _save_adapters(pipeline, folder)
+                merge_lora(pipeline.unet)
+                merge_lora(pipeline.text_encoder)
+                pipeline.save_pretrained(folder)
+                text = json.dumps(result, indent=1, ensure_ascii=False)
+                (folder / "training.json").write_text(text + "\n", encoding="utf-8")
         self._say(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
         return result
 
@@ -337,20 +372,13 @@ def _training_scheduler(scheduler: Any) -> DDPMScheduler:
     return trained
 
 
-def _checkpoints(output: Path) -> list[Path]:
-    """Whole checkpoints, oldest first: one that was being written when the run broke off has no state yet."""
-    found = [path for path in output.glob("checkpoint-*") if (path / _STATE).is_file()]
-    return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
-
-
 def _refuse_existing(settings: TextToImageSettings) -> None:
-    held = [p.name for pattern in ("model_index.json", "checkpoint-*") for p in settings.output.glob(pattern)]
-    if not held or settings.resume:
-        return
-    if not settings.overwrite:
-        raise FileExistsError(
-            f"{settings.output} already holds {', '.join(sorted(held)[:3])}: choose another folder, `--overwrite` to "
-            "replace it or `--resume` to go on from its last checkpoint"
-        )
-    for checkpoint in settings.output.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    output = settings.output
+    claim_folder(
+        output, ("model_index.json", "checkpoint-*"), overwrite=settings.overwrite, resume=settings.resume, needs=_NEEDS
+    )
+    if settings.overwrite and not settings.resume:
+        refuse_foreign_checkpoints(output)
+        remove_owned(output, ["training.json", "samples/*"])
+        for checkpoint in output.glob("checkpoint-*"):
+            remove_checkpoint(checkpoint)

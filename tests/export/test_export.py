@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from modeling_r2d2 import R2D2Config, R2D2Model, R2D2Processor, WukongConfig, ex
 from modeling_r2d2.cli import app
 from modeling_r2d2.export import OnnxManifest, folder, ranker_weights
 from modeling_r2d2.export.graphs import graphs_of, write_graph
-from tests.helpers import tiny_model, tiny_picture
+from modeling_r2d2.processing.files import is_partial, note_written
+from tests.helpers import die, killed, tiny_model, tiny_picture
 
 IMAGES, TEXTS = (1, 2, 7), ((1, 2), (4, 9), (6, 16))
 
@@ -247,9 +250,13 @@ def test_where_an_export_may_go(prd2, traced_before, tmp_path):
     export_onnx(prd2.model, output, processor=prd2.processor)
     with pytest.raises(FileExistsError, match="--overwrite"):
         export_onnx(prd2.model, output, processor=prd2.processor)
-    (output / "stale.txt").touch()
+    (output / "notes.txt").write_text("mine")
+    note_written(output, "export", [])
+    (output / "ranker.onnx").touch()
+    note_written(output, "export", ["ranker.onnx"])  # as of a model that had one
     export_onnx(prd2.model, output, "fp16", prd2.processor, overwrite=True)
-    assert not (output / "stale.txt").exists()
+    assert (output / "notes.txt").read_text() == "mine"
+    assert not (output / "ranker.onnx").exists()
     assert OnnxManifest.load(output).precision == "fp16"
     assert [path.name for path in output.parent.iterdir()] == ["out"]
     other = tmp_path / "photos"
@@ -259,7 +266,40 @@ def test_where_an_export_may_go(prd2, traced_before, tmp_path):
         export_onnx(prd2.model, other, processor=prd2.processor, overwrite=True)
     with pytest.raises(NotADirectoryError):
         export_onnx(prd2.model, other / "cat.png", processor=prd2.processor)
+    (other / "manifest.json").write_text('{"name": "web app"}')
+    (other / "my_tower.onnx").touch()
+    with pytest.raises(FileExistsError, match="something else"):
+        export_onnx(prd2.model, other, processor=prd2.processor, overwrite=True)
     assert (other / "cat.png").exists()
+
+
+def test_killed_export_leaves_nothing_for_long(prd2, traced_before, tmp_path, monkeypatch):
+    """While its graphs are written, and before its files are moved to their place: the earlier one is whole."""
+    from modeling_r2d2.processing import files
+
+    traced_before(prd2)
+    output = tmp_path / "out"
+    before = os.umask(0o022)
+    try:
+        export_onnx(prd2.model, output, processor=prd2.processor)
+    finally:
+        os.umask(before)
+    files_of = {path.name: path for path in output.iterdir()}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files_of.values()} == {0o644}
+    for place, name in ((folder, "_compare"), (files, "_sync")):
+
+        def export(place=place, name=name):
+            monkeypatch.setattr(place, name, die)
+            export_onnx(prd2.model, output, "fp16", prd2.processor, overwrite=True)
+
+        assert killed(export)
+        assert any(is_partial(path) for path in output.iterdir())
+        manifest = OnnxManifest.load(output)
+        manifest.check(output)
+        assert manifest.precision == "fp32"
+    export_onnx(prd2.model, output, "fp16", prd2.processor, overwrite=True)
+    assert {path.name for path in output.iterdir()} == files_of.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_bad_arguments(prd2, tmp_path, pictures):
@@ -301,16 +341,28 @@ def test_command(prd2, traced_before, tmp_path):
     prd2.processor.save_pretrained(tmp_path / "model")
     for seed in range(3):
         tiny_picture(seed).save(tmp_path / f"{seed}.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
     traced_before(prd2)
     arguments = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "onnx"), "--precision", "int8"]
     result = CliRunner().invoke(app, [*arguments, "--pictures", str(tmp_path)])
     assert result.exit_code == 0, (result.output, result.exception)
-    for part in ("text_tower.onnx", "int8, dynamic", "pre-ranking only", "R2D2OnnxModel.from_pretrained"):
+    for part in (
+        "1 of the pictures could not be read and were skipped, first",
+        "broken.jpg",
+        "text_tower.onnx",
+        "int8, dynamic",
+        "pre-ranking only",
+        "R2D2OnnxModel.from_pretrained",
+    ):
         assert part in result.output
     manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text("utf-8"))
     assert manifest["source"] == "model"
     assert str(tmp_path) not in (tmp_path / "onnx" / "manifest.json").read_text("utf-8")
     config = json.loads((tmp_path / "onnx" / "config.json").read_text("utf-8"))
     assert "auto_map" not in config
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.png").touch()
+    nothing = CliRunner().invoke(app, [*arguments, "--overwrite", "--pictures", str(tmp_path / "none")])
+    assert "no readable picture" in str(nothing.exception)
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, FileExistsError)

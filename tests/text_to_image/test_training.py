@@ -1,6 +1,10 @@
 """The training loop: exact continuation, what trains and what does not, adapting a foreign checkpoint."""
 
 import json
+import os
+import shutil
+import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +14,13 @@ from PIL import Image
 
 from modeling_r2d2 import R2D2TextToImagePipeline
 from modeling_r2d2.processing.datasets import load_pairs
+from modeling_r2d2.processing.files import is_partial
+from modeling_r2d2.text_to_image import training
 from modeling_r2d2.text_to_image.components import adapt_pretrained, choose_trained, is_own_pipeline, merge_lora
 from modeling_r2d2.text_to_image.data import CaptionedPictures, CaptionFeatures, batches, sample_order
 from modeling_r2d2.text_to_image.settings import TextToImageSettings
 from modeling_r2d2.text_to_image.training import _Run, train_text_to_image
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import die, killed, tiny_model, tiny_picture, tiny_processor
 from tests.text_to_image.conftest import generator, tiny_pipeline, tiny_unet, tiny_vae
 
 TEXTS = ["一只猫", "马", "两条红色的鱼", "小船", "山", "天地人", "黄鸟"]
@@ -222,6 +228,50 @@ def test_nothing_is_overwritten_by_accident(pairs, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
     with pytest.raises(ValueError, match="no whole checkpoint"):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, resume=True))
+
+
+def test_others_files_in_the_folder_of_a_run(pairs, tmp_path):
+    """They survive a run that replaces another; in the place of ours they stop it before it begins."""
+    output = tmp_path / "out"
+
+    def put(*names):
+        for name in names:
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            (output / name).write_text("mine")
+
+    put("notes.txt")
+    with pytest.raises(FileExistsError, match="something else"):
+        train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1))
+    (output / "notes.txt").unlink()
+    before = os.umask(0o022)
+    try:
+        train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=2, save_every=1, keep=1))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in output.rglob("*") if path.is_file()} == {0o644}
+    put("vectors.npy", "samples/holiday.png", "checkpoint-2/notes.txt", "checkpoint-best/weights", "unet/notes")
+    for name in ("samples", "checkpoint-2", "checkpoint-best"):
+        with pytest.raises(FileExistsError, match=f"{name} is no"):
+            train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1, overwrite=True))
+        shutil.move(output / name, tmp_path / name)
+    train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1, overwrite=True))
+    assert (output / "vectors.npy").read_text() == (output / "unet" / "notes").read_text() == "mine"
+    assert not list(output.glob("checkpoint-*"))
+
+
+def test_killed_while_a_checkpoint_or_the_pipeline_is_written(pairs, tmp_path, monkeypatch):
+    run = settings(tmp_path, steps=2, save_every=1)
+    for place, name in ((training, "mark_complete"), (R2D2TextToImagePipeline, "save_pretrained")):
+
+        def interrupted(place=place, name=name):
+            monkeypatch.setattr(place, name, die)
+            train_text_to_image(tiny_pipeline(), pairs, replace(run, overwrite=True))
+
+        assert killed(interrupted)
+        assert [path for path in tmp_path.rglob("*") if is_partial(path)]
+        train_text_to_image(tiny_pipeline(), pairs, replace(run, overwrite=True))
+        assert not [path for path in tmp_path.rglob("*") if is_partial(path)]
+        R2D2TextToImagePipeline.from_pretrained(tmp_path)
 
 
 def test_a_diverging_run_stops(pairs, tmp_path):
