@@ -39,6 +39,8 @@ def require_number(
         return
     bounds = {"at least": least, "above": above, "at most": most, "below": below}
     range_ = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    if least is not None and most is not None:
+        range_ += f" ({least:g}..{most:g})"
     kind = "a whole number" if whole else "a finite number"
     raise ValueError(f"{name} is {value!r}; it must be {kind}{' ' * bool(range_)}{range_}")
 
