@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -14,17 +14,17 @@ from typing import Any
 
 from ..evaluation.retrieval import is_token_wise
 from ..modeling_r2d2 import R2D2Model
-from ..processing.datasets.images import ImageReadError
-from ..processing.datasets.report import Problem
 from ..processing.files import atomic_path, write_text
 from ..processing.processing_r2d2 import R2D2Processor
 from .cache import CacheOptions
-from .encoding import Progress, ShardEncoder, problem_of
+from .comparison import Comparison, Known, Row, known_pictures
+from .encoding import Progress, ShardEncoder
 from .locking import only_writer
 from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ModelIdentity, ShardRecord
 from .ownership import Building, files_of, numbers_in_use, refuse_foreign
-from .pictures import Picture, digest_of, list_pictures
-from .store import PictureIndex, Shard, finished_shards, with_unreadable, write_shard
+from .pictures import Picture, list_pictures
+from .remaking import source_words
+from .store import PictureIndex, Shard, finished_shards, move_shard, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,11 @@ GROWS_FROM = 10_000
 class Built:
     """What a change of an index did.
 
-    pictures: in the index now. added, changed, removed, unchanged: pictures. resumed: of those added, taken over from
-    an interrupted run. unreadable: what was skipped, with location and reason. duplicates: pictures whose file has the
-    same content as an earlier one's; they are kept.
+    pictures: in the index now. added, changed, removed, unchanged: pictures. resumed: of those added or changed, taken
+    over from an interrupted run. moved: of those unchanged or resumed, whose file is elsewhere now, or has another id.
+    unreadable: what was skipped, with location and reason. duplicates: pictures whose file has the same content as an
+    earlier one's; they are kept. gone: ids in the index that the source does not name and whose files are no longer
+    where they were. not_pruned: why nothing was removed although that was asked for.
     """
 
     pictures: int
@@ -48,8 +50,11 @@ class Built:
     removed: int = 0
     unchanged: int = 0
     resumed: int = 0
+    moved: int = 0
     duplicates: int = 0
     unreadable: list[dict] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    not_pruned: str | None = None
 
 
 class IndexBuilder:
@@ -102,91 +107,72 @@ class IndexBuilder:
 
     # -- changes --------------------------------------------------------------------------------
 
-    def add(self, source: Any, prune: bool = False, **reading: Any) -> Built:
+    def add(self, source: Any, prune: bool = False, rebuild: bool = False, **reading: Any) -> Built:
         """Add the pictures of a source; what is in the index already, unchanged, is not encoded again.
 
-        An interrupted run goes on where its last whole shard ended, when it is called again, and gives the index that
-        an uninterrupted one would have given.
+        A picture is known by its id and its content: where its file has moved, the index remembers the new place. An
+        interrupted run goes on where its last whole shard ended, when it is called again, and gives the index that an
+        uninterrupted one would have given.
 
         Args:
-            source, reading: see `list_pictures`. prune: remove pictures that the source no longer has.
+            source, reading: see `list_pictures`. prune: remove pictures that were listed from this source and are no
+                longer in it, and those of others whose files are gone; unless the source has errors or is empty.
+            rebuild: make the index anew, whatever model it had; searching goes on in the old state until then.
 
         Raises:
             OtherModelError: the index belongs to another model. IndexLockedError: another writer.
             FileExistsError: the folder holds something else than an index; nothing was changed.
             ValueError: no readable picture in the source, nor in the index.
         """
-        refuse_foreign(self.root)
+        refuse_foreign(self.root, rebuild)
         if self._number == 0:
             with only_writer(self.root):
-                return self._add(source, prune, reading)
-        return self._add(source, prune, reading)
+                return self._add(source, prune, rebuild, reading)
+        return self._add(source, prune, rebuild, reading)
 
-    def _add(self, source: Any, prune: bool, reading: dict) -> Built:
+    def _add(self, source: Any, prune: bool, rebuild: bool, reading: dict) -> Built:
         if self._number:  # the first process clears away what an interrupted run has left before the others look
             self._wait()
-        manifest = self._manifest()
-        pending = self._pending(manifest)
+        before = self._before(rebuild)
+        manifest = self._manifest(before, rebuild)
+        pending = self._pending(before)
         if self._number == 0:
-            self._building = Building.begin(self.root, manifest, self._run, pending)
+            self._building = Building.begin(self.root, before, self._run, pending)
             self._wait()
         self._wait()  # nobody writes before all have seen what is there
-        known, resumed = self._known(manifest.shards), self._known(pending)
-        resumed_bad = {entry["id"]: entry for record in pending for entry in record.unreadable}
-        counts = {"unchanged": 0, "resumed": 0}
-        seen: set[str] = set()
-        problems: list[dict] = []
-
-        def waiting() -> Iterator[Picture]:
-            for item in list_pictures(source, **reading):
-                if isinstance(item, Problem):
-                    problems.append({"id": None, "location": item.location, "reason": item.reason})
-                    continue
-                if item.id in seen:
-                    problems.append(problem_of(item, "a picture of this id came before in the source"))
-                    continue
-                seen.add(item.id)
-                if item.id in resumed and resumed[item.id].same(item):
-                    counts["resumed"] += 1
-                    self.progress(1, "resumed")
-                elif item.id in resumed_bad and resumed_bad[item.id]["size"] == item.size:
-                    self.progress(1, "resumed")
-                elif item.id in known and known[item.id].same(item):
-                    counts["unchanged"] += 1
-                    self.progress(1, "unchanged")
-                elif item.id in known and (other := known[item.id].elsewhere(item)):
-                    reason = f"the index holds {other} by this id: index both folders in one command, or --remove it"
-                    problems.append(problem_of(item, reason))
-                else:
-                    yield item
-
-        made = self._encode_all(waiting(), Building.after(manifest, self._run).first, numbers_in_use(self.root))
-        fresh = sorted([*pending, *made], key=lambda record: record.name)
-        fresh_ids = self._known(fresh)
-        gone = {id for id in known if id in fresh_ids or (prune and id not in seen)}
+        known, left = self._known(manifest.shards), self._known(pending)
+        tried = {entry["id"]: entry for record in pending for entry in record.unreadable}
+        found = Comparison(known, left, tried, source_words(source, reading), self.progress)
+        first = Building.after(before, self._run).first
+        made = self._encode_all(found.to_encode(list_pictures(source, **reading)), first, numbers_in_use(self.root))
+        fresh_ids = found.ids_of(left) | {id for record in made for id in self._ids(record)}
+        gone = set(found.gone())
+        pruned, not_pruned = self._pruned(found) if prune else (set(), None)
         if self._number == 0:
-            shards = self._without(manifest.shards, gone, fresh, problems)
-            if not sum(record.rows for record in shards):
-                self._building.finish(self.root, files_of(manifest))
-                listed = [entry for record in fresh for entry in record.unreadable] + problems
-                reason = f"; the first of {len(listed)} problems: {_line(listed[0])}" if listed else ""
+            leaving = pruned | fresh_ids | found.renamed | found.ids_of({id: known[id] for id in found.renamed})
+            kept = self._revised(manifest.shards, found.kept, leaving)
+            resumed = self._revised(pending, found.kept)
+            fresh = sorted([*resumed, *(record for record in made if record.rows)], key=lambda record: record.name)
+            unreadable = self._unreadable(manifest, made, found)
+            if not kept and not fresh:
+                self._building.finish(self.root, files_of(before))
+                reason = f"; the first of {len(unreadable)} problems: {_line(unreadable[0])}" if unreadable else ""
                 raise ValueError(f"{source}: no readable picture in it, so there is no index to make{reason}")
-            appended = not gone and shards[: len(manifest.shards)] == manifest.shards
-            if shards != manifest.shards or self.vectors not in (None, manifest.vectors.get("kind")):
-                self._publish(manifest, shards, appended)
-            else:
-                self._building.finish(self.root, files_of(manifest))
+            self._publish(before, manifest, [*kept, *fresh], unreadable)
         self._wait()
         now = Manifest.load(self.root)
         return Built(
             pictures=now.rows,
-            added=len(set(fresh_ids) - set(known)),
-            changed=len(set(fresh_ids) & set(known)),
-            removed=len(gone - set(fresh_ids)),
-            unchanged=counts["unchanged"],
-            resumed=counts["resumed"],
+            added=len(fresh_ids - known.keys()),
+            changed=len(fresh_ids & known.keys()),
+            removed=len(pruned),
+            unchanged=found.unchanged,
+            resumed=found.resumed,
+            moved=found.moved,
             duplicates=now.rows - len({content for s in now.shards for content in self._contents(s)}),
-            unreadable=now.unreadable,
+            unreadable=list(now.unreadable),
+            gone=sorted(gone - pruned),
+            not_pruned=not_pruned,
         )
 
     def remove(self, ids: list[str]) -> Built:
@@ -198,15 +184,15 @@ class IndexBuilder:
         refuse_foreign(self.root)
         with only_writer(self.root):
             manifest = Manifest.load(self.root)
-            manifest.model.refuse_other(self.identity, self.root)
+            manifest.refuse_other(self.identity, self.root)
             known = self._known(manifest.shards)
             if missing := [id for id in ids if id not in known]:
                 raise ValueError(f"not in {self.root}: {', '.join(map(repr, missing[:5]))}; nothing was removed")
             self._building = Building.begin(self.root, manifest, self._run)
-            shards = self._without(manifest.shards, set(ids), [], [])
-            self._publish(manifest, shards, appended=False)
+            shards = self._revised(manifest.shards, {}, set(ids))
+            self._publish(manifest, manifest, shards, [each for each in manifest.unreadable if each["id"] not in ids])
             now = Manifest.load(self.root)
-            return Built(pictures=now.rows, removed=len(set(ids)), unreadable=now.unreadable)
+            return Built(pictures=now.rows, removed=len(set(ids)), unreadable=list(now.unreadable))
 
     # -- encoding -------------------------------------------------------------------------------
 
@@ -233,18 +219,23 @@ class IndexBuilder:
 
     # -- publishing -----------------------------------------------------------------------------
 
-    def _manifest(self) -> Manifest:
-        """The index's state, or an empty one; refuses another model's, or another cache."""
+    def _before(self, rebuild: bool) -> Manifest:
+        """The index's state, or an empty one."""
         if not (self.root / MANIFEST).exists():
             return Manifest(self.identity, self.encoder.dimension, vars(self.cache))
-        manifest = Manifest.load(self.root)
-        manifest.model.refuse_other(self.identity, self.root)
-        if manifest.cache != vars(self.cache):
+        return Manifest.load(self.root, to_remake=rebuild)
+
+    def _manifest(self, before: Manifest, rebuild: bool) -> Manifest:
+        """The state to add to, which is empty for a rebuild; refuses another model's, or another cache."""
+        if rebuild:
+            return Manifest(self.identity, self.encoder.dimension, vars(self.cache), generation=before.generation)
+        before.refuse_other(self.identity, self.root)
+        if before.cache != vars(self.cache):
             raise ValueError(
-                f"{self.root} was made with {CacheOptions(**manifest.cache)} and this run asks for {self.cache}: "
-                "use the same, or index the pictures anew elsewhere"
+                f"{self.root} was made with {CacheOptions(**before.cache)} and this run asks for {self.cache}: use the "
+                "same, or make it anew with --rebuild (rebuild=True)"
             )
-        return manifest
+        return before
 
     def _pending(self, manifest: Manifest) -> list[ShardRecord]:
         """Whole shards that an interrupted run of this model, with these options, has left."""
@@ -257,87 +248,128 @@ class IndexBuilder:
     def _run(self) -> str:
         return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}"
 
-    def _known(self, records: Any) -> dict[str, "_Known"]:
-        known = {}
-        for record in records:
-            rows = Shard(self.root, record).rows.select(["id", "path", "size", "mtime_ns", "content", "texts"])
-            for id, path, size, mtime, content, texts in zip(*(c.to_pylist() for c in rows.columns), strict=True):
-                known[id] = _Known(path, size, mtime, content, tuple(texts))
-        return known
+    def _known(self, records: Iterable[ShardRecord]) -> dict[str, Known]:
+        return known_pictures(Shard(self.root, record) for record in records)
 
     def _contents(self, record: ShardRecord) -> list[str]:
         return Shard(self.root, record).rows.column("content").to_pylist()
 
-    def _without(
-        self,
-        shards: tuple[ShardRecord, ...],
-        gone: set[str],
-        fresh: list[ShardRecord],
-        problems: list[dict],
-    ) -> tuple[ShardRecord, ...]:
-        """The shards without some pictures, then the fresh ones; shards that held one of them are written anew."""
-        taken = numbers_in_use(self.root)
-        number = max((int(record.name) for record in (*shards, *fresh)), default=-1) + 1
-        # what was tried again is listed by its new shard, if at all
-        tried = {*self._known(fresh), *(entry["id"] for record in fresh for entry in record.unreadable)}
-        kept = []
-        for record in shards:
-            unreadable = [entry for entry in record.unreadable if entry["id"] not in tried | gone]
-            shard = Shard(self.root, record)
-            ids = shard.rows.column("id").to_pylist()
-            rows = [row for row, id in enumerate(ids) if id not in gone]
-            if len(rows) < len(ids):
-                if rows or unreadable:
-                    while number in taken:
-                        number += 1
-                    kept.append(write_shard(self.root, f"{number:08}", shard.select(rows, unreadable)))
-                    number += 1
-            elif unreadable != record.unreadable:
-                kept.append(with_unreadable(record, unreadable))
-            else:
-                kept.append(record)
-        if problems and fresh:
-            fresh = [*fresh[:-1], with_unreadable(fresh[-1], [*fresh[-1].unreadable, *problems])]
-        elif problems and kept:
-            listed = [entry for entry in kept[-1].unreadable if entry not in problems]
-            kept[-1] = with_unreadable(kept[-1], [*listed, *problems])
-        return tuple(record for record in (*kept, *fresh) if record.rows or record.unreadable)
+    def _ids(self, record: ShardRecord) -> list[str]:
+        return Shard(self.root, record).rows.column("id").to_pylist() if record.rows else []
 
-    def _publish(self, manifest: Manifest, shards: tuple[ShardRecord, ...], appended: bool) -> None:
-        """Build the vector index, then replace the manifest, then clear away what no longer belongs to it."""
-        state = manifest.with_shards(shards)
-        vectors = self._build_vectors(state, manifest if appended else None)
-        state = replace(state, vectors=vectors)
-        state.save(self.root)
+    @staticmethod
+    def _pruned(found: Comparison) -> tuple[set[str], str | None]:
+        """Ids to remove, since the source no longer has them; or why none is removed."""
+        if found.damaged:
+            return set(), "the source has errors, and what it does not name may be behind them"
+        if not found.seen:
+            return set(), "the source is empty: is everything mounted that should be?"
+        return found.to_prune(), None
+
+    def _revised(
+        self, shards: Iterable[ShardRecord], kept: dict[Row, Picture | None], leaving: set[str] | None = None
+    ) -> list[ShardRecord]:
+        """Shards as they are to be; those that lose a picture, or remember another place of one, are written anew.
+
+        Args:
+            kept: rows that stay, with the picture to remember instead. leaving: ids of other rows that do not stay;
+                None: no other row stays.
+        """
+        taken, number = numbers_in_use(self.root), 0
+        revised = []
+        for record in shards:
+            shard = Shard(self.root, record)
+            pictures, rows, moved = shard.pictures(), [], False
+            for row, picture in enumerate(pictures):
+                place = (record.name, row)
+                if place in kept or (leaving is not None and picture.id not in leaving):
+                    rows.append(row)
+                    if (instead := kept.get(place)) is not None:
+                        pictures[row], moved = instead, True
+            if not rows:
+                continue
+            if len(rows) == record.rows and not moved:
+                revised.append(record)
+                continue
+            number = max(number, *taken) + 1
+            if len(rows) == record.rows:
+                revised.append(move_shard(self.root, f"{number:08}", shard, pictures))
+            else:
+                revised.append(write_shard(self.root, f"{number:08}", shard.select(rows, pictures)))
+        return revised
+
+    def _unreadable(self, manifest: Manifest, made: list[ShardRecord], found: Comparison) -> list[dict]:
+        """What could not be read, in the order of the sources: all of this one, and of others what is still there."""
+        entries = [(found.seen[entry["id"]], entry) for record in made for entry in record.unreadable]
+        entries = [entry for _, entry in sorted([*entries, *found.problems], key=lambda each: each[0])]
+        others = [
+            entry
+            for entry in manifest.unreadable
+            if entry["source"] != found.source
+            and entry["id"] not in found.seen
+            and (entry.get("path") is None or os.path.lexists(entry["path"]))
+        ]
+        entries = [{name: _unicode(value) for name, value in entry.items()} for entry in entries]
+        return sorted(
+            [*others, *({**entry, "source": found.source} for entry in entries)], key=lambda entry: entry["source"]
+        )
+
+    def _publish(self, before: Manifest, manifest: Manifest, shards: list[ShardRecord], unreadable: list[dict]) -> None:
+        """Build the vector index, then replace the manifest, then clear away what no longer belongs to it.
+
+        Where nothing has changed, nothing is written.
+        """
+        model = manifest.model
+        if self.identity.source and (model.source is None or model.is_gone):
+            model = self.identity
+        sources = {source: None for record in shards for source in self._sources(record)}
+        state = replace(
+            manifest,
+            model=model,
+            shards=tuple(replace(record, unreadable=[]) for record in shards),
+            unreadable=tuple(unreadable),
+            sources=tuple(sources),
+        )
+        if state != before or self.vectors not in (None, before.vectors.get("kind")):
+            state = replace(state, generation=state.generation + 1)
+            state = replace(state, vectors=self._build_vectors(state, manifest))
+            state.save(self.root)
         self._write_report(state)
         self._building.finish(self.root, files_of(state))
 
-    def _build_vectors(self, state: Manifest, before: Manifest | None) -> dict:
+    def _write_report(self, state: Manifest) -> None:
+        path = self.root / REPORT
+        report = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in state.unreadable)
+        if not path.exists() or path.read_text(encoding="utf-8") != report:
+            write_text(path, report)
+
+    def _sources(self, record: ShardRecord) -> list[str]:
+        return Shard(self.root, record).rows.column("source").unique().to_pylist()
+
+    def _build_vectors(self, state: Manifest, before: Manifest) -> dict:
+        """Kind and file of the vector index; the file of before where it holds the same rows, or grows well."""
         kind = self.vectors or choose_kind(state.rows)
         if kind == "flat":  # exact search reads the embeddings themselves
             return {"kind": kind}
+        held, wanted = ([shard.files["embeds"] for shard in each.shards] for each in (before, state))
+        follows = before.vectors.get("kind") == kind and wanted[: len(held)] == held
+        if follows and len(wanted) == len(held):
+            return before.vectors
         faiss = require_faiss()
         self.progress(0, f"building the {kind} index")
-        shards = [Shard(self.root, record) for record in state.shards]
-        old = before.vectors.get("file") if before is not None and before.vectors.get("kind") == kind else None
-        if old and not GROWS_FROM <= before.rows <= state.rows <= 2 * before.rows:
-            old = None  # ranges and lists were learned from too little
-        if old:
-            index = faiss.read_index(str(self.root / old))
-            for shard in shards[len(before.shards) :]:
-                index.add(shard.embeds["image"])
+        embeds = [Shard(self.root, record).embeds["image"] for record in state.shards]
+        # ranges and lists that were learned from too little are learned anew
+        if follows and GROWS_FROM <= before.rows <= state.rows <= 2 * before.rows:
+            index = faiss.read_index(str(self.root / before.vectors["file"]))
+            for added in embeds[len(held) :]:
+                index.add(added)
         else:
-            embeds = (shard.embeds["image"] for shard in shards if shard.record.rows)
             index = build_vectors(embeds, state.dimension, state.rows, kind)
         name = f"vectors.{state.generation:06}.faiss"
         with atomic_path(self.root / name) as partial:
             faiss.write_index(index, str(partial))
             record = FileRecord.of(partial)
         return {"kind": kind, "file": name, "record": vars(record)}
-
-    def _write_report(self, state: Manifest) -> None:
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in state.unreadable]
-        write_text(self.root / REPORT, "".join(f"{line}\n" for line in lines))
 
     # -- processes ------------------------------------------------------------------------------
 
@@ -354,35 +386,9 @@ class IndexBuilder:
             self.accelerator.wait_for_everyone()
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the index remembers of a picture's file."""
-
-    path: str | None
-    size: int | None
-    mtime_ns: int | None
-    content: str
-    texts: tuple[str, ...]
-
-    def elsewhere(self, picture: Picture) -> str | None:
-        """The file that was indexed, where it is another one than the picture's and still there."""
-        if self.path is None or picture.path is None:
-            return None
-        try:
-            return None if os.path.samefile(self.path, picture.path) else self.path
-        except OSError:
-            return None
-
-    def same(self, picture: Picture) -> bool:
-        """Whether the picture is as it was: by size and time, else by its bytes; and has the same captions."""
-        if self.texts != picture.texts:
-            return False
-        if picture.mtime_ns is not None and (picture.size, picture.mtime_ns) == (self.size, self.mtime_ns):
-            return True
-        try:
-            return digest_of(picture.read()) == self.content
-        except ImageReadError:
-            return False
+def _unicode(value: Any) -> Any:
+    """A value for JSON in UTF-8; names that are none come with backslashes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _line(entry: dict) -> str:
@@ -396,5 +402,5 @@ def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool
         IndexFileError, OtherModelError.
     """
     index = PictureIndex(root, verify)
-    index.manifest.model.refuse_other(identity, index.root)
+    index.manifest.refuse_other(identity, index.root)
     return index

@@ -151,4 +151,5 @@ class ShardEncoder:
 
 def problem_of(picture: Picture, reason: str) -> dict:
     """An entry of the report of unreadable pictures."""
-    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, "size": picture.size}
+    state = {"size": picture.size, "mtime_ns": picture.mtime_ns, "path": picture.path}
+    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, **state}

@@ -7,7 +7,7 @@ sees the state before or after a change and never a part of it.
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from ..processing.files import write_text
+from .remaking import folder_of, remake_command
 
-FORMAT = 1
+FORMAT = 2
+#: An index of these is recognised, and can be made anew in its place.
+_EARLIER = (1,)
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 REPORT = "unreadable.jsonl"
@@ -85,8 +88,11 @@ class ModelIdentity:
             revision=getattr(model.config, "_commit_hash", None),
         )
 
-    def refuse_other(self, given: "ModelIdentity", place: Path) -> None:
+    def refuse_other(self, given: "ModelIdentity", place: Path, remake: str) -> None:
         """Raise unless `given` computes what this one did.
+
+        Args:
+            place: of the index. remake: the command that makes it anew with the given model.
 
         Raises:
             OtherModelError: says what differs, and what to do.
@@ -99,8 +105,29 @@ class ModelIdentity:
                 raise OtherModelError(
                     f"{place} was made with another {what}: by {self.source or 'a model without a name'} "
                     f"({made[:12]}), and {given.source or 'the model given'} is {now[:12]}. Vectors of two models "
-                    "cannot be compared: open it with its own model (and dtype), or index the pictures anew elsewhere"
+                    "cannot be compared: open the index with its own model (and dtype), or make it anew with this one: "
+                    f"{remake}"
                 )
+
+    def place(self, index: Path) -> str:
+        """Where the model is: a folder, or a name of the Hub.
+
+        Raises:
+            ValueError: it was loaded from nowhere, or its folder is no longer there.
+        """
+        if self.source is None:
+            raise ValueError(f"{index} does not say where its model is: give it with --model DIR (model=)")
+        if self.is_gone:
+            raise ValueError(
+                f"{index}: its model was in {self.source}, and there is no such folder any more: give the place where "
+                "it is now with --model DIR (model=); the index remembers it"
+            )
+        return self.source
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the model was in a folder that is no longer there."""
+        return self.source is not None and os.path.isabs(self.source) and not os.path.isdir(self.source)
 
 
 @dataclass(frozen=True)
@@ -139,9 +166,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard: `name`, how many pictures and distinct texts it holds, its files by kind, what could not be read.
+    """A shard: `name`, how many pictures and texts it holds, its files by kind.
 
-    unreadable: [{"id", "location", "reason", "size", "mtime_ns"}].
+    unreadable: what could not be read while it was encoded, for the process that publishes it; not in a manifest.
     """
 
     name: str
@@ -166,6 +193,8 @@ class Manifest:
 
     dimension: of the embeddings. cache: what is kept for the ranker (`CacheOptions` as a dictionary). shards: in the
     order of their pictures. vectors: kind and settings of the vector index and its file. generation: changes so far.
+    unreadable: [{"id", "location", "reason", "size", "mtime_ns", "path", "source"}] of what was skipped. sources: what
+    the pictures were listed from, as words of a command line.
     """
 
     model: ModelIdentity
@@ -174,16 +203,26 @@ class Manifest:
     shards: tuple[ShardRecord, ...] = ()
     vectors: dict = field(default_factory=dict)
     generation: int = 0
+    unreadable: tuple[dict, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Pictures in the index."""
         return sum(shard.rows for shard in self.shards)
 
-    @property
-    def unreadable(self) -> list[dict]:
-        """What could not be read, of all shards."""
-        return [entry for shard in self.shards for entry in shard.unreadable]
+    def remake_command(self, root: Path, model: str | None = None) -> str:
+        """The command that makes the index anew in its place, by default with its own model."""
+        sources = self.sources or tuple(folder_of(shard.path(root, "rows")) for shard in self.shards[:1])
+        return remake_command(root, sources, model or self.model.source, self.cache)
+
+    def refuse_other(self, given: ModelIdentity, root: Path) -> None:
+        """Raise unless a model computes what the index's did.
+
+        Raises:
+            OtherModelError: says what differs, and the command that makes the index anew.
+        """
+        self.model.refuse_other(given, root, self.remake_command(root, given.source))
 
     def to_dict(self) -> dict:
         """For JSON, without the checksum."""
@@ -196,8 +235,11 @@ class Manifest:
         write_text(root / MANIFEST, json.dumps(body, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
-    def load(cls, root: Path) -> "Manifest":
+    def load(cls, root: Path, to_remake: bool = False) -> "Manifest":
         """Read and check the manifest of `root`.
+
+        Args:
+            to_remake: also of an earlier format, of which only what `remake_command` and a rebuild need is known.
 
         Raises:
             IndexFileError: there is none, it is torn or edited, or of another format.
@@ -218,24 +260,28 @@ class Manifest:
             version = body.pop("format")
         except IndexFileError:
             raise
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise IndexFileError(f"{path} is torn or no manifest ({error}); index the pictures anew") from error
-        if version != FORMAT:
+        if version not in (FORMAT, *_EARLIER):
             raise IndexFileError(
                 f"{path}: an index of format {version}, and this release reads format {FORMAT}; index the pictures anew"
             )
         checksum = body.pop("checksum", None)
         if checksum != hashlib.blake2b(canonical({"format": version, **body}), digest_size=16).hexdigest():
             raise IndexFileError(f"{path} was changed after it was written (its checksum differs); index anew")
-        return cls(
+        lists = {name: tuple(body.pop(name, ())) for name in ("unreadable", "sources")}
+        found = cls(
             model=ModelIdentity(**body.pop("model")),
             shards=tuple(ShardRecord.from_dict(shard) for shard in body.pop("shards")),
+            **lists,
             **body,
         )
-
-    def with_shards(self, shards: tuple[ShardRecord, ...]) -> "Manifest":
-        """The next state."""
-        return replace(self, shards=shards, generation=self.generation + 1)
+        if version != FORMAT and not to_remake:
+            raise IndexFileError(
+                f"{root} was made by an earlier release (format {version}; this one reads {FORMAT}), which did not "
+                f"turn photographs upright: make it anew: {found.remake_command(root)}"
+            )
+        return found
 
 
 def _lasting(source: str | None) -> str | None:

@@ -107,8 +107,11 @@ def numbers_in_use(root: Path) -> set[int]:
     return {int(found[0]) for found in names if found}
 
 
-def refuse_foreign(root: Path) -> None:
+def refuse_foreign(root: Path, rebuild: bool = False) -> None:
     """Raise unless an index is at `root`, or may be made there. Reads only.
+
+    Args:
+        rebuild: it may be one of an earlier release.
 
     Raises:
         FileExistsError: the folder holds something else. NotADirectoryError: a file is in the way. IndexFileError: the
@@ -119,7 +122,7 @@ def refuse_foreign(root: Path) -> None:
         return
     building = Building.read(root)
     if (root / MANIFEST).exists():
-        manifest = Manifest.load(root)
+        manifest = Manifest.load(root, to_remake=rebuild)
         vectors = Building.after(manifest, "").vectors
         if (root / vectors).exists() and (building is None or building.vectors != vectors):
             raise _foreign(root / vectors, "has a name that the index needs")

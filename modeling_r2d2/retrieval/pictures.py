@@ -29,12 +29,13 @@ logger = logging.getLogger(__name__)
 Records = Iterator[RawPair | Problem]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One picture before it is read.
 
     id: unique within an index. path: its file, or the archive that holds it; offset, size: where in the archive.
     data: its bytes where they lie in no file that can be read again. texts: its captions. location: for messages.
+    source: what it was listed from, as words of a command line.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Picture:
     mtime_ns: int | None = None
     texts: tuple[str, ...] = ()
     location: str = ""
+    source: str = ""
 
     def read(self) -> bytes:
         """The bytes of the picture's file.

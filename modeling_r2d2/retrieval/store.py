@@ -6,6 +6,8 @@ and `NAME.json`, which is written last: a shard without it was interrupted and d
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,6 +23,7 @@ from .cache import checksum_of_row
 from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord
 from .pictures import Picture
 
+_OF_PICTURE = ["id", "path", "offset", "size", "mtime_ns", "texts", "location", "source"]
 #: How often an index is opened again that a writer replaces meanwhile.
 _ATTEMPTS = 50
 _TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
@@ -49,7 +52,7 @@ def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
     folder = root / SHARDS
     places = {kind: folder / f"{name}.{kind}" for kind in ("rows", "embeds", "cache")}
     with atomic_path(places["rows"]) as partial:
-        _write_rows(partial, content)
+        _write_rows(partial, content.pictures, content.contents, content.checksums)
     save_safetensors({"image": content.embeds, "text": content.text_embeds}, places["embeds"])
     files = {kind: FileRecord.of(places[kind]) for kind in ("rows", "embeds")}
     if content.cache:
@@ -60,20 +63,45 @@ def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
     return record
 
 
-def _write_rows(path: Path, content: ShardContent) -> None:
+def move_shard(root: Path, name: str, shard: "Shard", pictures: list[Picture]) -> ShardRecord:
+    """Write a shard again under another name with other places of its pictures; what was encoded is linked, or copied
+    where the disk has no links.
+
+    Raises:
+        OSError: the disk is full or may not be written to.
+    """
+    record = shard.record
+    rows = root / SHARDS / f"{name}.rows"
+    checksums = shard.rows.column("checksum").to_pylist()
+    with atomic_path(rows) as partial:
+        _write_rows(partial, pictures, shard.rows.column("content").to_pylist(), checksums)
+    files = {**record.files, "rows": FileRecord.of(rows)}
+    for kind in record.files.keys() - {"rows"}:
+        old, new = record.path(root, kind), root / SHARDS / f"{name}.{kind}"
+        try:
+            os.link(old, new)
+        except OSError:
+            with atomic_path(new) as partial:
+                shutil.copyfile(old, partial)
+    moved = replace(record, name=name, files=files)
+    write_text(root / SHARDS / f"{name}.json", json.dumps(asdict(moved), ensure_ascii=False) + "\n")
+    return moved
+
+
+def _write_rows(path: Path, pictures: list[Picture], contents: list[str], checksums: list[int]) -> None:
     import pyarrow as pa
 
-    pictures = content.pictures
     columns = {
         "id": pa.array([picture.id for picture in pictures], pa.string()),
         "path": pa.array([picture.path for picture in pictures], pa.string()),
         "offset": pa.array([picture.offset for picture in pictures], pa.int64()),
         "size": pa.array([picture.size for picture in pictures], pa.int64()),
         "mtime_ns": pa.array([picture.mtime_ns for picture in pictures], pa.int64()),
-        "content": pa.array(content.contents, pa.string()),
+        "content": pa.array(contents, pa.string()),
         "texts": pa.array([picture.texts for picture in pictures], pa.list_(pa.string())),
         "location": pa.array([picture.location for picture in pictures], pa.string()),
-        "checksum": pa.array(content.checksums or [None] * len(pictures), pa.int64()),
+        "source": pa.array([picture.source for picture in pictures], pa.string()),
+        "checksum": pa.array(checksums or [None] * len(pictures), pa.int64()),
     }
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -167,12 +195,17 @@ class Shard:
 
     def pictures(self) -> list[Picture]:
         """Its pictures, in order."""
-        names = ("id", "path", "offset", "size", "mtime_ns", "texts", "location")
-        return [Picture(**{**row, "texts": tuple(row["texts"])}) for row in self.rows.select(names).to_pylist()]
+        out, sources = [], {}
+        for row in self.rows.select(_OF_PICTURE).to_pylist():
+            row["texts"] = tuple(row["texts"])
+            row["source"] = sources.setdefault(row["source"], row["source"])  # one string, not one each
+            if row["location"] == row["path"]:
+                row["location"] = row["path"]
+            out.append(Picture(**row))
+        return out
 
-    def select(self, rows: Sequence[int], unreadable: list[dict]) -> ShardContent:
-        """The content of some of its pictures, to write anew."""
-        pictures = self.pictures()
+    def select(self, rows: Sequence[int], pictures: list[Picture]) -> ShardContent:
+        """The content of some of its rows, to write anew, for all of its pictures as they are to be remembered."""
         ends = np.cumsum([0, *(len(picture.texts) for picture in pictures)])
         texts = [place for row in rows for place in range(ends[row], ends[row + 1])]
         cached = self.cached_rows(list(rows)) if self.cache and len(rows) else {}
@@ -183,7 +216,7 @@ class Shard:
             torch.from_numpy(self.embeds["text"][texts].reshape(len(texts), self.embeds["text"].shape[1])),
             cached,
             self.rows.column("checksum").take(rows).to_pylist() if cached else [],
-            unreadable,
+            [],
         )
 
 
@@ -345,8 +378,3 @@ class PictureIndex:
         for shard in np.unique(owners):
             places = np.flatnonzero(owners == shard)
             yield int(shard), places, rows[places] - self.starts[shard]
-
-
-def with_unreadable(record: ShardRecord, unreadable: list[dict]) -> ShardRecord:
-    """The same shard with another list of what could not be read."""
-    return replace(record, unreadable=unreadable)

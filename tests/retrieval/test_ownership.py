@@ -79,7 +79,7 @@ def test_files_that_came_later_survive_every_change(make, pictures, tmp_path):
     make().remove(["a.png"])
     found = held(root)
     assert {name: found.get(name) for name in FOREIGN} == FOREIGN
-    assert len(PictureIndex(root)) == 8
+    assert len(PictureIndex(root)) == 10
     own = {name.partition(".")[0] for name in found if name.startswith("shards/0") and name not in FOREIGN}
     assert own == {f"shards/{record.name}" for record in Manifest.load(root).shards}
     assert not own & {"shards/00000001", "shards/00000002"}

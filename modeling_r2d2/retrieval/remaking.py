@@ -1,0 +1,64 @@
+"""How a source was named, so that the command that makes an index again can be told."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+
+def source_words(source: Any, reading: Mapping[str, Any]) -> str:
+    """A source as words of a command line, its paths in full: the same words for the same source, from anywhere.
+
+    Args:
+        source, reading: of `list_pictures`.
+
+    Returns:
+        the words, quoted for a shell; empty for a data set in memory.
+    """
+    if isinstance(source, str | PathLike):
+        source = [source]
+    if hasattr(source, "features") or hasattr(source, "keys"):
+        return ""
+    words = [_full(path) for path in source]
+    for name, value in sorted(reading.items()):
+        if isinstance(value, Mapping):  # of columns
+            for column, given in sorted(value.items()):
+                words += [f"--{column}-column", str(given)]
+        elif isinstance(value, str | PathLike):
+            words += [f"--{name.replace('_', '-')}", _full(value) if name == "image_root" else str(value)]
+    return shlex.join(words)
+
+
+def remake_command(root: Path, sources: Sequence[str], model: str | None, cache: Mapping[str, str]) -> str:
+    """The command that makes the index of a folder anew, in its place.
+
+    Args:
+        sources: `source_words` of what it was made from. cache: what it keeps for the ranker.
+    """
+    kept = [] if cache["keep"] == "none" else ["--keep", cache["keep"], "--precision", cache["precision"]]
+    options = shlex.join(["--model", model or "MODEL", "--output", str(root), *kept])
+    commands = [f"r2d2 index {words or 'PICTURES'} {options}" for words in sources or [""]]
+    return " && ".join([f"{commands[0]} --rebuild", *commands[1:]])
+
+
+def folder_of(rows: Path) -> str:
+    """The folder, as a word, that the pictures of a shard of an earlier release came from; empty if it was none."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(rows)) as file:
+            table = pa.ipc.open_file(file).read_all().slice(0, 1)
+    except (OSError, pa.ArrowInvalid):
+        return ""
+    (id,), (path,) = (table.column(name).to_pylist() for name in ("id", "path"))
+    return shlex.quote(path.removesuffix(id)) if path and path.endswith(f"{os.sep}{id}") else ""
+
+
+def _full(path: str | PathLike) -> str:
+    text = os.fspath(path)
+    return text if "://" in text else os.path.realpath(text)
+
+
+__all__ = ["folder_of", "remake_command", "source_words"]
