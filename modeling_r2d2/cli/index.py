@@ -30,7 +30,12 @@ def index(
     text_column: TextColumn = None,
     encoding: Encoding = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    prune: Annotated[bool, typer.Option(help="Remove pictures that the source no longer has.")] = False,
+    prune: Annotated[
+        bool, typer.Option(help="Remove pictures that the source no longer has, and those whose files are gone.")
+    ] = False,
+    rebuild: Annotated[
+        bool, typer.Option(help="Make the index anew, whatever model it had; searching goes on meanwhile.")
+    ] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -45,8 +50,9 @@ def index(
     if not pictures and not remove:
         raise ValueError("name the pictures to index, or --remove ID")
     console = Terminal()
-    before = Manifest.load(output) if (output / MANIFEST).is_file() or not pictures else None
-    model = model or (before.model.source if before is not None else None)
+    there = (output / MANIFEST).is_file() or not pictures
+    before = Manifest.load(output, to_remake=rebuild) if there else None
+    model = model or (before.model.place(output) if before is not None else None)
     if model is None:
         raise ValueError("name the model that makes the index: --model DIR")
     kept = CacheOptions(**before.cache) if before is not None else CacheOptions()
@@ -71,6 +77,7 @@ def index(
             built = builder.add(
                 pictures if len(pictures) > 1 else pictures[0],
                 prune,
+                rebuild,
                 format=format,
                 image_root=image_root,
                 columns=columns_of(image_column, text_column),
@@ -81,14 +88,24 @@ def index(
     if accelerator is not None and not accelerator.is_main_process:
         return
     parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]
-    parts += [f"{built.unchanged:,} unchanged"] if built.unchanged else []
+    moved = f", {built.moved:,} of them in a new place" if built.moved else ""
+    parts += [f"{built.unchanged:,} unchanged{moved}"] if built.unchanged else []
     console.print(f"{output}: {built.pictures:,} pictures ({', '.join(parts) or 'nothing to do'})")
     if built.resumed:
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
         console.print(f"{built.duplicates:,} pictures have the same content as another")
     for note in noted.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.print(note)
+    if built.not_pruned:
+        console.print(f"nothing was removed: {built.not_pruned}", style="yellow")
+    if built.gone:
+        examples = ", ".join(built.gone[:3]) + (", …" if len(built.gone) > 3 else "")
+        console.print(
+            f"{len(built.gone):,} are no longer where they were, such as {examples}: index them from where they are "
+            "now, or remove them with --prune",
+            style="yellow",
+        )
     if built.unreadable:
         console.print(f"{len(built.unreadable):,} could not be read and were skipped:", style="yellow")
         for entry in built.unreadable[:20]:

@@ -1,11 +1,23 @@
 """What several commands say beside their results."""
 
+import shlex
 from typing import Any
 
 from ..pipelines.inputs import text_limit, unknown_parts
 from .terminal import Terminal
 
 SHOWN = 10
+
+
+def note_gone(results: list, index: Any) -> None:
+    """Say on stderr how many of the pictures found are no longer where they were, and what to do."""
+    hits = {hit.path: hit.problem for result in results for hit in result.hits}
+    if gone := [path for path, problem in hits.items() if problem == "missing"]:
+        line = (
+            f"note: {len(gone):,} of {len(hits):,} pictures found are no longer where they were, such as {gone[0]}; "
+            f"where they have moved, this finds them: r2d2 index NEW_FOLDER --output {shlex.quote(str(index))}"
+        )
+        Terminal(stderr=True).print(line)
 
 
 def note_unknown(tokenizer: Any, config: Any, texts: list[str]) -> None:
@@ -16,4 +28,4 @@ def note_unknown(tokenizer: Any, config: Any, texts: list[str]) -> None:
         Terminal(stderr=True).print(line)
 
 
-__all__ = ["note_unknown"]
+__all__ = ["note_gone", "note_unknown"]

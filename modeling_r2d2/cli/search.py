@@ -61,7 +61,7 @@ def search(
     from ..processing.files import atomic_path
     from ..retrieval.results import to_csv, to_json, write_sheet
     from ..retrieval.retriever import R2D2Retriever
-    from .notes import note_unknown
+    from .notes import note_gone, note_unknown
 
     format = _format(format, output)
     retriever = R2D2Retriever.open(index, model, device=device, verify=verify, calibrated=calibrated)
@@ -74,6 +74,7 @@ def search(
         min_match_probability=min_match_probability,
         cascade=cascade,
     )
+    note_gone(results, index)
     note_unknown(retriever.processor.tokenizer, retriever.model.config, texts or [])
     if format == Format.sheet:
         files = write_sheet(results, output)

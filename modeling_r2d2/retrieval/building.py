@@ -404,3 +404,15 @@ def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool
     index = PictureIndex(root, verify)
     index.manifest.refuse_other(identity, index.root)
     return index
+
+
+def remember_model(root: Path, identity: ModelIdentity) -> None:
+    """Note where the model of an index is now. Where this process may not write, everything stays as it is."""
+    try:
+        with only_writer(root):
+            manifest = Manifest.load(root)
+            same = (manifest.model.weights, manifest.model.preprocessing) == (identity.weights, identity.preprocessing)
+            if same and manifest.model.is_gone and identity.source is not None:
+                replace(manifest, model=identity).save(root)
+    except OSError as error:
+        logger.info("the new place of the model is not noted: %s", error)

@@ -111,13 +111,17 @@ class CandidateRanking:
                     return rows.tolist(), self.ranker.with_keys_values(RankedImages(**tensors))
                 return rows.tolist(), RankedImages(**tensors)
             return rows.tolist(), self.ranker.prepare(tensors["states"])
-        pixels, kept = [], []
+        pixels, kept, failed = [], [], []
         for row in rows.tolist():
             try:
                 pixels.append(pixels_of(self.index.picture(row).open(), self.processor))
                 kept.append(row)
             except ImageReadError as error:
-                logger.warning("not ranked, since its file cannot be read: %s", error)
+                failed.append(error)
+        if failed:
+            logger.warning(
+                "%d candidates are not ranked, since their files cannot be read, such as %s", len(failed), failed[0]
+            )
         if not pixels:
             return [], None
         return kept, self.ranker.prepare(encode_images(self.model, self.processor, pixels).hidden_states)

@@ -8,6 +8,7 @@ from ..processing.datasets.images import ImageReadError
 from ..processing.datasets.report import Problem
 from .encoding import Progress, problem_of
 from .pictures import Picture, digest_of
+from .remaking import covers
 from .store import Shard
 
 Row = tuple[str, int]  # name of a shard, and a row in it
@@ -132,8 +133,10 @@ class Comparison:
 
     def to_prune(self) -> set[str]:
         """Ids of the index that the source does not name: those that were listed from it, and those that are gone."""
-        gone = set(self.gone())
-        return {id for id in self._unnamed() if id in gone or self.known[id].picture.source == self.source}
+        gone, unnamed = set(self.gone()), self._unnamed()
+        sources = {self.known[id].picture.source for id in unnamed}
+        own = {source for source in sources if covers(self.source, source)}
+        return {id for id in unnamed if id in gone or self.known[id].picture.source in own}
 
     def _unnamed(self) -> list[str]:
         return [id for id in self.known if id not in self.seen and id not in self.renamed]

@@ -26,8 +26,8 @@ class Building:
     """A change of an index that is not finished.
 
     run: model, preprocessing and options, for only the same may go on with its shards. first: number of its first
-    shard. before: relative names of the files of the state that it began with. vectors: name of its vector index.
-    theirs: names of others' files among the shards.
+    shard. before: relative names of the files of the state that it began with, and of shards that an interrupted change
+    has left. vectors: name of its vector index. theirs: names of others' files among the shards.
     """
 
     run: str
@@ -45,7 +45,8 @@ class Building:
         shards = root / SHARDS
         held = {path.name for path in shards.iterdir()} if shards.is_dir() else set()
         theirs = sorted(name for name in held if f"{SHARDS}/{name}" not in keep)
-        building = replace(cls.after(manifest, run), theirs=tuple(theirs))
+        # what is not gone on with in the end is removed like the state before
+        building = replace(cls.after(manifest, run), before=tuple(sorted(keep)), theirs=tuple(theirs))
         write_text(root / BUILDING, json.dumps(asdict(building), indent=1, ensure_ascii=False) + "\n")
         return building
 

@@ -3,9 +3,12 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from ..processing.datasets.sources import expand
 
 
 def source_words(source: Any, reading: Mapping[str, Any]) -> str:
@@ -43,6 +46,22 @@ def remake_command(root: Path, sources: Sequence[str], model: str | None, cache:
     return " && ".join([f"{commands[0]} --rebuild", *commands[1:]])
 
 
+def covers(words: str, earlier: str) -> bool:
+    """Whether a source names all files and folders that an earlier one names, such as a range that has grown."""
+    return words == earlier or bool(earlier) and _places(earlier) <= _places(words)
+
+
+def _places(words: str) -> set[str]:
+    """Files and folders that the words of a source name."""
+    places: set[str] = set()
+    for word in takewhile(lambda word: not word.startswith("--"), shlex.split(words)):
+        try:
+            places.update(expand(word))
+        except FileNotFoundError:
+            places.add(word)
+    return places
+
+
 def folder_of(rows: Path) -> str:
     """The folder, as a word, that the pictures of a shard of an earlier release came from; empty if it was none."""
     import pyarrow as pa
@@ -61,4 +80,4 @@ def _full(path: str | PathLike) -> str:
     return text if "://" in text else os.path.realpath(text)
 
 
-__all__ = ["folder_of", "remake_command", "source_words"]
+__all__ = ["covers", "folder_of", "remake_command", "source_words"]

@@ -26,7 +26,7 @@ from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image
 from ..processing.processing_r2d2 import R2D2Processor
-from .building import Built, IndexBuilder, open_for_reading
+from .building import Built, IndexBuilder, open_for_reading, remember_model
 from .cache import CacheOptions
 from .calibration import Calibration
 from .candidates import CandidateRanking, ranked
@@ -111,20 +111,22 @@ class R2D2Retriever:
         """Open an index that `build` or `r2d2 index` made.
 
         Args:
-            model: folder, Hub name or loaded model; default: where the index says that its model was.
+            model: folder, Hub name or loaded model; default: where the index says that its model was. Where that is
+                no longer, the index remembers the place that is given.
             verify: compare every file's checksum first. calibrated: use the model's calibration, if it has one.
             effort: of an approximate vector index, see `FaissVectors`.
 
         Raises:
             IndexFileError: no index there, a torn or edited file, an index of another version.
-            OtherModelError: it belongs to another model.
+            OtherModelError: it belongs to another model. ValueError: its model is no longer where it was.
         """
         index = Path(index)
-        model = model or Manifest.load(index).model.source
-        if model is None:
-            raise ValueError(f"{index} does not say where its model is: give model=")
+        model = model or Manifest.load(index).model.place(index)
         network, processor = load_model(model, processor, device)
-        opened = open_for_reading(index, ModelIdentity.of(network, processor), verify)
+        identity = ModelIdentity.of(network, processor)
+        opened = open_for_reading(index, identity, verify)
+        if opened.manifest.model.is_gone:
+            remember_model(index, identity)
         calibration = Calibration.of_model(model, network) if calibrated else None
         vectors = None if is_token_wise(network) else _vectors_of(opened, effort)
         return cls(network, processor, opened, calibration, vectors, chunk)
@@ -140,6 +142,7 @@ class R2D2Retriever:
         precision: str = "float16",
         device: str | torch.device | None = None,
         prune: bool = False,
+        rebuild: bool = False,
         reading: dict | None = None,
         **options: Any,
     ) -> Built:
@@ -147,12 +150,12 @@ class R2D2Retriever:
 
         Args:
             pictures: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_pictures`.
-            keep, precision: what is kept for the ranker; see `CacheOptions`.
+            keep, precision: what is kept for the ranker; see `CacheOptions`. prune, rebuild: of `add`.
             reading: of `list_pictures`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
         """
         network, processor = load_model(model, processor, device)
         builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
-        return builder.add(pictures, prune=prune, **(reading or {}))
+        return builder.add(pictures, prune, rebuild, **(reading or {}))
 
     # -- search ---------------------------------------------------------------------------------
 

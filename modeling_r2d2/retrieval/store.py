@@ -275,10 +275,10 @@ class PictureIndex:
             try:
                 self._open()
                 break
-            except IndexFileError:
+            except IndexFileError as error:
                 # a writer has replaced the index since the manifest was read
                 if attempt == _ATTEMPTS - 1 or Manifest.load(self.root) == self.manifest:
-                    raise
+                    raise IndexFileError(f"{error}: {self.manifest.remake_command(self.root)}") from error
         if verify:
             for shard in self.shards:
                 shard.verify()

@@ -1,0 +1,564 @@
+"""An index follows its pictures and its model: moved, renamed, changed, gone, and whatever was killed in between."""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modeling_r2d2 import R2D2Retriever
+from modeling_r2d2.cli import app
+from modeling_r2d2.retrieval import CacheOptions, IndexFileError, OtherModelError, PictureIndex, manifest
+from modeling_r2d2.retrieval.building import IndexBuilder
+from modeling_r2d2.retrieval.manifest import Manifest
+from tests.helpers import tiny_model, tiny_picture
+from tests.retrieval.conftest import NAMES, save_pictures
+
+pytest.importorskip("faiss")  # of the extra [retrieval]
+
+
+@pytest.fixture
+def builder(model, processor, tmp_path):
+    """Makes a builder of small shards that counts what it encodes."""
+
+    def make(root="index", **options):
+        def progress(count, doing):
+            made.encoded += count * (doing == "encoding")
+
+        settings = {"cache": CacheOptions("states"), "batch_size": 2, "shard_size": 2, "progress": progress, **options}
+        made = IndexBuilder(model, processor, tmp_path / root, **settings)
+        made.encoded = 0
+        return made
+
+    return make
+
+
+def state_of(root):
+    """Bytes and time of every file of an index."""
+    return {
+        path.relative_to(root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def content_of(root):
+    """What an index holds of each id, in whatever shard: place, hash, captions; and embedding, kept states."""
+    index = PictureIndex(root)
+    ids = index.table.column("id").to_pylist()
+    assert len(ids) == len(set(ids)), "two rows of one id"
+    embeds = np.concatenate(list(index.all_embeds()))
+    states = index.cached(np.arange(len(index)))["states"].float().numpy()
+    names = ("path", "content", "texts", "size", "mtime_ns", "offset")
+    columns = {name: index.table.column(name).to_pylist() for name in names}
+    return {id: ([columns[name][row] for name in names], embeds[row], states[row]) for row, id in enumerate(ids)}
+
+
+def assert_equal(root, fresh):
+    """Two indexes hold the same; the tower's last bits depend on what shares a batch."""
+    found, wanted = content_of(root), content_of(fresh)
+    assert found.keys() == wanted.keys()
+    for id, (row, embed, states) in wanted.items():
+        assert found[id][0] == row
+        np.testing.assert_allclose(found[id][1], embed, atol=1e-6, err_msg=id)
+        np.testing.assert_allclose(found[id][2], states, atol=1e-2, err_msg=id)
+
+
+def hits_of(root, model, processor):
+    found = R2D2Retriever.open(root, model, processor).search("一只猫", top_k=99)[0].hits
+    return {hit.id: hit.problem for hit in found}
+
+
+class TestMoved:
+    def test_a_folder(self, builder, model, processor, pictures, tmp_path):
+        root = tmp_path / "index"
+        builder(vectors="hnsw").add(pictures)
+        moved = pictures.rename(tmp_path / "elsewhere")
+        assert set(hits_of(root, model, processor).values()) == {"missing"}
+        again = builder(vectors="hnsw")
+        built = again.add(moved)
+        assert (built.pictures, built.unchanged, built.moved, built.added, built.removed) == (9, 9, 9, 0, 0)
+        assert (again.encoded, built.gone) == (0, [])
+        assert set(hits_of(root, model, processor).values()) == {None}
+        builder("fresh", vectors="hnsw").add(moved)
+        assert_equal(root, tmp_path / "fresh")
+        before = state_of(root)
+        assert builder(vectors="hnsw").add(moved).moved == 0
+        assert state_of(root) == before
+        with (root / "shards").joinpath(f"{Manifest.load(root).shards[0].name}.rows").open("rb") as file:
+            assert bytes(str(pictures), "utf-8") not in file.read()
+
+    def test_partly_and_some_are_gone(self, builder, model, processor, pictures, tmp_path):
+        builder().add(pictures)
+        shutil.copytree(pictures, tmp_path / "copy")
+        (pictures / "a.png").unlink()
+        (pictures / "e.PNG").unlink()
+        (tmp_path / "copy" / "e.PNG").unlink()
+        again = builder()
+        built = again.add(tmp_path / "copy")
+        assert (built.unchanged, built.moved, built.gone, again.encoded) == (8, 1, ["e.PNG"], 0)
+        index = PictureIndex(tmp_path / "index")
+        assert index.picture(index.place_of["a.png"]).path == str(tmp_path / "copy" / "a.png")
+        assert index.picture(index.place_of["f.bmp"]).path == str(pictures / "f.bmp")  # the place that is known holds
+        assert hits_of(tmp_path / "index", model, processor)["e.PNG"] == "missing"
+
+    def test_another_folder_of_equal_names_sizes_and_times_is_no_move(self, builder, pictures, tmp_path):
+        """Unpacked archives and checkouts give all files one time; bitmaps of one size are of one length."""
+        first, second = tmp_path / "1", tmp_path / "2"
+        for seed, folder in enumerate((first, second)):
+            folder.mkdir()
+            tiny_picture(seed, width=20, height=20).save(folder / "x.bmp")
+            os.utime(folder / "x.bmp", ns=(10**18, 10**18))
+        builder().add(first)
+        (first / "x.bmp").unlink()
+        again = builder()
+        assert (again.add(second).changed, again.encoded) == (1, 1)
+
+    def test_a_renamed_file_and_another_spelling(self, builder, model, processor, pictures, tmp_path):
+        builder().add(pictures)
+        (pictures / "a.png").rename(pictures / "A.png")
+        (pictures / "b c").rename(pictures / "B C")
+        again = builder()
+        built = again.add(pictures)
+        assert (built.pictures, built.moved, built.added, built.gone, again.encoded) == (9, 3, 0, [], 0)
+        assert set(hits_of(tmp_path / "index", model, processor)) == {
+            *(name for name in NAMES if name != "a.png" and not name.startswith("b c")),
+            "A.png",
+            "B C/狗🐶.jpg",
+            "B C/d.webp",
+        }
+
+    def test_a_name_that_another_file_takes(self, builder, pictures, tmp_path):
+        builder().add(pictures)
+        os.replace(pictures / "g.png", pictures / "a.png")
+        again = builder()
+        built = again.add(pictures)
+        assert (built.pictures, again.encoded) == (8, 0)
+        builder("fresh").add(pictures)
+        assert_equal(tmp_path / "index", tmp_path / "fresh")
+
+    def test_relative_and_full_paths_links_and_touched_files(self, builder, pictures, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        builder().add(pictures.name)
+        (tmp_path / "link").symlink_to(pictures)
+        before = state_of(tmp_path / "index")
+        for spelling in (pictures, f"{pictures}/", f"./{pictures.name}", tmp_path / "link"):
+            assert builder().add(spelling).unchanged == 9
+        assert state_of(tmp_path / "index") == before
+        os.utime(pictures / "a.png")
+        again = builder()
+        built = again.add(pictures)
+        assert (built.unchanged, built.moved, again.encoded) == (9, 0, 0)
+        index = PictureIndex(tmp_path / "index")
+        assert index.picture(index.place_of["a.png"]).state() is None
+
+    def test_tables_of_full_paths_and_shards(self, builder, model, processor, pictures, tmp_path):
+        for number, kind in enumerate(("csv", "tar")):
+            place, root = tmp_path / f"place{number}", tmp_path / f"index{number}"
+            place.mkdir()
+
+            def source(place, kind=kind):
+                if kind == "tar":
+                    with tarfile.open(place / f"{place.name}.tar", "w") as archive:
+                        for name in ("a.png", "e.PNG", "f.bmp"):
+                            archive.add(pictures / name, name)
+                    return place / f"{place.name}.tar"
+                for name in ("a.png", "e.PNG", "f.bmp"):
+                    shutil.copy(pictures / name, place)
+                rows = "\n".join(f"{place / name},图{name}" for name in ("a.png", "e.PNG", "f.bmp"))
+                (place / "list.csv").write_text(f"image,text\n{rows}\n", encoding="utf-8")
+                return place / "list.csv"
+
+            builder(root.name).add(source(place))
+            shutil.rmtree(place)
+            moved = tmp_path / f"moved{number}"
+            moved.mkdir()
+            again = builder(root.name)
+            built = again.add(source(moved))
+            assert (built.pictures, built.moved, built.gone, again.encoded) == (3, 3, [], 0)
+            assert set(hits_of(root, model, processor).values()) == {None}
+
+    def test_the_index_itself(self, builder, model, processor, pictures, tmp_path):
+        builder(vectors="ivf").add(pictures)
+        moved = (tmp_path / "index").rename(tmp_path / "moved")
+        assert set(hits_of(moved, model, processor).values()) == {None}
+        again = builder("moved", vectors="ivf")
+        assert (again.add(pictures).unchanged, again.encoded) == (9, 0)
+
+    def test_where_no_links_are_possible(self, builder, pictures, tmp_path, monkeypatch):
+        builder().add(pictures)
+        moved = pictures.rename(tmp_path / "elsewhere")
+
+        def refuse(*_, **__):
+            raise PermissionError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+        builder().add(moved)
+        builder("fresh").add(moved)
+        assert_equal(tmp_path / "index", tmp_path / "fresh")
+
+
+class TestModelMoved:
+    def test_renamed_folder(self, model_folder, pictures, tmp_path):
+        there, root = tmp_path / "my model", tmp_path / "index"
+        shutil.copytree(model_folder, there)
+        R2D2Retriever.build(pictures, there, root)
+        shutil.move(there, tmp_path / "renamed")
+        for call in (lambda: R2D2Retriever.open(root), lambda: CliRunner().invoke(app, ["search", str(root), "猫"])):
+            with pytest.raises(ValueError, match=r"my model, and there is no such folder any more.*--model") as caught:
+                raise getattr(call(), "exception", None) or AssertionError
+            assert "\n" not in str(caught.value)
+            assert "hub" not in str(caught.value).lower()
+        generation = Manifest.load(root).generation
+        assert R2D2Retriever.open(root, tmp_path / "renamed").search("猫")[0].hits
+        assert R2D2Retriever.open(root).search("猫")[0].hits  # remembered
+        assert Manifest.load(root).generation == generation
+        shutil.move(tmp_path / "renamed", there)
+        result = CliRunner().invoke(app, ["index", str(pictures), "--output", str(root), "--model", str(there)])
+        assert result.exit_code == 0, result.output
+        assert Manifest.load(root).model.source == str(there)
+
+    def test_a_copy_elsewhere_is_not_noted(self, model_folder, pictures, tmp_path):
+        root = tmp_path / "index"
+        R2D2Retriever.build(pictures, model_folder, root)
+        shutil.copytree(model_folder, tmp_path / "copy")
+        before = state_of(root)
+        R2D2Retriever.open(root, tmp_path / "copy")
+        R2D2Retriever.build(pictures, tmp_path / "copy", root)
+        assert state_of(root) == before
+
+
+
+
+class TestKilled:
+    """A process that ends at its n-th rename or removal, for every n."""
+
+    def killed(self, change, number):
+        """Run in a child that ends at once at the given step; whether it got so far."""
+        child = os.fork()
+        if child:
+            status = os.waitpid(child, 0)[1]
+            assert os.WIFEXITED(status)
+            assert os.WEXITSTATUS(status) in (0, 77)
+            return os.WEXITSTATUS(status) == 77
+        steps = 0
+
+        def counted(step):
+            def run(*args, **kwargs):
+                nonlocal steps
+                steps += 1
+                if steps == number:
+                    os._exit(77)
+                return step(*args, **kwargs)
+
+            return run
+
+        try:
+            os.replace, os.unlink, os.link = counted(os.replace), counted(os.unlink), counted(os.link)
+            torch.set_num_threads(1)
+            change()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def changes(self, pictures, rng):
+        """Change, delete, add and rename pictures at random."""
+        names = sorted(path.name for path in pictures.glob("*.png"))
+        tiny_picture(rng.randrange(10**6)).save(pictures / rng.choice(names))
+        (pictures / rng.choice(names)).unlink()
+        names = sorted(path.name for path in pictures.glob("*.png"))
+        (pictures / rng.choice(names)).rename(pictures / f"renamed{rng.randrange(10**6)}.png")
+        tiny_picture(rng.randrange(10**6)).save(pictures / f"new{rng.randrange(10**6)}.png")
+        (pictures / f"bad{rng.randrange(10**6)}.png").write_bytes(b"no picture")
+
+    @pytest.mark.parametrize("vectors", ["flat", "hnsw"])
+    def test_at_any_step(self, builder, pictures, tmp_path, vectors):
+        rng = random.Random(0 if vectors == "flat" else 1)
+        root, step, killed = tmp_path / "index", 1, 0
+        while step < 60:
+            if self.killed(lambda: builder(vectors=vectors).add(pictures, prune=True), step):
+                killed += 1
+            else:
+                step = 0
+            self.changes(pictures, rng)
+            step += 1 + rng.randrange(4 if killed < 12 else 30)
+        builder(vectors=vectors).add(pictures, prune=True)
+        builder("fresh", vectors=vectors).add(pictures)
+        assert killed > 8
+        assert_equal(root, tmp_path / "fresh")
+        reports = [PictureIndex(place).manifest.unreadable for place in (root, tmp_path / "fresh")]
+        assert reports[0] == reports[1]
+        named = {record.name for record in Manifest.load(root).shards}
+        assert {path.name.split(".")[0] for path in (root / "shards").iterdir()} == named
+
+    def test_a_changed_picture_is_there_once(self, builder, pictures, tmp_path):
+        assert self.killed(lambda: builder().add(pictures), 20)
+        tiny_picture(99).save(pictures / "a.png")
+        (pictures / "b c" / "d.webp").unlink()
+        built = builder().add(pictures)
+        assert (built.pictures, built.resumed > 0) == (8, True)
+        builder("fresh").add(pictures)
+        assert_equal(tmp_path / "index", tmp_path / "fresh")
+
+    def test_another_source_does_not_take_over(self, builder, pictures, tmp_path):
+        assert self.killed(lambda: builder().add(pictures), 20)
+        other = save_pictures(tmp_path / "other", ["x.png"], 70)
+        assert builder().add(other).pictures == 1
+
+
+class TestUnreadable:
+    def test_what_is_gone_is_no_longer_reported(self, builder, pictures, tmp_path):
+        for name in ("bad.png", "worse.png"):
+            (pictures / name).write_bytes(b"no picture")
+        assert len(builder().add(pictures).unreadable) == 2
+        (pictures / "bad.png").unlink()
+        assert [entry["id"] for entry in builder().add(pictures).unreadable] == ["worse.png"]
+        other = save_pictures(tmp_path / "other", ["x.png"], 70)
+        (other / "torn.png").write_bytes(b"\\x89PNG")
+        built = builder().add(other)
+        assert {entry["id"] for entry in built.unreadable} == {"worse.png", "torn.png"}  # of both sources
+        (pictures / "worse.png").unlink()
+        assert [entry["id"] for entry in builder().add(other).unreadable] == ["torn.png"]
+        tiny_picture(71).save(other / "torn.png")
+        built = builder().add(other)
+        assert (built.added, built.unreadable) == (1, [])
+        assert (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8") == ""
+
+    def test_repaired_with_its_old_time_and_size(self, builder, pictures):
+        whole = (pictures / "a.png").read_bytes()
+        (pictures / "bad.png").write_bytes(bytes(len(whole)))
+        os.utime(pictures / "bad.png", ns=(10**18, 10**18))
+        builder().add(pictures)
+        (pictures / "bad.png").write_bytes(whole)
+        os.utime(pictures / "bad.png", ns=(10**18, 10**18))
+        assert builder().add(pictures).added == 1
+
+
+class TestNothingToDo:
+    """A second run without changes writes nothing."""
+
+    @pytest.mark.parametrize("kind", ["folder", "jsonl", "csv", "tar", "tar.gz", "parquet"])
+    def test_with_problems_duplicates_and_captions(self, builder, pictures, tmp_path, kind):
+        (pictures / "bad.png").write_bytes(b"no picture")
+        shutil.copy(pictures / "a.png", pictures / "copy.png")
+        names = ["a.png", "copy.png", "bad.png", "e.PNG"]
+        if kind == "folder":
+            (pictures / "captions.txt").write_text("a.png#0\\t猫\\ngone.png#0\\t狗\\n", encoding="utf-8")
+            source = pictures
+        elif kind == "jsonl":
+            rows = [{"image": name, "text": ["猫", f"图{name}"]} for name in [*names, "missing.png", "a.png"]]
+            source = pictures / "list.jsonl"
+            source.write_text("\n".join(map(json.dumps, rows)) + "\nno json\n[1]\n", encoding="utf-8")
+        elif kind == "csv":
+            source = pictures / "list.csv"
+            source.write_text("image,text\n" + "".join(f"{name},猫\n" for name in names) + "x\n", encoding="utf-8")
+        elif kind == "parquet":
+            import datasets
+
+            rows = [{"image": {"bytes": (pictures / name).read_bytes(), "path": name}, "text": "猫"} for name in names]
+            features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+            source = tmp_path / "list.parquet"
+            datasets.Dataset.from_list(rows, features=features).to_parquet(source)
+        else:
+            source = tmp_path / f"s.{kind}"
+            with tarfile.open(source, "w:gz" if kind == "tar.gz" else "w") as archive:
+                for number, name in enumerate(names):
+                    archive.add(pictures / name, f"{number}.png")
+        first = builder(vectors="hnsw").add(source)
+        assert first.unreadable
+        before, generation = state_of(tmp_path / "index"), Manifest.load(tmp_path / "index").generation
+        for _ in range(2):
+            again = builder(vectors="hnsw")
+            built = again.add(source)
+            assert (built.pictures, built.unchanged, again.encoded) == (first.pictures, first.pictures, 0)
+            assert built.unreadable == first.unreadable
+            assert state_of(tmp_path / "index") == before
+            assert Manifest.load(tmp_path / "index").generation == generation
+
+    def test_two_sources_in_turn(self, builder, pictures, tmp_path):
+        other = save_pictures(tmp_path / "other", ["x.png"], 70)
+        for folder in (pictures, other):
+            (folder / "bad.png" if folder is other else folder / "worse.png").write_bytes(b"no picture")
+            builder().add(folder)
+        before = state_of(tmp_path / "index")
+        for folder in (pictures, other, pictures):
+            builder().add(folder)
+            assert state_of(tmp_path / "index") == before
+
+
+class TestPrune:
+    def test_a_source_with_errors(self, builder, pictures, tmp_path):
+        listed = pictures / "list.csv"
+        rows = [f'"{name}","图"' for name in NAMES]
+        listed.write_text("\n".join(["image,text", *rows]), encoding="utf-8")
+        builder().add(listed)
+        rows[3] = '"e.PNG","图'
+        listed.write_text("\n".join(["image,text", *rows]), encoding="utf-8")
+        built = builder().add(listed, prune=True)
+        assert (built.pictures, built.removed) == (9, 0)
+        assert "errors" in built.not_pruned
+        arguments = ["index", str(listed), "--output", str(tmp_path / "index"), "--prune"]
+        result = CliRunner().invoke(app, arguments)
+        assert "nothing was removed: the source has errors" in result.output
+
+    def test_a_cut_shard_and_a_bad_line(self, builder, pictures, tmp_path):
+        shard, lines = tmp_path / "s.tar", pictures / "list.jsonl"
+        with tarfile.open(shard, "w") as archive:
+            for name in NAMES:
+                archive.add(pictures / name, name)
+        lines.write_text("\n".join(json.dumps({"image": name}) for name in NAMES), encoding="utf-8")
+        for number, source in enumerate((shard, lines)):
+            builder(f"index{number}").add(source)
+            whole = source.read_bytes()
+            source.write_bytes(whole[: len(whole) // 2])
+            built = builder(f"index{number}").add(source, prune=True)
+            assert (built.pictures, built.removed, bool(built.not_pruned)) == (9, 0, True)
+
+    def test_an_empty_or_a_missing_source(self, builder, pictures, tmp_path):
+        builder().add(pictures)
+        away = pictures.rename(tmp_path / "unmounted")
+        with pytest.raises(FileNotFoundError):
+            builder().add(pictures, prune=True)
+        pictures.mkdir()
+        built = builder().add(pictures, prune=True)
+        assert (built.pictures, built.removed, len(built.gone)) == (9, 0, 9)
+        assert "empty" in built.not_pruned
+        pictures.rmdir()
+        away.rename(pictures)
+        assert builder().add(pictures, prune=True).gone == []
+
+    def test_several_sources(self, builder, pictures, tmp_path):
+        other = save_pictures(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
+        builder().add(pictures)
+        builder().add(other)
+        (pictures / "a.png").unlink()
+        (other / "x.png").unlink()
+        built = builder().add(pictures)
+        assert (built.removed, set(built.gone)) == (0, {"a.png", "x.png"})
+        shutil.move(other / "y.png", tmp_path / "y.png")
+        (other / "y.png").write_bytes(b"")  # not gone, and none of this source
+        built = builder().add(pictures, prune=True)
+        assert (built.removed, built.pictures, built.gone) == (2, 10, [])
+        assert {"y.png", "z.png"} < set(content_of(tmp_path / "index"))
+
+    def test_a_range_that_has_grown_and_lost_one(self, builder, pictures, tmp_path):
+        def write(number, names):
+            with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
+                for name in names:
+                    archive.add(pictures / name, name)
+
+        write(0, NAMES[:2])
+        write(1, NAMES[4:6])
+        builder().add(str(tmp_path / "s-{0..1}.tar"))
+        write(1, NAMES[4:5])
+        write(2, NAMES[6:8])
+        built = builder().add(str(tmp_path / "s-{0..2}.tar"), prune=True)
+        assert (built.removed, built.added, built.pictures) == (1, 2, 5)
+
+    def test_removed_by_hand_comes_back_with_its_source(self, builder, pictures, tmp_path):
+        builder().add(pictures)
+        builder().remove(["a.png"])
+        assert builder().add(pictures, prune=True).added == 1
+
+
+class TestAnew:
+    """An index of another model, preprocessing or release is refused with a command that works as it stands."""
+
+    def test_the_command_works(self, model, processor, model_folder, tmp_path):
+        pictures = save_pictures(tmp_path / "it's my $HOME; pictures")
+        other, root = tmp_path / "the other", tmp_path / "index of 'mine'"
+        IndexBuilder(model, processor, root, CacheOptions("states", "float32")).add(pictures)
+        more = save_pictures(tmp_path / "more", ["x.png"], 40)
+        IndexBuilder(model, processor, root, CacheOptions("states", "float32")).add(more)
+        torch.manual_seed(7)
+        tiny_model().save_pretrained(other)
+        processor.save_pretrained(other)
+        with pytest.raises(OtherModelError) as caught:
+            R2D2Retriever.open(root, other)
+        self.run(caught, root)
+        assert Manifest.load(root).cache == {"keep": "states", "precision": "float32"}
+        assert len(R2D2Retriever.open(root, other).index) == 10
+        assert Manifest.load(root).generation > 2
+
+    def test_an_index_of_an_earlier_release(self, model, processor, model_folder, pictures, tmp_path):
+        import pyarrow as pa
+
+        root = tmp_path / "index"
+        IndexBuilder(model, processor, root).add(pictures)
+        body = Manifest.load(root).to_dict()
+        for new in ("unreadable", "sources"):
+            body.pop(new)
+        (record,) = body["shards"]
+        rows = root / "shards" / f"{record['name']}.rows"
+        table = pa.ipc.open_file(rows.read_bytes()).read_all().drop_columns("source")
+        with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        body["format"] = 1
+        body["checksum"] = manifest.hashlib.blake2b(manifest.canonical(body), digest_size=16).hexdigest()
+        (root / "manifest.json").write_text(json.dumps(body), encoding="utf-8")
+        for call in (lambda: PictureIndex(root), lambda: IndexBuilder(model, processor, root).add(pictures)):
+            with pytest.raises(IndexFileError, match="earlier release") as caught:
+                call()
+        self.run(caught, root)
+        assert len(R2D2Retriever.open(root).index) == 9
+
+    def test_a_torn_file(self, model, processor, model_folder, pictures, tmp_path):
+        root = tmp_path / "index"
+        IndexBuilder(model, processor, root).add(pictures)
+        next((root / "shards").glob("*.embeds")).write_bytes(b"torn")
+        with pytest.raises(IndexFileError, match="is torn") as caught:
+            R2D2Retriever.open(root)
+        self.run(caught, root)
+        assert len(R2D2Retriever.open(root).index) == 9
+
+    def test_searching_goes_on_until_then(self, model, processor, pictures, tmp_path, monkeypatch):
+        root = tmp_path / "index"
+        IndexBuilder(model, processor, root).add(pictures)
+        torch.manual_seed(7)
+        opened = []
+
+        def look(count, doing):
+            opened.append(len(R2D2Retriever.open(root, model, processor).index))
+
+        IndexBuilder(tiny_model(), processor, root, batch_size=4, progress=look).add(pictures, rebuild=True)
+        assert opened
+        assert set(opened) == {9}
+
+    def run(self, caught, root):
+        """Run the commands of a message, as a shell would read them."""
+        commands = str(caught.value).partition("r2d2 index ")
+        assert "\n" not in str(caught.value)
+        for command in f"{commands[1]}{commands[2]}".split(" && "):
+            words = shlex.split(command)
+            assert words[:2] == ["r2d2", "index"]
+            result = CliRunner().invoke(app, words[1:])
+            assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_a_page_or_retriever_already_open_goes_on(builder, model, processor, pictures, tmp_path):
+    """Between the opening of the index and the reading of its vectors a writer replaces everything."""
+    builder(vectors="hnsw").add(pictures)
+    index = PictureIndex(tmp_path / "index")
+    builder(vectors="ivf").remove(["a.png"])
+    retriever = R2D2Retriever(model, processor, index)
+    assert len(retriever.search("一只猫", top_k=99)[0].hits) == 9
+
+
+def test_search_says_what_is_gone(model_folder, pictures, tmp_path):
+    R2D2Retriever.build(pictures, model_folder, tmp_path / "index", keep="states")
+    (pictures / "a.png").unlink()
+    result = CliRunner().invoke(app, ["search", str(tmp_path / "index"), "猫"])
+    assert result.exit_code == 0
+    assert f"1 of 9 pictures found are no longer where they were, such as {pictures / 'a.png'}" in result.stderr
+    arguments = ["index", str(pictures), "--output", str(tmp_path / "index")]
+    assert "1 are no longer where they were, such as a.png" in CliRunner().invoke(app, arguments).output
