@@ -32,13 +32,14 @@ from .sources import expand
 
 @dataclass
 class PairBuilderConfig(datasets.BuilderConfig):
-    """path: file or folder of the set. split: which of its splits. image_root, columns, on_error, max_error_rate,
-    check_images: as in `load_pairs`. files: fingerprint of the source's files, filled in."""
+    """path: file or folder of the set. split: which of its splits. image_root, columns, encoding, on_error,
+    max_error_rate, check_images: as in `load_pairs`. files: fingerprint of the source's files, filled in."""
 
     path: str | None = None
     split: str | None = None
     image_root: str | None = None
     columns: dict | None = None
+    encoding: str | None = None
     on_error: str = "skip"
     max_error_rate: float = 0.01
     check_images: str = "header"
@@ -93,6 +94,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
             split=config.split,
             image_root=config.image_root,
             columns=config.columns,
+            encoding=config.encoding,
             on_error=config.on_error,
             max_error_rate=config.max_error_rate,
             check_images=config.check_images,

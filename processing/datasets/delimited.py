@@ -52,6 +52,8 @@ def read_delimited(
                 continue
             if not any(field.strip("\ufeff \t") for field in row):
                 continue
+            if names is None and row[0].strip("\ufeff").lower().startswith("sep="):
+                continue  # Excel's note of the delimiter
             if names is None:
                 names = _header(row)
                 try:

@@ -27,8 +27,12 @@ _NUMBERED = re.compile(r"^(?P<name>.+)#\d+$")
 
 
 def find_captions_file(folder: Path) -> Path | None:
-    """The folder's captions file, or None."""
-    return next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
+    """The folder's captions file, in whatever case its name is written, or None."""
+    try:
+        names = {entry.name.lower(): entry.path for entry in os.scandir(folder) if entry.is_file()}
+    except OSError:
+        return None
+    return next((Path(names[name]) for name in CAPTION_FILES if name in names), None)
 
 
 def read_folder(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
@@ -69,11 +73,11 @@ def read_folder(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Pr
 
 def read_captions_file(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:
     """Records of a captions file of any of the four kinds."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         yield from read_jsonl(path, reading)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         yield from read_delimited(path, reading)
-    elif path.suffix == ".tsv":
+    elif path.suffix.lower() == ".tsv":
         yield from read_delimited(path, reading, delimiter="\t")
     else:
         yield from read_caption_lines(path, reading)
@@ -122,7 +126,7 @@ def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | 
 
 
 def _sidecars(image: Path) -> tuple[Path, ...]:
-    return image.with_suffix(".txt"), image.with_name(f"{image.name}.txt")
+    return image.with_suffix(".txt"), image.with_suffix(".TXT"), image.with_name(f"{image.name}.txt")
 
 
 def read_caption_lines(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Problem]:

@@ -18,6 +18,7 @@ from .caption_sets import (
 )
 from .images import IMAGE_SUFFIXES
 from .img2dataset import read_wukong_shard, read_zero_shard, refuse_addresses, shards_of
+from .listing import data_files, in_junk
 from .records import RawPair, Reading
 from .report import Problem
 from .zero import read_zero
@@ -146,7 +147,8 @@ def _splits(spec: BenchmarkFormat, folder: Path) -> dict[str, list[Path]]:
         name = re.escape(pattern).replace(r"\*", "[^/]*")
         name = name.replace(r"\{split\}", "(?P<split>[^/]+?)", 1).replace(r"\{split\}", "(?P=split)")
         for path in sorted(folder.glob(pattern.format(split="*"))):
-            if path.is_file() and (match := re.fullmatch(name, path.relative_to(folder).as_posix())):
+            inner = path.relative_to(folder)
+            if path.is_file() and not in_junk(inner) and (match := re.fullmatch(name, inner.as_posix())):
                 here.setdefault(match["split"], []).append(path)
         found = {**here, **found}
     return found
@@ -173,7 +175,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def _is_fetched(folder: Path) -> bool:
-    return any(folder.glob("*.tar")) or any(folder.rglob("*_stats.json"))
+    return bool(data_files(folder, "*.tar")) or any(folder.rglob("*_stats.json"))
 
 
 def _by_name(read: Callable[[Path, Reading], Records]) -> Callable[[str, Reading], Records]:

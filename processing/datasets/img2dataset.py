@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .listing import list_images
+from .listing import Walk, data_files, is_image
 from .records import PLAIN, RawPair, Reading, clean_texts
 from .report import Problem
 from .text_files import decode_text
@@ -58,7 +58,7 @@ def shards_of(folder: Path) -> list[str]:
     Raises:
         ValueError: it holds neither.
     """
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
+    shards = [str(path) for path in data_files(folder, "*.tar")]
     if shards:
         return shards
     if any(folder.glob("*/*.json")) or any(folder.glob("*.json")):
@@ -92,7 +92,12 @@ def _samples(path: str, fields: tuple[str, ...] | None) -> Iterator[RawPair | Pr
 
 
 def _folder(folder: Path, fields: tuple[str, ...] | None) -> Iterator[RawPair | Problem]:
-    for image in list_images(folder):
+    for image in Walk(folder):
+        if isinstance(image, Problem):
+            yield image
+            continue
+        if not is_image(image):  # the captions, and the statistics of the shards
+            continue
         source = str(image.with_suffix(".json"))
         try:
             row = json.loads(decode_text(Path(source).read_bytes())[0])

@@ -7,7 +7,9 @@ the collection, or are copies of such; so they are passed over in folders, archi
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -89,9 +91,12 @@ def is_image(path: PurePath | str) -> bool:
     return PurePath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All pictures below `folder` by their suffix, in the order of their paths; broken links too."""
-    return [path for path in Walk(folder) if isinstance(path, Path) and is_image(path)]
+def data_files(folder: Path, pattern: str) -> list[Path]:
+    """Files directly in a folder whose names fit a pattern, in whatever case, sorted; junk left out."""
+    fitting = re.compile(fnmatch.translate(pattern), re.IGNORECASE)
+    return sorted(
+        path for path in folder.iterdir() if fitting.match(path.name) and not is_junk(path.name) and path.is_file()
+    )
 
 
 def has_images(folder: Path) -> bool:

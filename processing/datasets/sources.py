@@ -12,7 +12,7 @@ from .classes import read_classes
 from .delimited import read_delimited
 from .folder import find_captions_file, read_folder
 from .jsonl import read_jsonl
-from .listing import has_images
+from .listing import data_files, has_images
 from .records import RawPair, Reading
 from .report import Problem
 from .tables import is_saved_dataset
@@ -150,6 +150,10 @@ def class_split(folder: Path, split: str) -> str:
     return str(folder / split)
 
 
+def _is_data(path: Path) -> bool:
+    return path.suffix.lower() in _BY_SUFFIX or path.name.lower().endswith(_PACKED_TARS)
+
+
 def split_of_folder(folder: Path, split: str | None) -> list[str]:
     """The part of a plain folder that holds `split`: a sub-folder, or files named after the split.
 
@@ -162,14 +166,14 @@ def split_of_folder(folder: Path, split: str | None) -> list[str]:
         if (folder / split).is_dir():
             return [str(folder / split)]
         named = sorted(
-            path for path in folder.iterdir() if path.suffix in _BY_SUFFIX and path.name.split(".")[0] == split
-        ) or sorted(path for path in folder.glob(f"{split}-*") if path.suffix in _BY_SUFFIX)
+            path for path in data_files(folder, "*") if _is_data(path) and path.name.split(".")[0] == split
+        ) or sorted(path for path in data_files(folder, f"{glob.escape(split)}-*") if _is_data(path))
         if not named:
             raise ValueError(f"{folder} has no split {split!r}: neither a folder nor data files of that name")
         return [str(path) for path in named]
     if find_captions_file(folder) is None:
-        for suffix in (".parquet", ".tar"):
-            files = sorted(folder.glob(f"*{suffix}"))
+        for suffixes in ((".parquet",), (".tar", ".tgz", ".tbz2", ".txz", *_PACKED_TARS)):
+            files = [path for path in data_files(folder, "*") if path.name.lower().endswith(suffixes)]
             if files:
                 return [str(path) for path in files]
         if not has_images(folder):

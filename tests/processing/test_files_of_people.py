@@ -513,6 +513,16 @@ class TestFolders:
         assert f"{tmp_path.name}/photos/猫/1.png" in found
         assert "old/photos/1.png" in found
 
+    def test_names_in_capitals_and_junk_beside_data_files(self, photos, tmp_path):
+        (photos / "Captions.CSV").write_text("sep=,\nImage,Text\n猫/1.png,一只猫\n", encoding="utf-8")
+        assert texts_of(load_pairs(photos)) == ["一只猫"]
+        assert listed(photos)[0]["猫/1.png"] == ("一只猫",)
+        (tmp_path / "shards").mkdir()
+        write_tar(tmp_path / "shards" / "0.TAR", [("1.png", png(1)), ("1.txt", "图")])
+        (tmp_path / "shards" / "._0.TAR").write_bytes(b"junk")
+        assert texts_of(load_pairs(tmp_path / "shards")) == ["图"]
+        assert list(listed(tmp_path / "shards")[0]) == ["0.TAR/1.png"]
+
     def test_shards_of_one_name(self, tmp_path):
         for folder in "ab":
             (tmp_path / folder).mkdir()

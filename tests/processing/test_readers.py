@@ -431,6 +431,17 @@ class TestBuilders:
         with pytest.raises(ValueError, match="needs path="):
             Flickr30kCNA()
 
+    @pytest.mark.parametrize("options", [{}, {"encoding": "gbk"}])
+    def test_files_in_gbk(self, tmp_path, images, options):
+        from modeling_r2d2.processing.datasets.builders import Flickr30kCNA
+
+        path = write_lines(tmp_path / "test" / "flickr30k_cna_test.txt", ["0#0\t黑色的猫", "1#0\t小狗"])
+        path.write_bytes(path.read_text(encoding="utf-8").encode("gbk"))
+        (path.parent / "._flickr30k_cna_test.txt").write_bytes(b"junk")
+        builder = Flickr30kCNA(path=tmp_path, split="test", cache_dir=str(tmp_path / "cache"), **options)
+        builder.download_and_prepare()
+        assert builder.as_dataset(split="test")["text"][:] == [["黑色的猫"], ["小狗"]]
+
     def test_labels_and_embedded_pictures(self, tmp_path, images):
         from modeling_r2d2.processing.datasets.builders import ICM, ChineseCLIPFormat
 
