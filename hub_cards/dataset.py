@@ -61,7 +61,7 @@ def dataset_card(
         template_path=str(_TEMPLATES / f"dataset_card_{language}.md.jinja"),
         name=name,
         path=path,
-        options="".join(f', {key}={json.dumps(value, ensure_ascii=False)}' for key, value in options.items()),
+        options="".join(f", {key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items()),
         found=found,
         unknown=UNKNOWN[language],
         licence=licence,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -18,7 +16,9 @@ from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..finite import NotFiniteError, require_finite_file
+from ..loading import read_json_object
 from .checking import check_card, code_blocks
+from .inspection import problems_of
 
 #: By-products of a run, which stay behind: pattern on the path -> why.
 LEFT_OUT = {
@@ -32,21 +32,6 @@ LEFT_OUT = {
     "*events.out.tfevents*": "training log",
 }
 _STATE = ("optimizer.pt", "scheduler.pt", "optimizer.bin", "rng_state.pth", "scaler.pt")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".pyc")
-_KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", "*credentials*", "*secret*", "netrc", "token")
-#: What tokens and keys look like. Found ones are named by file and line and never printed.
-_SECRETS = {
-    "Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
-    "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})\b",
-    "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "Google key": r"\bAIza[0-9A-Za-z_-]{35}\b",
-    "API key": r"\bsk-[A-Za-z0-9_-]{32,}\b",
-    "Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}\b",
-    "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "password in an address": r"[a-z]://[^\s/:@]+:[^\s/:@]+@",
-}
-_SECRET = re.compile("|".join(f"(?P<k{place}>{pattern})" for place, pattern in enumerate(_SECRETS.values())))
-_SCANNED_BYTES = 64 * 2**20
 
 
 class PushRefusedError(ValueError):
@@ -99,13 +84,15 @@ def plan_push(folder: str | PathLike, repo_id: str | None = None, exclude: Seque
         reason = next((why for pattern, why in patterns.items() if fnmatch(name, pattern)), None)
         if reason is not None and name != ".gitattributes":
             plan.left_out[name] = reason
-        elif problem := _forbidden(path, folder):
+        elif problem := _link_problem(path, folder):
             plan.problems.append(f"{name}: {problem}")
+        elif problems := problems_of(path, name):
+            plan.problems += problems
         else:
             plan.files[name] = path.stat().st_size
             if path.suffix == ".safetensors" and (problem := _not_finite(path)):
                 plan.problems.append(f"{name}: {problem}")
-            _scan(path, name, plan)
+            _warn_of_paths(path, name, plan)
     plan.problems += _lacking(plan)
     if repo_id is not None:
         plan.warnings += _other_names(folder, repo_id)
@@ -182,48 +169,25 @@ def _walk(folder: Path) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda item: item[1])
 
 
-def _forbidden(path: Path, folder: Path) -> str | None:
-    """Why a file must not be published; None: it may."""
-    if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(folder.resolve())):
-        return "a link to outside the folder, or to a folder: copy what it stands for, or delete it"
-    if any(fnmatch(path.name.lower(), pattern) for pattern in _KEY_FILES):
-        return "looks like a file of keys: delete it, or --exclude it"
-    if path.suffix.lower() in _PICKLES or _is_pickle(path):
-        return "a pickle, which runs code when it is loaded: save weights as safetensors, or --exclude it"
+def _link_problem(path: Path, folder: Path) -> str | None:
+    """Why a link must not be followed; None: it is none, or leads to a file within."""
+    if path.is_symlink() and (not path.is_file() or not path.resolve().is_relative_to(folder.resolve())):
+        return "a link to outside the folder, to a folder or to nothing: copy what it stands for, or delete it"
     return None
 
 
-def _is_pickle(path: Path) -> bool:
-    """By content: a pickle of protocol 2 or later, or torch's zip of one."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
-        return True
-    if start == b"PK\x03\x04" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    return False
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file; none of a binary one (zero bytes) or of one beyond 64 MB."""
-    if path.suffix == ".safetensors" or path.stat().st_size > _SCANNED_BYTES:
-        return []  # the latter are warned of
-    content = path.read_bytes()
-    return [] if b"\0" in content[:8192] else content.decode("utf-8", errors="replace").splitlines()
-
-
-def _scan(path: Path, name: str, plan: PushPlan) -> None:
-    """Secrets forbid a push; paths below the user's home are warned of."""
+def _warn_of_paths(path: Path, name: str, plan: PushPlan) -> None:
+    """Paths below the user's home, in texts."""
     home = f"{Path.home()}/"
-    if path.suffix != ".safetensors" and path.stat().st_size > _SCANNED_BYTES:
-        plan.warnings.append(f"{name}: not searched for secrets, it is larger than {_SCANNED_BYTES >> 20} MB")
-    for number, line in enumerate(_lines(path), start=1):
-        if match := _SECRET.search(line):
-            kind = list(_SECRETS)[int(match.lastgroup[1:])]
-            plan.problems.append(f"{name}:{number}: looks like a {kind}: remove it, and revoke it if it is real")
-        if len(home) > 2 and home in line:
-            plan.warnings.append(f"{name}:{number}: names a path of this machine")
+    if len(home) < 3 or path.suffix == ".safetensors":
+        return
+    with path.open("rb") as file:
+        if b"\0" in file.read(8192):
+            return
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            if home.encode() in line:
+                plan.warnings.append(f"{name}:{number}: names a path of this machine")
 
 
 def _lacking(plan: PushPlan) -> list[str]:
@@ -234,8 +198,9 @@ def _lacking(plan: PushPlan) -> list[str]:
     if "config.json" not in plan.files:
         problems.append("there is no config.json")
     else:
-        config = json.loads((plan.folder / "config.json").read_text(encoding="utf-8"))
-        references = [each for each in (config.get("auto_map") or {}).values() if each]
+        config = read_json_object(plan.folder / "config.json")
+        listed = [each if isinstance(each, list) else [each] for each in (config.get("auto_map") or {}).values()]
+        references = [each for several in listed for each in several if each]
         modules = {f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references}
         if not modules:
             problems.append("config.json names no code (auto_map): without this package, nobody could load the model")

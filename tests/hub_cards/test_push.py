@@ -1,18 +1,27 @@
 """`r2d2 push` and `r2d2 card`: what goes, what stays, what is refused; against a server with the Hub's protocol."""
 
+import bz2
+import gzip
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+import zlib
 
+import numpy
 import pytest
+import safetensors.numpy
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.hub_cards import PushRefusedError, model_card, plan_push, push_folder, write_card
 from modeling_r2d2.hub_cards.checking import code_blocks
+from modeling_r2d2.hub_cards.inspection import problems_of
 from tests.helpers import tiny_picture
 from tests.hub_cards.fresh import run_blocks
 from tests.hub_cards.hub_server import TOKEN, Hub
@@ -105,7 +114,7 @@ def test_what_is_refused(name, content, problem, folder):
 
 def test_torch_archives_are_found_by_content(folder):
     shutil.copy(folder / "training_args.bin", folder / "notes.md")
-    assert any("notes.md: a pickle" in each for each in plan_push(folder).problems)
+    assert any(each.startswith("notes.md, in ") and "a pickle" in each for each in plan_push(folder).problems)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +148,161 @@ def test_warnings(folder, monkeypatch):
     ]
 
 
-def test_large_texts_are_not_searched_and_that_is_said(folder, monkeypatch):
-    monkeypatch.setattr("modeling_r2d2.hub_cards.push._SCANNED_BYTES", 2**20)
-    put(folder, "vocabulary.txt", "字" * 2**20)
-    assert plan_push(folder).warnings == ["vocabulary.txt: not searched for secrets, it is larger than 1 MB"]
+def packed_zip(content: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner.txt", content)
+    return out.getvalue()
+
+
+def packed_tar(content: bytes, mode: str = "w") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        info = tarfile.TarInfo("inner.txt")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def safetensors_bytes(metadata: dict[str, str]) -> bytes:
+    return safetensors.numpy.save({"a": numpy.zeros(2, numpy.float32)}, metadata)
+
+
+DISGUISES = {
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16, big end first": lambda text: text.encode("utf-16-be"),
+    "UTF-32": lambda text: text.encode("utf-32"),
+    "behind zero bytes": lambda text: bytes(9000) + text.encode(),
+    "beyond the first megabytes": lambda text: "字\n".encode() * 2**20 + text.encode(),
+    "across two pieces": lambda text: b"." * (2**20 - 12) + b" " + text.encode(),
+    "JSON's escapes": lambda text: (
+        json.dumps({"a": "x"}).replace("x", "".join(f"\\u{ord(c):04x}" for c in text)).encode()
+    ),
+    "YAML's escapes": lambda text: ('a: "' + "".join(f"\\x{ord(c):02x}" for c in text) + '"').encode(),
+    "notebook": lambda text: json.dumps({"cells": [{"source": [f"login('{text}')\n"]}]}).encode(),
+    "zip": lambda text: packed_zip(text.encode()),
+    "zip within a zip": lambda text: packed_zip(packed_zip(text.encode())),
+    "tar": lambda text: packed_tar(text.encode()),
+    "tar.gz": lambda text: packed_tar(text.encode(), "w:gz"),
+    "tar.xz within a zip": lambda text: packed_zip(packed_tar(text.encode(), "w:xz")),
+    "gzip": lambda text: gzip.compress(text.encode()),
+    "bzip2": lambda text: bz2.compress(text.encode()),
+    "zlib": lambda text: zlib.compress(text.encode()),
+    "after the pixels of a picture": lambda text: b"\x89PNG\r\n" + bytes(range(256)) * 9000 + text.encode(),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_secrets_in_disguise(disguise, tmp_path):
+    name = "run.ipynb"
+    for secret in (TOKEN, "https://me:pass1word@example.com"):
+        (tmp_path / name).write_bytes(DISGUISES[disguise](secret))
+        problems = problems_of(tmp_path / name, name)
+        assert any("looks like a" in problem for problem in problems), problems
+        assert secret not in "".join(problems)
+
+
+def test_secrets_in_metadata_names_and_the_card(folder):
+    """Of safetensors, files, members of archives; the front matter."""
+    secret = TOKEN
+    (folder / "extra.safetensors").write_bytes(safetensors_bytes({"token": secret}))
+    put(folder, f"{secret}.txt", "x")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as held:
+        held.writestr(f"{secret}.txt", "x")
+    (folder / "pack.dat").write_bytes(archive.getvalue())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text(card.replace("---\n", f"---\ntoken: {secret}\n", 1), encoding="utf-8")
+    problems = plan_push(folder).problems
+    for expected in ("extra.safetensors:", "a file name looks", "pack.dat: the name of a member", "README.md:2:"):
+        assert any(problem.startswith(expected) for problem in problems), (expected, problems)
+    assert secret not in "".join(problems)
+
+
+class Call:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+def pickled_npy() -> bytes:
+    out = io.BytesIO()
+    numpy.save(out, numpy.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return out.getvalue()
+
+
+def pickled_npz() -> bytes:
+    out = io.BytesIO()
+    numpy.savez(out, a=numpy.array([{"a": 1}], dtype=object))
+    return out.getvalue()
+
+
+PICKLES = {
+    **{f"protocol {number}": pickle.dumps(Call(), protocol=number) for number in range(6)},
+    "joblib": zlib.compress(pickle.dumps(Call())),
+    "gzip": gzip.compress(pickle.dumps(Call(), protocol=0)),
+    "objects of numpy": pickled_npy(),
+    "objects of numpy, zipped": pickled_npz(),
+    "in a tar": packed_tar(pickle.dumps(Call())),
+    "in a zip": packed_zip(pickle.dumps(Call(), protocol=0)),
+}
+
+
+@pytest.mark.parametrize("name", ["notes.md", "weights.safetensors", "picture.png", "vectors.npy", "LICENSE"])
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickles_in_disguise(kind, name, tmp_path):
+    (tmp_path / name).write_bytes(PICKLES[kind])
+    problems = problems_of(tmp_path / name, name)
+    is_safetensors = name.endswith("safetensors") and not kind.startswith(("protocol", "objects of numpy"))
+    wanted = "no whole safetensors" if is_safetensors else "a pickle"
+    assert any(wanted in problem for problem in problems), problems
+
+
+def test_what_is_no_secret_and_no_pickle(tmp_path):
+    """Ordinary files of a model folder, and texts whose first letters are a pickle's opcodes."""
+    numpy.save(tmp_path / "a.npy", numpy.zeros(3))
+    numpy.savez(tmp_path / "b.npz", a=numpy.zeros(3))
+    (tmp_path / "c.safetensors").write_bytes(safetensors_bytes({"format": "pt"}))
+    tiny_picture().save(tmp_path / "d.png")
+    (tmp_path / "e.py").write_text("import json\nimport re\n.5\ntoken = tokenizer_with_a_long_name\n")
+    (tmp_path / "f.txt").write_text("N.\n(see below)\ncos\n")
+    (tmp_path / "g.jsonl").write_text(
+        "\n".join(json.dumps({"text": "一只猫", "url": "https://a.b/c"}) for _ in range(9))
+    )
+    (tmp_path / "h.dat").write_bytes(numpy.random.default_rng(0).bytes(2**22))
+    for path in tmp_path.iterdir():
+        assert problems_of(path, path.name) == []
+
+
+def test_damaged_locked_and_endless_files(tmp_path, monkeypatch):
+    """What cannot be searched is refused."""
+    monkeypatch.setattr("modeling_r2d2.hub_cards.inspection._MOST_UNPACKED", 2**20)
+    whole = packed_zip(b"x" * 3000)
+    weights = safetensors_bytes({})
+    cases = {
+        "bomb.gz": (gzip.compress(bytes(2**21)), "unpacks to more"),
+        "bomb.zip": (packed_zip(bytes(2**21)), "unpacks to more"),
+        "cut.zip": (whole[:20] + b"\xff" * 20 + whole[40:], "damaged or locked"),
+        "a.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(50), "7z archive"),
+        "cut.safetensors": (weights[:-1], "no whole safetensors"),
+        "more.safetensors": (weights + b"more", "no whole safetensors"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        assert any(reason in problem for problem in problems_of(tmp_path / name, name)), name
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a file" in problems_of(tmp_path / "pipe", "pipe")[0]
+
+
+def test_links_and_hidden_folders(folder, tmp_path):
+    """A link to nothing; what lies in .git stays behind wherever it is."""
+    (folder / "lost").symlink_to(folder / "nowhere")
+    (folder / "sub" / ".git").mkdir(parents=True)
+    put(folder, "sub/.git/config", TOKEN)
+    plan = plan_push(folder)
+    assert plan.problems == [
+        "lost: a link to outside the folder, to a folder or to nothing: copy what it stands for, or delete it"
+    ]
+    assert plan.left_out["sub/.git/config"] == "hidden"
 
 
 @pytest.mark.parametrize("repo", ["tiny", "me/ti ny", "a/b/c", "me/ti--ny"])
