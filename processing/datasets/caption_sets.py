@@ -82,7 +82,7 @@ def _rows(path: Path, reading: Reading, labelled: bool) -> Iterator[RawPair | Pr
             continue
         line, row = item
         if missing := [name for name in (names["image"], names["text"]) if name not in row]:
-            yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)}")
+            yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)!r:.300}")
             continue
         pair = make_pair(row, names, str(path), line, reading)
         if labelled and isinstance(pair, RawPair):
@@ -103,7 +103,7 @@ def _objects(path: Path, names: dict[str, str], reading: Reading) -> Iterator[Ra
         line, row = item
         found = {f: names.get(f) or next((a for a in some if a in row), some[0]) for f, some in aliases.items()}
         if missing := [name for name in found.values() if name not in row]:
-            yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)}")
+            yield Problem(str(path), line, f"no {' and no '.join(missing)}; there are {list(row)!r:.300}")
         else:
             yield make_pair(row, found, str(path), line, reading)
 

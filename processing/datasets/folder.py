@@ -18,7 +18,7 @@ from .jsonl import read_jsonl
 from .listing import Walk, ignored_note, is_image, kind_of
 from .records import PLAIN, RawPair, Reading, clean_texts, make_pair
 from .report import Note, Problem
-from .text_files import decode_text, read_lines
+from .text_files import LARGEST_TEXT, decode_text, read_lines
 
 CAPTION_FILES = tuple(
     f"{stem}{suffix}" for stem in ("metadata", "captions") for suffix in (".jsonl", ".csv", ".tsv")
@@ -109,6 +109,8 @@ def read_sidecars(folder: Path, reading: Reading = PLAIN) -> Iterator[RawPair | 
             continue
         used.add(beside)
         try:
+            if beside.stat().st_size > LARGEST_TEXT:
+                raise ValueError(f"more than {LARGEST_TEXT:,} bytes are no captions of one picture")
             text, codec = decode_text(beside.read_bytes(), reading.encoding)
             captions, _ = clean_texts([line for line in text.split("\n") if line.strip()], reading.captions)
         except (ValueError, OSError) as error:

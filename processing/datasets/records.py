@@ -134,12 +134,12 @@ def resolve_columns(names: Sequence[str], reading: Reading = PLAIN) -> dict[str,
             f"columns has the keys {sorted(unknown)}; it maps {', '.join([*ALIASES, LABEL])} to your names"
         )
     if twice := sorted(name for name, count in Counter(names).items() if count > 1 and name):
-        raise ValueError(f"several columns are called {twice[0]!r}; there are {list(names)}: rename one")
+        raise ValueError(f"several columns are called {twice[0]!r}; there are {_shown(names)}: rename one")
     found: dict[str, str] = {}
     for field, name in wanted.items():
         found[field] = next((each for each in names if each == name or each.strip() == name.strip()), "")
         if not found[field]:
-            raise ValueError(f"no column {name!r}; there are {list(names)}")
+            raise ValueError(f"no column {name!r}; there are {_shown(names)}")
     for field, aliases in ALIASES.items():
         if field in wanted:
             continue
@@ -158,7 +158,7 @@ def resolve_columns(names: Sequence[str], reading: Reading = PLAIN) -> dict[str,
             found[field] = fitting[0]
         elif field == "image" or (field == "text" and reading.captions):
             raise ValueError(
-                f"no column for the {field} ({', '.join(aliases)}); there are {list(names)}. "
+                f"no column for the {field} ({', '.join(aliases)}); there are {_shown(names)}. "
                 f"Name yours with columns={{'{field}': ...}} ({COLUMN_OPTIONS[field]})"
             )
     return found
@@ -175,6 +175,11 @@ def guess_notes(found: Mapping[str, str], reading: Reading, source: str) -> Iter
         if field in ALIASES and field not in wanted and name not in ALIASES[field]:
             option = f", {COLUMN_OPTIONS[field]}" if field in COLUMN_OPTIONS else ""
             yield Note(source, None, f"column {name!r} is taken for the {field} (another: columns={option})")
+
+
+def _shown(names: Sequence[str]) -> str:
+    listed = ", ".join(f"{name!r:.60}" for name in list(names)[:20])
+    return f"[{listed}{', …' if len(names) > 20 else ''}]"
 
 
 def _plain(name: str) -> str:

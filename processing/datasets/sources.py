@@ -54,6 +54,8 @@ def expand(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
         return [path for part in parts for path in expand(part)]
     if "://" in text:
         return [text]
+    if text.startswith("~") and not os.path.exists(text):
+        text = os.path.expanduser(text)
     if os.path.exists(text):
         if not os.path.isfile(text) and not os.path.isdir(text):
             raise ValueError(f"{text} is neither a file nor a folder (a pipe or a device?)")

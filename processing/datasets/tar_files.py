@@ -27,6 +27,12 @@ _PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.
 _OTHER_ARCHIVES = ((b"PK\x03\x04", "a zip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a rar archive"))
 
 
+#: Larger members are no pictures and no captions; a compressed archive may name any size.
+LARGEST_MEMBER = 1 << 30
+#: So much emptiness ends an archive (32 MB), though others might follow.
+_MOST_BLANKS = 1 << 16
+
+
 @dataclass(frozen=True)
 class TarMember:
     """One file of an archive. name: without a leading `./` or `/`. offset: where its bytes begin, in an uncompressed
@@ -41,11 +47,21 @@ class _Header(tarfile.TarInfo):
     """Tells its archive how reading a header ended; tarfile itself keeps that to itself."""
 
     @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:  # tarfile would go back in the file, for ever
+            raise tarfile.InvalidHeaderError("a negative size")
+        return header
+
+    @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
         try:
             header = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
             archive.ended = True
+            archive.blanks += 1
+            if archive.blanks > _MOST_BLANKS:
+                raise tarfile.EmptyHeaderError("nothing more") from None
             raise
         except tarfile.InvalidHeaderError as error:
             if archive.offset == 0:
@@ -55,16 +71,20 @@ class _Header(tarfile.TarInfo):
         except tarfile.TruncatedHeaderError:
             archive.ended = False
             raise
-        archive.ended = False
+        if header.size < 0:  # by an extended header
+            raise tarfile.ReadError("a member of negative size")
+        archive.ended, archive.blanks = False, 0
         return header
 
 
 class _Archive(tarfile.TarFile):
-    """ended: the last that was read is the mark of an archive's end. damaged: blocks were passed over."""
+    """ended: the last that was read is the mark of an archive's end. damaged: blocks were passed over. blanks: empty
+    blocks since the last member."""
 
     tarinfo = _Header
     ended = False
     damaged = False
+    blanks = 0
 
 
 def read_members(path: str, wanted: Callable[[str], bool]) -> Iterator[TarMember | Problem]:
@@ -95,10 +115,14 @@ def read_members(path: str, wanted: Callable[[str], bool]) -> Iterator[TarMember
                     if not header.isfile():
                         yield Problem(f"{path}/{name}", None, _no_file(header))
                         continue
+                    if header.size > LARGEST_MEMBER:
+                        yield Problem(f"{path}/{name}", None, f"{header.size:,} bytes are too many for one member")
+                        continue
                     data = archive.extractfile(header).read()
                     yield TarMember(name, data, header.offset_data if again and not header.issparse() else None)
-                while file.read(1 << 20):  # the check sums of compressed files are at their end
-                    pass
+                for _ in range(64 if packed else 0):  # the check sum of a compressed file is at its end
+                    if not file.read(1 << 20):
+                        break
                 if archive.damaged:
                     yield Problem(
                         path, None, "damaged blocks were passed over: members may be missing", incomplete=True

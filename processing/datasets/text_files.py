@@ -29,6 +29,8 @@ _MARKS = (
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 #: So much of a text must be characters of GB2312 to be taken for GB18030.
 _COMMON = 0.9
+#: The captions of one picture are smaller.
+LARGEST_TEXT = 1 << 24
 ADVICE = "name the encoding with encoding= (--encoding gb18030, big5, …)"
 
 

@@ -33,7 +33,7 @@ def read_zero(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Proble
         line, row = item
         key = row.get("ImageKey")
         if not isinstance(key, str | int) or isinstance(key, bool) or key == "":
-            yield Problem(str(path), line, f"no ImageKey; there are {list(row)}")
+            yield Problem(str(path), line, f"no ImageKey; there are {list(row)!r:.300}")
             continue
         texts = zero_texts(row, fields, str(path), line)
         if isinstance(texts, RawPair):

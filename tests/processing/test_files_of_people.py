@@ -191,6 +191,31 @@ class TestDamagedShards:
         assert list(pictures) == ["x.tar/0.png", "x.tar/2.png", "x.tar/3.png"]
         assert any(problem.incomplete for problem in problems)
 
+    @pytest.mark.parametrize("place", [0, 1, 3])
+    def test_a_negative_size(self, whole, tmp_path, place):
+        """Python's own reader goes back and reads such an archive for ever."""
+        start = ([0] + self.ends(whole))[place]
+        header = bytearray(whole[start : start + 512])
+        header[124:136] = (-1024).to_bytes(12, "big", signed=True)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        path = tmp_path / "x.tar"
+        path.write_bytes(whole[:start] + bytes(header) + whole[start + 512 :])
+        pictures, problems, _ = listed(path)
+        assert len(pictures) == (4 if place else 0)  # it was a text's header
+        assert any(problem.incomplete for problem in problems)
+
+    def test_endless_members_and_endless_nothing(self, tmp_path, monkeypatch):
+        from modeling_r2d2.processing.datasets import tar_files
+
+        monkeypatch.setattr(tar_files, "LARGEST_MEMBER", 1000)
+        path = write_tar(tmp_path / "x.tar", [("1.png", png(1)), ("2.png", bytes(1001)), ("3.png", png(3))])
+        with open(path, "ab") as file:
+            file.truncate(10 << 30)  # of a file system with holes
+        pictures, problems, _ = listed(path)
+        assert list(pictures) == ["x.tar/1.png", "x.tar/3.png"]
+        assert [problem.reason for problem in problems] == ["1,001 bytes are too many for one member"]
+
     def test_one_behind_another(self, whole, tmp_path):
         second = write_tar(tmp_path / "second.tar", [("9.png", png(9)), ("9.txt", "图9")]).read_bytes()
         path = tmp_path / "x.tar"
@@ -375,6 +400,14 @@ class TestTables:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"data\.json"):
             load_pairs(path)
+
+    def test_a_record_of_many_keys_is_told_shortly(self, pictures):
+        path = pictures / "data.jsonl"
+        row = {f"\x1b[31m{'k' * 200}{number}": 1 for number in range(5000)}
+        path.write_text(json.dumps({"image": "0.png", "text": "a"}) + "\n" + json.dumps(row), encoding="utf-8")
+        reason = tolerant(path).report.problems[0].reason
+        assert len(reason) < 2000
+        assert "\x1b" not in reason
 
     def test_a_pipe_is_no_source(self, tmp_path):
         os.mkfifo(tmp_path / "x.csv")
