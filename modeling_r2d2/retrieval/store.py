@@ -225,7 +225,7 @@ def mapped(path: Path) -> Any:
     of files.
 
     Raises:
-        IndexFileError: there is none, or it cannot be read.
+        IndexFileError: there is none, or it cannot be read. PermissionError: not by this user.
     """
     import pyarrow as pa
 
@@ -234,6 +234,8 @@ def mapped(path: Path) -> Any:
             return file.read_buffer()
     except FileNotFoundError:
         raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file") from None
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"{path} may not be read by this user: {os.strerror(error.errno)}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(f"{path} cannot be read: {error}") from error
 
@@ -278,12 +280,12 @@ class PictureIndex:
             except IndexFileError as error:
                 # a writer has replaced the index since the manifest was read
                 if attempt == _ATTEMPTS - 1 or Manifest.load(self.root) == self.manifest:
-                    raise IndexFileError(f"{error}: {self.manifest.remake_command(self.root)}") from error
+                    raise self._with_remedy(error) from error
         if verify:
-            for shard in self.shards:
-                shard.verify()
-            if self.vectors is not None:
-                self._vectors_record.check_content(self.vectors_path, self.vectors)
+            try:
+                self._verify()
+            except IndexFileError as error:
+                raise self._with_remedy(error) from error
         self.starts = np.cumsum([0, *(record.rows for record in self.manifest.shards)])
 
     def _open(self) -> None:
@@ -295,6 +297,15 @@ class PictureIndex:
         if self.vectors_path is not None:
             self.vectors = mapped(self.vectors_path)
             self._vectors_record.check_size(self.vectors_path, len(self.vectors))
+
+    def _verify(self) -> None:
+        for shard in self.shards:
+            shard.verify()
+        if self.vectors is not None:
+            self._vectors_record.check_content(self.vectors_path, self.vectors)
+
+    def _with_remedy(self, error: IndexFileError) -> IndexFileError:
+        return IndexFileError(f"{error}: {self.manifest.remake_command(self.root)}")
 
     @property
     def vectors_path(self) -> Path | None:

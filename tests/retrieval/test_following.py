@@ -521,6 +521,18 @@ class TestAnew:
         self.run(caught, root)
         assert len(R2D2Retriever.open(root).index) == 9
 
+    def test_a_file_of_another_user_is_not_torn(self, model, processor, pictures, tmp_path, monkeypatch):
+        import pyarrow as pa
+
+        IndexBuilder(model, processor, tmp_path / "index").add(pictures)
+
+        def refuse(path, *_):
+            raise PermissionError(13, f"Failed to open local file {path!r}")
+
+        monkeypatch.setattr(pa, "memory_map", refuse)
+        with pytest.raises(PermissionError, match=r"may not be read by this user: Permission denied$"):
+            PictureIndex(tmp_path / "index")
+
     def test_searching_goes_on_until_then(self, model, processor, pictures, tmp_path, monkeypatch):
         root = tmp_path / "index"
         IndexBuilder(model, processor, root).add(pictures)
