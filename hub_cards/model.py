@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..processing.files import note_written, write_text
 from .checking import require_valid
 from .facts import ModelFacts, read_facts
 from .licences import DataSource, licence_fields
@@ -118,8 +119,14 @@ def write_card(card: ModelCard, folder: str | PathLike, results: Sequence[Evalua
     path = folder / "README.md"
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already: --overwrite replaces it")
+    if results:
+        from ..evaluation.results import refuse_foreign_report
+
+        for result in results:
+            refuse_foreign_report(folder / RESULTS_FOLDER, result.task, result.data)
     written = [path]
-    path.write_text(str(card), encoding="utf-8")
+    write_text(path, str(card))
+    note_written(folder, "card", [path.name])
     if results:
         from ..evaluation.results import write_report
 

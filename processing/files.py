@@ -406,6 +406,31 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def refuse_output(output: str | PathLike | None, *sources: str | PathLike | None) -> None:
+    """Raise where a file to be written is one that is read, or lies among those that are.
+
+    Args:
+        sources: files, folders or patterns that are read; None is none.
+
+    Raises:
+        FileExistsError: names it. IsADirectoryError: the output is a folder.
+    """
+    if output is None or not Path(output).exists():
+        return
+    output = Path(output)
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{output} is a folder: name a file")
+    for source in sources:
+        if source is None:
+            continue
+        place = Path(source)
+        if set("*?[{") & set(place.name):
+            place = place.parent
+        inside = place.is_dir() and output.resolve().is_relative_to(place.resolve())
+        if inside or (place.exists() and output.samefile(place)):
+            raise FileExistsError(errno.EEXIST, f"{output} is there already, and part of {source}: name another file")
+
+
 def refuse_no_folder(output: str | PathLike) -> None:
     """Raise unless a folder could be at `output`, or is.
 
@@ -486,6 +511,7 @@ __all__ = [
     "note_written",
     "partial_path",
     "refuse_no_folder",
+    "refuse_output",
     "remove_owned",
     "save_safetensors",
     "staged_folder",

@@ -37,13 +37,17 @@ def calibrate(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""
+    from ..evaluation.drawings import refuse_foreign_drawing
     from ..retrieval.calibrating import calibrate_model, load_gallery, measure
+    from ..retrieval.calibration import Calibration, reliability_plot, threshold_for
 
     console = Terminal()
     if test_data is None and test_split is not None:
         raise ValueError("--test-split is of the pairs to report on: name them with --test-data")
     reading = {"format": format, "image_root": image_root, "encoding": encoding}
     reading["columns"] = columns_of(image_column, text_column)
+    refuse_foreign_drawing(plot)
+    Calibration.refuse_foreign(model)
     fitted, found = calibrate_model(
         model,
         load_gallery(data, split=split, **reading),
@@ -60,18 +64,14 @@ def calibrate(
     share = f"{fitted.true_share:.1%} of them true" + (f", prior {fitted.prior:.1%}" if fitted.prior else "")
     console.print(f"{fitted.method} scaling on {fitted.pairs:,} pairs, {share}; held-out log-likelihood: {held_out}")
     curves = measure(found, fitted)
+    if plot is not None:
+        reliability_plot(curves, plot, title=f"{model.name}: match probability")
     for name, curve in curves.items():
         console.print(f"expected calibration error {name}: {curve.error:.4f}")
     if precision is not None or recall is not None:
-        from ..retrieval.calibration import threshold_for
-
         probability, labels = found
         best = threshold_for(fitted(probability), labels, precision, recall)
         console.print(
             f"accept from {best.probability:.4f}: precision {best.precision:.3f}, recall {best.recall:.3f} "
             f"(at {labels.float().mean():.1%} true pairs)"
         )
-    if plot is not None:
-        from ..retrieval.calibration import reliability_plot
-
-        reliability_plot(curves, plot, title=f"{model.name}: match probability")

@@ -48,7 +48,10 @@ def card(
     encoding: Encoding = None,
 ) -> None:
     """Write a card from what the folder, measurements and you say; what nobody said is stated as unknown."""
+    from ..processing.files import refuse_output, write_text
+
     console = Terminal()
+    refuse_output(speed_output, *(results or ()))
     columns = columns_of(image_column, text_column)
     reading = {"format": format, "split": split, "columns": columns, "encoding": encoding}
     if dataset:
@@ -57,7 +60,7 @@ def card(
         path = output or (source if source.is_dir() else source.parent) / "README.md"
         _refuse_existing(path, overwrite)
         text = _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         written = [path]
     else:
         given = {"name": name, "origin": origin, "picture_licence": picture_licence, **reading}
@@ -79,7 +82,7 @@ def card(
         if rates is not None and speed_output is not None:
             from ..finite import to_json
 
-            speed_output.write_text(to_json(rates.to_dict(), speed_output, indent=2) + "\n", encoding="utf-8")
+            write_text(speed_output, to_json(rates.to_dict(), speed_output, indent=2) + "\n")
         made = model_card(
             source,
             language=language,
@@ -94,7 +97,7 @@ def card(
         if output is None:
             written = write_card(made, source, found, overwrite)
         else:
-            output.write_text(str(made), encoding="utf-8")
+            write_text(output, str(made))
             written = [output]
     for path in written:
         console.print(f"written: {path}")

@@ -37,8 +37,10 @@ def check(
     seed: Annotated[int, typer.Option(help="Of the pictures on the sheet.")] = 0,
 ):
     """Decode every picture, count, measure; name broken rows by file and line."""
+    from ..evaluation.drawings import refuse_foreign_drawing
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
+    from ..processing.files import refuse_output, write_text
 
     pairs = load_pairs(
         data,
@@ -51,6 +53,9 @@ def check(
         background=background,
         check_images="exists",  # every picture is decoded below
     )
+    if not _is_report(report):
+        refuse_output(report, data)
+    refuse_foreign_drawing(sheet)
     found = check_pairs(pairs, pictures, seed)
     console = Terminal()
     console.print_table(_table(console, found, data))
@@ -61,8 +66,7 @@ def check(
     for note in [*found.notes, *found.remarks]:
         console.print(f"note: {note}")
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_text(report, json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n")
         console.print(f"report: {report}")
     if sheet is not None and found.sample:
         from ..evaluation.pair_sheet import pair_sheet
@@ -94,9 +98,11 @@ def matching_pairs(
     """Save a list of matching pairs, so that `r2d2 evaluate --task matching --pairs LIST` judges every model alike."""
     from ..evaluation.gallery import Gallery, open_pairs
     from ..evaluation.matching_pairs import make_matching_pairs
+    from ..processing.files import refuse_output
 
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} is there already: results on another list are not comparable (--overwrite)")
+    refuse_output(output, data, model)
     if (negatives == "fgr") != (model is not None):
         raise ValueError("--negatives fgr draws the hard negatives of a model: give --model, and only then")
     reading = {"format": format, "split": split, "image_root": image_root, "encoding": encoding}
@@ -113,6 +119,15 @@ def matching_pairs(
     about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)
     Terminal().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {output}")
+
+
+def _is_report(path: Path | None) -> bool:
+    """Whether a file is what --report wrote before."""
+    try:
+        held = None if path is None else json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(held, dict) and {"records", "pairs", "problems"} <= held.keys()
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _table(console: Terminal, found, data: str) -> Table:

@@ -46,7 +46,7 @@ def evaluate(
 ):
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""
     from ..evaluation.bootstrap import Bootstrap
-    from ..evaluation.results import markdown_report, write_report
+    from ..evaluation.results import markdown_report, refuse_foreign_report, write_report
     from ..evaluation.runner import EvaluationSettings, evaluate_models
     from ..evaluation.zero_shot import PROMPTS, read_prompts
 
@@ -76,6 +76,7 @@ def evaluate(
         device=device,
     )
     notes = Terminal(stderr=True)
+    refuse_foreign_report(output, settings.task, settings.data_name)
     models = [*(model or []), *(more_models or [])]
     results = evaluate_models(settings, models, output / "cache" if cache else None, notes.print)
     plain, table = write_report(results, output)

@@ -21,10 +21,12 @@ def match(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Match probability and cosine of a picture with texts, most probable first."""
+    from ..evaluation.drawings import refuse_foreign_drawing, save_drawing
     from ..retrieval.calibration import Calibration
     from ..retrieval.retriever import R2D2Retriever, load_model
     from .notes import note_unknown
 
+    refuse_foreign_drawing(heat_map)
     network, processor = load_model(model, device=device)
     calibration = Calibration.of_model(model, network) if calibrated else None
     retriever = R2D2Retriever(network, processor, calibration=calibration)
@@ -51,4 +53,4 @@ def match(
     if word is not None and heat_map is None:
         raise ValueError("--word needs a file to draw into: --heat-map FILE.png")
     if heat_map is not None:
-        retriever.heat_map(image, texts[0], word).overlay().save(heat_map)
+        save_drawing(retriever.heat_map(image, texts[0], word).overlay(), heat_map)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..processing.datasets.images import open_image
+from .drawings import save_drawing
 from .fonts import ChineseFont
 
 Content = str | PathLike | Image.Image
@@ -76,8 +76,7 @@ def contact_sheet(
         raise ValueError(f"every query must have the hits of the same ways of searching: {ways}")
     sheet = _Sheet(queries, ways, title, subtitle, tile, scale).draw()
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG", optimize=True)
+        save_drawing(sheet, path)
     return sheet
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from .drawings import save_drawing
+
 Point = tuple[float, float]
 
 _INK = "#1f2933"
@@ -60,10 +62,7 @@ def training_curves(
         _draw(axes, *panel)
     if title:
         figure.suptitle(title, fontsize=12, color=_INK)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return path
+    return save_drawing(figure, path)
 
 
 def _series(log_history: Iterable[Mapping[str, object]]) -> dict[str, list[Point]]:

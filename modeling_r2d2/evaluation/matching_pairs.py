@@ -15,7 +15,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model
 from ..processing.datasets.records import read_label
+from ..processing.files import write_text
 from ..processing.processing_r2d2 import R2D2Processor
 from .gallery import Gallery, text_positives
 from .retrieval import encode_images, encode_texts, evaluating, name_of, pre_ranking_scores
@@ -46,14 +46,12 @@ class MatchingPairs:
 
     def save(self, path: str | PathLike) -> None:
         """Write the list; folders are made, a list of that name is replaced."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"matching_pairs": _VERSION, **self.about, "pairs": len(self)}]
         rows += [
             {"image_id": image_id, "text": text, "label": label}
             for image_id, text, label in zip(self.image_ids, self.texts, self.labels, strict=True)
         ]
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: str | PathLike) -> MatchingPairs:

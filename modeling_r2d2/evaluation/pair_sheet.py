@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
 from .contact_sheet import _cut, _wrap
+from .drawings import save_drawing
 from .fonts import ChineseFont
 
 _INK, _PALE, _PAPER = "#1f2933", "#e4e7eb", "#ffffff"
@@ -60,6 +60,5 @@ def pair_sheet(
         for number, text in enumerate(lines):
             pen.text((x, y + side + 3 * scale + number * line), text, font=small, fill=_INK)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG", optimize=True)
+        save_drawing(sheet, path)
     return sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -11,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..finite import require_finite, to_json
+from ..processing.files import refuse_no_folder, write_text
 from .published import published_table
 
 _TASKS = {
@@ -128,16 +130,47 @@ def markdown_report(results: Sequence[EvaluationResult]) -> str:
 
 def write_report(results: Sequence[EvaluationResult], folder: str | PathLike) -> tuple[Path, Path]:
     """`retrieval-muge.json` and `.md` in `folder`, which is made: named after the first result's task and data, and
-    replaced where they are there."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = markdown_report(results)
-    name = f"{results[0].task}-{_slug(results[0].data)}"
-    plain, table = folder / f"{name}.json", folder / f"{name}.md"
+    replaced where they are there.
+
+    Raises:
+        FileExistsError: as `refuse_foreign_report`.
+    """
+    task, data = results[0].task, results[0].data
+    refuse_foreign_report(folder, task, data)
+    plain, table = _report_files(folder, task, data)
     rows = [result.to_dict() for result in results]
-    plain.write_text(to_json(rows, plain, indent=2) + "\n", encoding="utf-8")
-    table.write_text(report, encoding="utf-8")
+    write_text(plain, to_json(rows, plain, indent=2) + "\n")
+    write_text(table, markdown_report(results))
     return plain, table
+
+
+def refuse_foreign_report(folder: str | PathLike, task: str, data: str) -> None:
+    """Raise where a report of a task and data would replace a file that is no report.
+
+    Raises:
+        FileExistsError: names it. NotADirectoryError: the folder is a file.
+    """
+    refuse_no_folder(folder)
+    for path in _report_files(folder, task, data):
+        if not path.is_symlink() and not path.exists():
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and not path.is_symlink() else ""
+        ours = text.startswith("## ") if path.suffix == ".md" else _is_list_of_results(text)
+        if not ours:
+            raise FileExistsError(f"{path} is in the way and no report of this program: move it away")
+
+
+def _is_list_of_results(text: str) -> bool:
+    try:
+        held = json.loads(text)
+        return isinstance(held, list) and all({"task", "metrics", "data_hash"} <= each.keys() for each in held)
+    except (ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _report_files(folder: str | PathLike, task: str, data: str) -> tuple[Path, Path]:
+    name = f"{task}-{_slug(data)}"
+    return Path(folder) / f"{name}.json", Path(folder) / f"{name}.md"
 
 
 def _table(task: str, data: str, group: list[EvaluationResult]) -> str:

@@ -20,6 +20,7 @@ from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
+from ..processing.files import write_text
 from .bootstrap import Bootstrap, weighted_means
 from .captioning import captioning_metrics
 from .classifier import classifier_scores
@@ -297,10 +298,7 @@ def evaluate_models(
             versions={"torch": torch.__version__, "transformers": transformers.__version__},
         )
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(".part")
-            part.write_text(to_json(result.to_dict(), kept), encoding="utf-8")
-            part.replace(kept)
+            write_text(kept, to_json(result.to_dict(), kept))
         results.append(result)
     return results
 

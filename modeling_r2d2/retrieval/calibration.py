@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.drawings import save_drawing
 from ..finite import require_finite, to_json
 from ..processing.files import write_text
 from ..ranges_r2d2 import COUNT, POSITIVE, require_numbers
@@ -76,13 +77,29 @@ class Calibration:
         """Write `calibration.json` into the model's folder, where the retriever finds it.
 
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError, FileExistsError: as `refuse_foreign`.
+        """
+        self.refuse_foreign(folder)
+        folder = Path(folder)
+        write_text(folder / FILE, to_json(asdict(self), folder / FILE, indent=1) + "\n")
+        return folder / FILE
+
+    @classmethod
+    def refuse_foreign(cls, folder: str | PathLike) -> None:
+        """Raise unless a calibration may be stored in a folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder. FileExistsError: its `calibration.json` is none of ours.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder: a calibration is stored with the model it belongs to")
-        write_text(folder / FILE, to_json(asdict(self), folder / FILE, indent=1) + "\n")
-        return folder / FILE
+        try:
+            cls.load(folder)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            raise FileExistsError(f"{folder / FILE} is in the way and no calibration: move it away") from error
 
     @classmethod
     def load(cls, folder: str | PathLike) -> "Calibration":
@@ -96,7 +113,9 @@ class Calibration:
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is no calibration ({error}): run `r2d2 calibrate` again") from error
+            raise ValueError(
+                f"{path} is no calibration ({error}): move it away and run `r2d2 calibrate` again"
+            ) from error
 
     @classmethod
     def of_model(cls, source: object, model: torch.nn.Module) -> "Calibration | None":
@@ -326,7 +345,4 @@ def reliability_plot(curves: dict[str, Reliability], path: str | PathLike, title
         axes.set(xlabel="match probability", ylabel="share of true pairs" if number == 1 else "")
         axes.set_title(f"{name}\nexpected calibration error {curve.error:.3f}", fontsize=10)
     figure.suptitle(title)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_drawing(figure, path, dpi=150)

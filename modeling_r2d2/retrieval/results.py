@@ -13,7 +13,11 @@ from PIL import Image
 
 from ..finite import to_json as finite_json
 from ..processing.datasets.images import ImageReadError
+from ..processing.files import write_text
 from .pictures import Picture
+
+#: By this a page is known for ours.
+_PAGE_BEGIN = '<!doctype html><html lang="zh"><meta charset="utf-8"><meta name="generator" content="modeling_r2d2">'
 
 _COLUMNS = ("rank", "id", "path", "score", "match_probability", "cosine")
 
@@ -100,6 +104,7 @@ def write_sheet(results: Sequence[SearchResult], path: str | PathLike, title: st
     from ..evaluation.contact_sheet import Hit, Query, contact_sheet
 
     path = Path(path)
+    refuse_foreign_sheet(path)
     png, page = path.with_suffix(".png"), path.with_suffix(".html")
     queries = [
         Query(
@@ -109,8 +114,24 @@ def write_sheet(results: Sequence[SearchResult], path: str | PathLike, title: st
         for result in results
     ]
     contact_sheet(queries, png, title=title)
-    page.write_text(_page(results, title or "r2d2 search"), encoding="utf-8")
+    write_text(page, _page(results, title or "r2d2 search"))
     return png, page
+
+
+def refuse_foreign_sheet(path: str | PathLike) -> None:
+    """Raise where one of the two files of `write_sheet` is there and is no sheet of ours.
+
+    Raises:
+        FileExistsError: names it.
+    """
+    from ..evaluation.drawings import refuse_foreign_drawing
+
+    refuse_foreign_drawing(Path(path).with_suffix(".png"))
+    page = Path(path).with_suffix(".html")
+    if page.is_symlink() or page.exists():
+        with page.open("rb") as file:
+            if file.read(len(_PAGE_BEGIN)) != _PAGE_BEGIN.encode():
+                raise FileExistsError(f"{page} was not written by this program: name another file, or delete it first")
 
 
 def _thumbnail(hit: SearchHit, side: int = 256) -> Image.Image:
@@ -146,7 +167,7 @@ def _page(results: Sequence[SearchResult], title: str) -> str:
         ".t{height:100px;border:1px solid #e4e7eb;padding:8px;overflow:auto}"
     )
     return (
-        f'<!doctype html><html lang="zh"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"{_PAGE_BEGIN}<title>{html.escape(title)}</title>"
         f"<style>{style}</style><h1>{html.escape(title)}</h1>{''.join(blocks)}</html>\n"
     )
 

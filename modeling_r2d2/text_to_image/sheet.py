@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ..evaluation.drawings import save_drawing
 from ..evaluation.fonts import ChineseFont
 
 _TILE, _GAP, _MARGIN, _LABEL, _BELOW = 160, 16, 40, 260, 34
@@ -72,8 +72,7 @@ def sample_sheet(
                     colour = _GREEN if framed else _GREY
                     pen.text(place, f"{scores[row][column]:.2f}", font=font.at(18), fill=colour, anchor="ra")
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG", optimize=True)
+        save_drawing(sheet, path)
     return sheet
 
 
