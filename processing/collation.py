@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .augmentation import Augmentation
 from .batch_augmentation import BatchAugmentation
-from .datasets.images import ImageReadError, open_image
+from .datasets.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .datasets.records import stable_id, stable_ids
 from .masking import IGNORE_INDEX, TextMasking
 from .processing_wukong import WukongProcessor
@@ -52,6 +52,7 @@ class SampleEncoder:
         self.tokenizer = processor.tokenizer
         self.size, self.shortest = picture_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
+        self.exif_transpose = turns_upright(processor)
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
         self.single = None if self.batched is not None else augmentation
         self.masking = masking
@@ -67,7 +68,7 @@ class SampleEncoder:
             text = text[0 if self.first_text else int(rng.integers(len(text)))]
         image = pair["image"]
         if not isinstance(image, np.ndarray):
-            image = self._squash(image if self.single is None else self.single(_rgb(image), rng))
+            image = self._squash(image if self.single is None else self.single(self._rgb(image), rng))
         input_ids, groups = self._tokenize(text)
         sample = {
             "pixel_values": image,
@@ -97,7 +98,7 @@ class SampleEncoder:
 
     def _squash(self, image: Any) -> np.ndarray:
         """The picture at the size of the model's, as the image processor brings it there."""
-        image = _rgb(image)
+        image = self._rgb(image)
         if image.size == self.size:
             return np.asarray(image)
         if self.shortest is None:
@@ -107,6 +108,10 @@ class SampleEncoder:
         left, top = ((side - kept) // 2 for side, kept in zip(size, self.size, strict=True))
         image = image.resize(size, self.resample)
         return np.asarray(image.crop((left, top, left + self.size[0], top + self.size[1])))
+
+    def _rgb(self, image: Any) -> Image.Image:
+        read = upright_rgb if isinstance(image, Image.Image) else open_image
+        return read(image, exif_transpose=self.exif_transpose)
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Token ids (L,) int64 and, for whole-word masking, the word of each token."""
@@ -128,10 +133,6 @@ class SampleEncoder:
         if whole > length:
             self._warned = True
             logger.warning("a text of %d tokens was truncated to %d: %.40s", whole, length, text)
-
-
-def _rgb(image: Any) -> Image.Image:
-    return image if isinstance(image, Image.Image) and image.mode == "RGB" else open_image(image)
 
 
 def picture_size(processor: Any) -> tuple[tuple[int, int], int | None]:
@@ -193,7 +194,7 @@ class PretrainingDataset(Dataset):
     ) -> None:
         if not len(pairs):
             raise ValueError("there are no pairs")
-        self.pairs = pairs
+        self.pairs = as_processor_reads(pairs, processor)
         self.encode = SampleEncoder(processor, augmentation, masking, first_text=not shuffle)
         self.seed = seed
         self.passes = passes
@@ -302,7 +303,7 @@ class StreamingPretrainingDataset(IterableDataset):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.pairs = pairs
+        self.pairs = as_processor_reads(pairs, processor)
         self.encode = SampleEncoder(processor, augmentation, masking)
         self.seed = seed
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()

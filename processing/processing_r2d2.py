@@ -11,7 +11,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
-from .images_r2d2 import upright_rgb
+from .images_r2d2 import turns_upright, upright_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -41,8 +41,8 @@ class R2D2Processor(ProcessorMixin):
     """A `CLIPImageProcessor` that squashes (bicubic, no crop) and a `BertTokenizer`, as one.
 
     Texts are padded to the longest of the batch and truncated to the tokenizer's `model_max_length` (64 in the
-    official models); the first truncation is reported by a warning. PIL images of any mode are converted to RGB
-    by PIL, as the authors do.
+    official models); the first truncation is reported by a warning. PIL images of any mode are turned upright as
+    their EXIF data say and converted to RGB by PIL.
 
     Args:
         image_processor: of the library, e.g. from `R2D2Processor.build`.
@@ -59,7 +59,9 @@ class R2D2Processor(ProcessorMixin):
     def build(cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any) -> "R2D2Processor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
-        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …).
+        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …). `exif_transpose=False` among
+        them takes pictures as they are stored, as the authors did, and not upright: training, index, search, match,
+        evaluation and pipelines then all do.
         """
         if is_torchvision_available():
             from transformers import CLIPImageProcessor
@@ -83,7 +85,7 @@ class R2D2Processor(ProcessorMixin):
             if isinstance(value, (list, tuple)) and not value:
                 raise ValueError(f"{name} is an empty list")
         if images is not None:
-            images = _upright_rgb(images)
+            images = _upright_rgb(images, turns_upright(self))
         encoded = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
             self._warn_if_truncated(text, kwargs)
@@ -115,11 +117,11 @@ class R2D2Processor(ProcessorMixin):
             logger.warning_once(f"texts longer than {limit} tokens are truncated (this is shown once)")
 
 
-def _upright_rgb(images):
+def _upright_rgb(images, exif_transpose: bool):
     if isinstance(images, Image.Image):
-        return upright_rgb(images)
+        return upright_rgb(images, exif_transpose=exif_transpose)
     if isinstance(images, (list, tuple)):
-        return type(images)(_upright_rgb(image) for image in images)
+        return type(images)(_upright_rgb(image, exif_transpose) for image in images)
     return images
 
 

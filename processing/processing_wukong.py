@@ -25,7 +25,8 @@ class WukongProcessor(R2D2Processor):
     def build(cls, tokenizer, image_size: int = 224, max_length: int = 32, **image_kwargs: Any) -> "WukongProcessor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
-        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …).
+        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …; `exif_transpose=False` as in
+        `R2D2Processor.build`).
         """
         if is_torchvision_available():
             from transformers import CLIPImageProcessor

@@ -30,6 +30,9 @@ def convert(
     allow_unknown: Annotated[bool, typer.Option(help="Leave out tensors of unknown names.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that OUT_DIR already holds.")] = False,
     source: Annotated[str | None, typer.Option(help="For the card: where the checkpoint was obtained.")] = None,
+    exif_transpose: Annotated[
+        bool, typer.Option(help="Photographs upright by their EXIF data; the authors took them as they are stored.")
+    ] = True,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
@@ -54,6 +57,7 @@ def convert(
         "allow_unknown": allow_unknown,
         "overwrite": overwrite,
         "source": source,
+        "exif_transpose": exif_transpose,
     }
     if wukong:
         report = convert_wukong_to_folder(checkpoint, out_dir, **settings)

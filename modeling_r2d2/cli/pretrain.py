@@ -58,6 +58,13 @@ def pretrain(
     on_error: Annotated[str, typer.Option(help="Bad records: 'skip' (reported) or 'refuse'.")] = "skip",
     max_error_rate: Annotated[float, typer.Option(help="Refuse when more than this share is bad.")] = 0.01,
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
+    exif_transpose: Annotated[
+        bool | None,
+        typer.Option(
+            help="Photographs upright by their EXIF data, or as they are stored (the authors' way); the model keeps "
+            "which. Default: as --model says, else upright."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     batch_size: Annotated[int, typer.Option(min=2, help="Per worker.")] = 64,
     gradient_accumulation: Annotated[int, typer.Option(min=1)] = 1,
@@ -111,6 +118,8 @@ def pretrain(
     set_seed(seed)
     start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
+    if exif_transpose is not None:
+        processor.image_processor.exif_transpose = exif_transpose
     objectives = find_recipe(recipe or recipe_for(network))
     objectives = objectives.adapted(
         len(pairs) if hasattr(pairs, "__len__") else None,

@@ -33,6 +33,7 @@ def convert_to_folder(
     allow_unknown: bool = False,
     overwrite: bool = False,
     source: str | None = None,
+    exif_transpose: bool = True,
 ) -> ConversionReport:
     """Convert an official checkpoint into a folder that `AutoModel` and `AutoProcessor` load.
 
@@ -41,6 +42,7 @@ def convert_to_folder(
         output_dir: made if needed. vocab: see `build_tokenizer`.
         overwrite: allow a folder that already holds a model, which is replaced, or something else, which stays.
         source: for the card, where the checkpoint was obtained (an address, a person).
+        exif_transpose: False takes photographs as they are stored, as the authors did, see `R2D2Processor.build`.
 
     Raises:
         FileExistsError: the folder already holds a model, other files, or a README.md of somebody's.
@@ -63,7 +65,8 @@ def convert_to_folder(
             f"rows: they do not belong together ({_VOCABULARY_HINT})"
         )
     max_length = min(model.config.max_text_length, model.config.text_config.max_position_embeddings)
-    processor = R2D2Processor.build(tokenizer, image_size=model.config.vision_config.image_size, max_length=max_length)
+    stored = {} if exif_transpose else {"exif_transpose": False}
+    processor = R2D2Processor.build(tokenizer, model.config.vision_config.image_size, max_length, **stored)
     card = converted_card(
         model.config,
         report,

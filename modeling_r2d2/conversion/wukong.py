@@ -288,12 +288,13 @@ def convert_wukong_to_folder(
     allow_unknown: bool = False,
     overwrite: bool = False,
     source: str | None = None,
+    exif_transpose: bool = True,
 ) -> ConversionReport:
     """Convert a Wukong checkpoint into a folder that `AutoModel` and `AutoProcessor` load.
 
     Args:
         checkpoint, config, allow_unknown: see `convert_wukong_checkpoint`.
-        output_dir, vocab, overwrite, source: as `convert_to_folder` of an R2D2.
+        output_dir, vocab, overwrite, source, exif_transpose: as `convert_to_folder` of an R2D2.
 
     Raises:
         FileExistsError: the folder already holds a model. NotADirectoryError: `output_dir` is a file.
@@ -310,7 +311,8 @@ def convert_wukong_to_folder(
             f"the vocabulary has {len(tokenizer)} tokens, but the checkpoint's token embeddings have "
             f"{config.text_config.vocab_size} rows: they do not belong together"
         )
-    processor = WukongProcessor.build(tokenizer, config.vision_config.image_size, config.max_text_length)
+    stored = {} if exif_transpose else {"exif_transpose": False}
+    processor = WukongProcessor.build(tokenizer, config.vision_config.image_size, config.max_text_length, **stored)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with staged_folder(output_dir, "convert", stale=["*"]) as folder:
         model.save_pretrained(folder)

@@ -21,17 +21,19 @@ Pairs = PairDataset | EmojiPairs
 
 
 class Pictures(Sequence):
-    """Pictures of chosen rows of sets of pairs, decoded on access."""
+    """Pictures of chosen rows of sets of pairs, decoded on access: upright, or with `exif_transpose` False as they are
+    stored (`as_processor_reads` gives those that a processor takes)."""
 
     def __init__(self, places: Sequence[tuple[Pairs, int]]) -> None:
         self.places = list(places)
+        self.exif_transpose = True
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> Image.Image:
         pairs, row = self.places[index]
-        return pairs.image(row)
+        return pairs.image(row) if self.exif_transpose else pairs.image(row, exif_transpose=False)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import EvalPrediction
 
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.images import open_image
+from ..processing.datasets.images import as_processor_reads, open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 from .recall import ImageId, TextId, positive_pairs, recall_both_ways, retrieval_metrics
 
@@ -98,6 +98,7 @@ def encode_images(
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
     embeds, states = [], []
+    images = as_processor_reads(images, processor)
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = [pixels_of(images[i], processor) for i in range(start, min(start + batch_size, len(images)))]
@@ -122,13 +123,16 @@ def _named(image: Any) -> str:
 
 def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R2D2Processor) -> Tensor:
     """One picture as the tower takes it, (3, S, S) float32: of many large ones, no two are in memory at a time.
+    Upright, unless the processor takes pictures as they are stored.
 
     Raises:
         ImageReadError: a file that cannot be read, by name.
     """
     if isinstance(image, Tensor):
         return image
-    return processor(images=[open_image(image)], return_tensors="pt")["pixel_values"][0]
+    if not isinstance(image, Image.Image):  # which the processor itself turns
+        image = open_image(image, exif_transpose=turns_upright(processor))
+    return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 
 def encode_texts(

@@ -18,6 +18,7 @@ import transformers
 from ..finite import to_json
 from ..image_classification_r2d2 import R2D2ForImageClassification
 from ..processing.datasets.formats import BENCHMARKS
+from ..processing.datasets.images import as_processor_reads
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
 from ..processing.files import write_text
@@ -37,7 +38,7 @@ from .zero_shot import classify as classify_pictures
 Task = Literal["retrieval", "matching", "classification", "captioning"]
 TASKS = ("retrieval", "matching", "classification", "captioning")
 #: Part of every cache key: raise it when a metric changes its value.
-_VERSION = 1
+_VERSION = 2
 Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]
 
 
@@ -240,8 +241,8 @@ class Evaluation:
         if self.settings.captions is not None:
             captions = read_captions(self.settings.captions, [gallery.image_ids[place] for place in described])
         else:
-            pictures = [gallery.images[place] for place in described] if len(described) < len(references) else None
-            captions = generate_captions(model, processor, pictures or gallery.images, self.settings)
+            pictures = Pictures([gallery.images.places[place] for place in described])
+            captions = generate_captions(model, processor, pictures, self.settings)
         references = [references[place] for place in described]
         metrics, intervals = captioning_metrics(captions, references, self.settings.bootstrap)
         return metrics, intervals, {"pictures": len(captions), "references": sum(map(len, references))}
@@ -351,7 +352,7 @@ def recalls_with_intervals(
 
 def generate_captions(model: Any, processor: Any, images: Sequence, settings: EvaluationSettings) -> list[str]:
     """A caption for every picture, by the model's `generate`."""
-    captions = []
+    captions, images = [], as_processor_reads(images, processor)
     for start in range(0, len(images), settings.batch_size):
         batch = [images[place] for place in range(start, min(start + settings.batch_size, len(images)))]
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)

@@ -17,7 +17,7 @@ from ..configuration_r2d2 import R2D2Config
 from ..evaluation.retrieval import evaluating
 from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
-from ..processing.datasets.images import open_image
+from ..processing.datasets.images import open_image, turns_upright
 from ..processing.files import Stamp, clean_leftovers, foreign_entries, refuse_no_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..retrieval.manifest import ModelIdentity, digest_of_file
@@ -210,7 +210,8 @@ def _compare(graph: Graph, path: Path, inputs: _Inputs, exact: bool) -> tuple[di
 def _batches(processor: R2D2Processor, pictures: Sequence) -> Iterator[dict[str, Tensor]]:
     """The pictures as the image tower takes them."""
     for start in range(0, len(pictures), _RANGE_BATCH):
-        batch = [open_image(picture) for picture in pictures[start : start + _RANGE_BATCH]]
+        part = pictures[start : start + _RANGE_BATCH]
+        batch = [open_image(picture, exif_transpose=turns_upright(processor)) for picture in part]
         yield {"pixel_values": processor(images=batch, return_tensors="pt")["pixel_values"]}
 
 

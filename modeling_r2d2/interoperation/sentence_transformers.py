@@ -32,7 +32,7 @@ except ImportError as error:
 
 from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.images import open_image
+from ..processing.datasets.images import open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 
 _PICTURES = (Image.Image, np.ndarray, Path)
@@ -110,7 +110,8 @@ class _R2D2Module(InputModule):
         if any(pictures) and not all(pictures):
             raise ValueError("texts and pictures in one call: encode them by a call each, and compare the embeddings")
         if pictures[0]:
-            return dict(self.processor(images=[_opened(value) for value in values], return_tensors="pt"))
+            images = [_opened(value, self.processor) for value in values]
+            return dict(self.processor(images=images, return_tensors="pt"))
         return _texts(self.processor, [(prompt or "") + text for text in values])
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
@@ -193,7 +194,7 @@ class R2D2Ranker(_R2D2Module):
             text_index.append(texts.setdefault((prompt or "") + text, len(texts)))
             key = str(picture) if isinstance(picture, (str, Path)) else id(picture)
             image_index.append(pictures.setdefault(key, (len(pictures), picture))[0])
-        images = [_opened(picture) for _, picture in pictures.values()]
+        images = [_opened(picture, self.processor) for _, picture in pictures.values()]
         return {
             **_texts(self.processor, list(texts)),
             "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
@@ -276,7 +277,7 @@ def _kind(value: Any) -> tuple[bool, Any]:
     return False, value
 
 
-def _opened(value: Any) -> Image.Image:
+def _opened(value: Any, processor: R2D2Processor) -> Image.Image:
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
             raise ValueError(f"an array picture is (H, W, 3) uint8, not {value.shape} {value.dtype}")
@@ -285,7 +286,7 @@ def _opened(value: Any) -> Image.Image:
         raise ValueError(
             f"{value[:80]}: pictures are not downloaded or decoded from addresses; give a file or a PIL picture"
         )
-    return open_image(value)
+    return open_image(value, exif_transpose=turns_upright(processor))
 
 
 def _text_and_picture(pair: Any, place: int) -> tuple[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from transformers import Pipeline
 
 from ..finite import require_finite
+from .images_r2d2 import turns_upright
 from .inputs import read_picture, tokenize
 
 
@@ -109,7 +110,8 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
             key = picture if isinstance(picture, str) else id(picture)
             image_index.append(pictures.setdefault(key, (len(pictures), picture))[0])
             text_index.append(texts.setdefault(text, len(texts)))
-        images = [read_picture(picture, timeout) for _, picture in pictures.values()]
+        upright = turns_upright(self.image_processor)
+        images = [read_picture(picture, timeout, upright) for _, picture in pictures.values()]
         pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         tokens = tokenize(self.tokenizer, self.model.config, list(texts))
         return {

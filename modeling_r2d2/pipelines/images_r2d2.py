@@ -132,6 +132,12 @@ def upright_rgb(image: Image.Image, *, exif_transpose: bool = True) -> Image.Ima
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def turns_upright(processor: object) -> bool:
+    """Whether a processor, or an image processor, takes pictures upright as their EXIF data say. That is so unless the
+    image processor has `exif_transpose` False, which is saved with its settings."""
+    return bool(getattr(getattr(processor, "image_processor", processor), "exif_transpose", True))
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What turns a loaded picture upright; None where its EXIF data do not say so, or are broken."""
     try:

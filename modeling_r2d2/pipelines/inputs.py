@@ -18,7 +18,9 @@ logger = logging.get_logger(__name__)
 _reported: set[int] = set()
 
 
-def read_picture(source: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
+def read_picture(
+    source: str | os.PathLike | Image.Image, timeout: float | None = None, exif_transpose: bool = True
+) -> Image.Image:
     """A picture as upright 8-bit RGB, by the rules of `open_image`: of a PIL image, path, URL or base64 string, which
     is what transformers' `load_image` takes (that one opens every format that PIL knows).
 
@@ -29,17 +31,17 @@ def read_picture(source: str | os.PathLike | Image.Image, timeout: float | None 
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, Image.Image):
-        return open_image(source, name=source_name(source))
+        name = getattr(source, "filename", "") or f"a {source.mode} picture"
+        return open_image(source, name=name, exif_transpose=exif_transpose)
     if not isinstance(source, str):
         raise TypeError(f"a picture must be a PIL image, a path or a URL, not {type(source).__name__}")
     name = source if len(source) <= 200 else f"{source[:60]}…"
+    data = None
     if source.startswith(("http://", "https://")):
-        return open_image(_downloaded(source, timeout), name=name)
-    if source.startswith("data:image/") or not os.path.lexists(source):
+        data = _downloaded(source, timeout)
+    elif not _is_file(source):
         data = _from_base64(source)
-        if data is not None:
-            return open_image(data, name=name)
-    return open_image(source, name=name)
+    return open_image(source if data is None else data, name=name, exif_transpose=exif_transpose)
 
 
 def text_limit(tokenizer, config) -> int:
@@ -83,11 +85,6 @@ def _report_cut(text: str, tokens: int, limit: int):
         )
 
 
-def source_name(source: Image.Image) -> str:
-    """How messages call a picture in memory."""
-    return getattr(source, "filename", "") or f"a {source.mode} picture"
-
-
 def _downloaded(url: str, timeout: float | None) -> bytes:
     """What lies at an address, of at most `MAX_FILE_BYTES`."""
     try:
@@ -101,6 +98,13 @@ def _downloaded(url: str, timeout: float | None) -> bytes:
         return bytes(data)
     except httpx.HTTPError as error:
         raise ValueError(f"{url}: cannot be downloaded: {error}") from error
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return os.path.lexists(name)
+    except ValueError:  # a NUL character
+        return False
 
 
 def _from_base64(text: str) -> bytes | None:

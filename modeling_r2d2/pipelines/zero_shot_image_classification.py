@@ -10,6 +10,7 @@ import torch
 from transformers import ZeroShotImageClassificationPipeline
 
 from ..finite import require_finite
+from .images_r2d2 import turns_upright
 from .inputs import read_picture, tokenize
 
 
@@ -107,7 +108,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return {"embeds": features.pooler_output, "states": features.last_hidden_state, "mask": mask}
 
     def preprocess(self, image, timeout=None):
-        picture = read_picture(image, timeout)
+        picture = read_picture(image, timeout, turns_upright(self.image_processor))
         return self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, texts, use_ranker=False):

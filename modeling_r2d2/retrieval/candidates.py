@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..evaluation.retrieval import EncodedTexts, encode_images, encode_texts, pixels_of
 from ..modeling_r2d2 import R2D2Model
-from ..processing.datasets.images import ImageReadError
+from ..processing.datasets.images import ImageReadError, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 from .cache import unpack
 from .ranker import FastRanker, RankedImages, RankedTexts
@@ -114,7 +114,8 @@ class CandidateRanking:
         pixels, kept, failed = [], [], []
         for row in rows.tolist():
             try:
-                pixels.append(pixels_of(self.index.picture(row).open(), self.processor))
+                picture = self.index.picture(row).open(turns_upright(self.processor))
+                pixels.append(pixels_of(picture, self.processor))
                 kept.append(row)
             except ImageReadError as error:
                 failed.append(error)

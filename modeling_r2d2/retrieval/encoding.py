@@ -13,7 +13,7 @@ from torch import Tensor
 from ..evaluation.retrieval import encode_texts, evaluating, is_token_wise, name_of, pixels_of
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.images import ImageReadError, open_image
+from ..processing.datasets.images import ImageReadError, open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 from .cache import CacheOptions, pack, row_checksums
 from .pictures import Picture, digest_of
@@ -87,7 +87,9 @@ class ShardEncoder:
         for picture in pictures:
             try:
                 data = picture.read()
-                pixels = pixels_of(open_image(data, name=picture.location or picture.id), self.processor)
+                upright = turns_upright(self.processor)
+                image = open_image(data, name=picture.location or picture.id, exif_transpose=upright)
+                pixels = pixels_of(image, self.processor)
             except ImageReadError as error:
                 reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
                 unreadable.append(problem_of(picture, reason))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..evaluation.retrieval import evaluating
 from ..modeling_r2d2 import R2D2Model
-from ..processing.datasets.images import open_image
+from ..processing.datasets.images import open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 
 
@@ -55,7 +55,7 @@ def heat_map(
             tokens form no rectangle.
     """
     model._require_ranker()
-    picture = open_image(image)
+    picture = open_image(image, exif_transpose=turns_upright(processor))
     spans = _spans(text, word)
     encoded = processor(images=[picture], text=[text], return_offsets_mapping=True, return_tensors="pt")
     offsets = encoded.pop("offset_mapping")[0].tolist()

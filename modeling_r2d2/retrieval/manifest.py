@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..processing.datasets.images import turns_upright
 from ..processing.files import write_text
 from .remaking import folder_of, remake_command
 
@@ -77,6 +78,7 @@ class ModelIdentity:
         tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
         preprocessing = {
             "image": {k: v for k, v in pictures.items() if not k.startswith("_") and "processor" not in k},
+            "exif_transpose": turns_upright(processor),
             # the last call's padding and truncation stay in the tokenizer, and are none of its own
             "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},
             "max_length": processor.tokenizer.model_max_length,
@@ -102,8 +104,9 @@ class ModelIdentity:
             ("preprocessing (image processor or tokenizer)", self.preprocessing, given.preprocessing),
         ):
             if made != now:
+                before = "" if what == "model" else ", or before photographs were turned upright"
                 raise OtherModelError(
-                    f"{place} was made with another {what}: by {self.source or 'a model without a name'} "
+                    f"{place} was made with another {what}{before}: by {self.source or 'a model without a name'} "
                     f"({made[:12]}), and {given.source or 'the model given'} is {now[:12]}. Vectors of two models "
                     "cannot be compared: open the index with its own model (and dtype), or make it anew with this one: "
                     f"{remake}"

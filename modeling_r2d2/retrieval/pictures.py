@@ -67,13 +67,14 @@ class Picture:
         except OSError as error:
             raise ImageReadError(f"{self.path}: {error.strerror or error}") from error
 
-    def open(self) -> Image.Image:
-        """The picture, RGB.
+    def open(self, exif_transpose: bool = True) -> Image.Image:
+        """The picture, RGB and upright, or with `exif_transpose` False as it is stored.
 
         Raises:
             ImageReadError: it cannot be read or decoded.
         """
-        return open_image(self.read(), name=self.path or self.location or self.id)
+        name = self.path or self.location or self.id
+        return open_image(self.read(), name=name, exif_transpose=exif_transpose)
 
     def state(self) -> str | None:
         """None where the file is as it was indexed, else "missing" or "changed" (by size and time)."""

@@ -24,7 +24,7 @@ from ..evaluation.retrieval import (
 from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
-from ..processing.datasets.images import open_image
+from ..processing.datasets.images import open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 from .building import Built, IndexBuilder, open_for_reading, remember_model
 from .cache import CacheOptions
@@ -216,7 +216,7 @@ class R2D2Retriever:
             queries = encode_texts(self.model, self.processor, texts, keep_states=ranks and find == "images")
             names, pictures = list(texts), [None] * len(texts)
         else:
-            names, pictures = _opened(images)
+            names, pictures = _opened(images, self.processor)
             queries = encode_images(self.model, self.processor, pictures, keep_states=ranks)
         found = self._nearest(queries, wanted, find)
         probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
@@ -241,7 +241,7 @@ class R2D2Retriever:
         if self.ranker is None:
             self.model._require_ranker()
         texts = checked_texts(texts)
-        _, pictures = _opened(images)
+        _, pictures = _opened(images, self.processor)
         encoded_texts = encode_texts(self.model, self.processor, texts)
         encoded_images = encode_images(self.model, self.processor, pictures)
         prepared = self.ranker.prepare(encoded_images.hidden_states)
@@ -384,12 +384,12 @@ def _vectors_of(index: PictureIndex, effort: int | None = None) -> VectorSearch:
     return FaissVectors.load(index.vectors_path, kind, effort, index.vectors)
 
 
-def _opened(images: ImageQuery | Sequence[ImageQuery]) -> tuple[list[str], list[Image.Image]]:
+def _opened(images: ImageQuery | Sequence[ImageQuery], processor: Any) -> tuple[list[str], list[Image.Image]]:
     images = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
     if not images:
         raise ValueError("there is no query")
     names = [str(i) if isinstance(i, str | PathLike) else getattr(i, "filename", "") or "picture" for i in images]
-    return names, [open_image(image) for image in images]
+    return names, [open_image(image, exif_transpose=turns_upright(processor)) for image in images]
 
 
 __all__ = ["MatchResult", "Picture", "R2D2Retriever", "load_model"]

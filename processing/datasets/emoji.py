@@ -158,10 +158,10 @@ class EmojiPairs:
             "image_id": self.items[index][0].key,
         }
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, exif_transpose: bool = True) -> Image.Image:
         """The picture, composited on white."""
         concept, vendor = self.items[index]
-        return open_image(concept.pictures[vendor], background="white")
+        return open_image(concept.pictures[vendor], background="white", exif_transpose=exif_transpose)
 
     def texts(self, index: int) -> list[str]:
         """All captions of one picture."""

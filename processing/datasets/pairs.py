@@ -42,6 +42,8 @@ class PairDataset:
     Attributes:
         report: what was bad at loading and, from any process, at decoding.
         labelled: whether every pair has a label.
+        exif_transpose: pictures are turned upright as their EXIF data say. Where a processor reads them, its own
+            setting holds (`as_processor_reads`).
         unpaired: pictures without a text that belong to the gallery of a benchmark (Chinese-CLIP format), or None.
     """
 
@@ -56,6 +58,7 @@ class PairDataset:
         self.table = table
         self.report = report
         self.background = background
+        self.exif_transpose = True
         self.labelled = table.num_rows > 0 and table.column("label").null_count < table.num_rows
         self.unpaired: PairDataset | None = None
         self._images = images
@@ -77,8 +80,8 @@ class PairDataset:
         }
         return {**pair, "label": self._cell("label", index)} if self.labelled else pair
 
-    def image(self, index: int) -> Image.Image:
-        """The decoded picture of one pair, RGB.
+    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
+        """The decoded picture of one pair, RGB; `exif_transpose` instead of the set's own.
 
         Raises:
             ImageReadError: it cannot be read or decoded; names file and line.
@@ -90,7 +93,8 @@ class PairDataset:
                 value: Any = self._images[self._cell("row", index)]
             else:
                 value, name = path, f"{name}: {path}"
-            return open_image(value, background=self.background, name=name)
+            upright = self.exif_transpose if exif_transpose is None else exif_transpose
+            return open_image(value, background=self.background, name=name, exif_transpose=upright)
         except ImageReadError:
             raise
         except OSError as error:
@@ -147,7 +151,9 @@ class PairDataset:
     def select(self, indices: Sequence[int] | np.ndarray) -> PairDataset:
         """The pairs at `indices`, in that order."""
         table = self.table.take(np.asarray(indices, dtype=np.int64))
-        return PairDataset(table, self.report, images=self._images, background=self.background)
+        part = PairDataset(table, self.report, images=self._images, background=self.background)
+        part.exif_transpose = self.exif_transpose
+        return part
 
     def drop_unreadable(self) -> PairDataset:
         """Decode every picture once and keep the pairs whose picture is whole; the others are reported.

@@ -37,7 +37,7 @@ class StreamingPairs(_Base):
         labelled: whether the reader gives every pair a label; default: whether `reading` names a column of labels.
 
     Attributes:
-        report: what was bad so far. labelled: whether every pair has a label.
+        report: what was bad so far. labelled: whether every pair has a label. exif_transpose: as in `PairDataset`.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class StreamingPairs(_Base):
         super().__init__()
         self.report = report or ErrorReport()
         self.background = background
+        self.exif_transpose = True
         self.labelled = labelled or (isinstance(reading.columns, Mapping) and LABEL in reading.columns)
         self.stream = require_datasets().IterableDataset.from_generator(
             _generate,
@@ -97,7 +98,9 @@ class StreamingPairs(_Base):
                 self._refuse_or_skip(Problem(source, line, f"{row['empty_texts']} empty captions beside good ones"))
             location = source if line is None else f"{source}:{line}"
             try:
-                image = open_image(row["image"], background=self.background, name=location)
+                image = open_image(
+                    row["image"], background=self.background, name=location, exif_transpose=self.exif_transpose
+                )
             except ImageReadError as error:
                 self._refuse_or_skip(Problem(source, line, str(error).removeprefix(f"{location}: ")))
                 continue
