@@ -43,6 +43,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BAND_PIXELS = 1 << 20
+# Bytes a pixel while a picture is read, measured: decoded (4 in RGB), a copy of it, and what the decoder takes.
+_BYTES = {"WEBP": 16, "AVIF": 11, "JPEG2000": 20, "HEIF": 12}
+_MOST_BYTES = 12  # a pixel of the limit: formats that take more are read up to accordingly fewer pixels
 
 
 class ImageReadError(ValueError):
@@ -81,14 +84,16 @@ def open_image(
     16-bit if all values lie in 0..65535, else their range is stretched over 0..255; float pictures are taken
     as 0..1 if no value is outside it, else as 0..255, else stretched. Animations give their first frame.
 
-    Only regular files are opened, only the formats `FORMATS`, and the bounds hold before anything is decoded.
+    Only regular files are opened, only the formats `FORMATS`, and the bounds hold before anything is decoded; memory
+    stays below 12 bytes for each of `max_pixels`.
 
     Args:
         source: a path, the file's bytes, a binary file object, or a PIL image (returned as a copy in RGB).
         background: composite transparent pictures on this colour instead of dropping alpha.
         name: what error messages call the picture; default the path.
         max_pixels: largest allowed width x height; default `PIL.Image.MAX_IMAGE_PIXELS` where that was set, else
-            `MAX_PIXELS`. PIL itself refuses more than twice its `MAX_IMAGE_PIXELS`.
+            `MAX_PIXELS`; of WebP 3/4 of it and of JPEG 2000 3/5, whose decoders take more memory. PIL itself refuses
+            more than twice its `MAX_IMAGE_PIXELS`.
         exif_transpose: turn the picture upright as its EXIF orientation says. False leaves it as it is stored,
             which is the authors' way (but PIL itself turns TIFF, and libheif HEIC).
 
@@ -212,7 +217,7 @@ def _named_errors(label: str) -> Iterator[None]:
 def _opened(source: ImageSource, max_pixels: int | None) -> Iterator[Image.Image]:
     """The picture, undecoded; a file that was opened here is closed at the end, also after an error."""
     if isinstance(source, Image.Image):
-        _check_size(source.size, max_pixels)
+        _check_size(source.size, max_pixels)  # decoding may be still to come
         yield source
         return
     if isinstance(source, bytes | bytearray | memoryview):
@@ -228,7 +233,7 @@ def _opened(source: ImageSource, max_pixels: int | None) -> Iterator[Image.Image
         raise _Refused("is neither a path, nor bytes, nor a file, nor a PIL image")
     with opened as file:
         image = _identified(file)
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, max_pixels, _BYTES.get(image.format, 8))
         if image.format == "ICO":  # the picture inside has a size of its own, which the list of sizes may belie
             _check_size(image.ico.getimage(image.size).size, max_pixels)
         yield image
@@ -268,15 +273,21 @@ def _register_heif() -> bool:
     return True
 
 
-def _check_size(size: tuple[int, int], max_pixels: int | None) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int | None, bytes_per_pixel: int = 8) -> None:
     limit = max_pixels
     if limit is None:
         limit = MAX_PIXELS if Image.MAX_IMAGE_PIXELS == _PIL_MAX_PIXELS else Image.MAX_IMAGE_PIXELS
     width, height = size
     if width == 0 or height == 0:
         raise _Refused(f"the picture is empty ({width} x {height})")
-    if limit is not None and width * height > limit:
-        raise _Refused(f"{width} x {height} pixels are over the limit of {limit} (a decompression bomb?)")
+    if limit is None:
+        return
+    limit = min(limit, limit * _MOST_BYTES // bytes_per_pixel)
+    if width * height > limit:
+        raise _Refused(
+            f"{width} x {height} pixels are over the limit of {limit} (a decompression bomb?); for more, set "
+            "PIL.Image.MAX_IMAGE_PIXELS, on the command line by --max-pixels"
+        )
 
 
 def _reason(error: Exception) -> str:
