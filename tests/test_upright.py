@@ -171,7 +171,7 @@ class TestRetrieval:
         before = ModelIdentity.of(model, tiny_processor())
         assert before.weights == now.weights
         with pytest.raises(OtherModelError, match="before photographs were turned upright"):
-            before.refuse_other(now, "index")
+            before.refuse_other(now, "index", "r2d2 index …")
 
 
 def _without_orientation(value) -> bytes:
