@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from ..finite import require_finite
 from .images_r2d2 import turns_upright
-from .inputs import read_picture, tokenize
+from .inputs import read_picture, refuse_not_finite, tokenize
 
 
 class R2D2ImageTextMatchingPipeline(Pipeline):
@@ -142,7 +141,7 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
 
     def postprocess(self, model_outputs) -> list[dict[str, float]]:
         for name in ("match_probability", "cosine"):
-            require_finite(model_outputs[name], f"{name} of {self.model.config.name_or_path}")
+            refuse_not_finite(self.model, model_outputs[name])
         probabilities, cosines = (model_outputs[k].tolist() for k in ("match_probability", "cosine"))
         return [
             {"match_probability": probability, "cosine": cosine}

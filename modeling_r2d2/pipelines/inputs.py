@@ -85,6 +85,20 @@ def _report_cut(text: str, tokens: int, limit: int):
         )
 
 
+def refuse_not_finite(model, scores) -> None:
+    """Scores of a model, a tensor of any shape, that are NaN or infinite.
+
+    Raises:
+        ValueError: how many are; `modeling_r2d2.finite` says it of everything that does not travel.
+    """
+    if not bool(scores.isfinite().all()):
+        bad = int((~scores.isfinite()).sum())
+        raise ValueError(
+            f"{model.config.name_or_path}: {bad} of {scores.numel()} scores are not finite (NaN or infinity). The "
+            "model's weights are damaged, or its numbers overflow in this precision: try float32"
+        )
+
+
 def _downloaded(url: str, timeout: float | None) -> bytes:
     """What lies at an address, of at most `MAX_FILE_BYTES`."""
     try:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers import ZeroShotImageClassificationPipeline
 
-from ..finite import require_finite
 from .images_r2d2 import turns_upright
-from .inputs import read_picture, tokenize
+from .inputs import read_picture, refuse_not_finite, tokenize
 
 
 class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
@@ -134,7 +133,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return {"scores": output.match_probability.view(images, labels)}
 
     def postprocess(self, model_outputs, labels):
-        require_finite(model_outputs["scores"][0], f"scores of {self.model.config.name_or_path}", labels)
+        refuse_not_finite(self.model, model_outputs["scores"])
         scores = model_outputs["scores"][0].tolist()
         return [
             {"score": score, "label": label}
