@@ -20,6 +20,7 @@ from typing import Any
 import numpy
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
@@ -331,12 +332,28 @@ def _code_of(path: str | PathLike, error: Exception) -> list[str]:
         return re.findall(r"GLOBAL (\S+)", str(error))
 
 
+@contextmanager
+def configuration_errors(what: str) -> Iterator[None]:
+    """Within it, sizes that do not go together are one line that begins with `what`; transformers raises a plain
+    `Exception` of many lines.
+
+    Raises:
+        LoadingError: says which.
+    """
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise LoadingError(f"{what}: {_first_line(error)}") from error
+
+
 class LoadingError(ValueError):
     """A folder or file that cannot be loaded; one line says which and why."""
 
 
 def _first_line(error: BaseException) -> str:
     """The message without what follows its first sentence's line, and without advice to run a pickle's code."""
+    if isinstance(error, StrictDataclassError) and isinstance(error.__cause__, ValueError):
+        error = error.__cause__
     text = str(error).strip()
     if "weights_only" in text or "Weights only load failed" in text:
         return "it holds a pickle with more than tensors and plain values, which could run code and is not loaded"
@@ -476,6 +493,7 @@ def _weight_sizes(folder: Path) -> list[int]:
 __all__ = [
     "LoadingError",
     "check_loading",
+    "configuration_errors",
     "config_values",
     "layers_left_out",
     "load_component",

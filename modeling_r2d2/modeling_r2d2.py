@@ -172,8 +172,8 @@ class R2D2PreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; a class registered for remote code also records every Auto class that applies."""
-        if self._auto_class is not None:
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_map()}
+        # of this class alone: the folder that the configuration came from may have held more
+        self.config.auto_map = {} if self._auto_class is None else self._auto_map()
         super().save_pretrained(save_directory, **kwargs)
         _open_weights(save_directory)
 

@@ -20,7 +20,6 @@ from .batch_augmentation import BatchAugmentation
 from .datasets.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .datasets.records import stable_id, stable_ids
 from .masking import IGNORE_INDEX, TextMasking
-from .processing_wukong import WukongProcessor
 from .sampling import batched_permutation
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class SampleEncoder:
     """Turns one pair into arrays.
 
     Args:
-        processor: an `R2D2Processor`, which squashes pictures to one size, or a `WukongProcessor`, which crops them.
+        processor: one that squashes pictures to one size, as `R2D2Processor.build` makes it, or crops their centre.
         augmentation: called as `augmentation(picture, generator)`, or a `BatchAugmentation`, whose random numbers
             are drawn here and which `augment` applies to many samples; None: none.
         masking: None: no masked tokens.
@@ -137,7 +136,7 @@ class SampleEncoder:
 
 def picture_size(processor: Any) -> tuple[tuple[int, int], int | None]:
     """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
-    before it crops the centre (Wukong's); None: it squashes.
+    before it crops the centre; None: it squashes.
 
     Raises:
         ValueError: it does neither.
@@ -147,12 +146,13 @@ def picture_size(processor: Any) -> tuple[tuple[int, int], int | None]:
     crops = getattr(image_processor, "do_center_crop", False)
     if not crops and size.get("width") and size.get("height"):
         return (size["width"], size["height"]), None
-    shortest = size.get("shortest_edge") if crops and isinstance(processor, WukongProcessor) else None
+    shortest = size.get("shortest_edge") if crops else None
     if shortest and 0 < crop.get("width", 0) <= shortest >= crop.get("height", 0) > 0:
         return (crop["width"], crop["height"]), shortest
     raise ValueError(
-        f"the image processor does not squash to one size (size {dict(size)}, do_center_crop {crops}, crop_size "
-        f"{dict(crop)}): R2D2Processor.build makes one that does, WukongProcessor.build one that crops as Wukong does"
+        f"the image processor neither squashes to one size nor crops the centre out of the shorter side (size "
+        f"{dict(size)}, do_center_crop {crops}, crop_size {dict(crop)}): R2D2Processor.build makes one that squashes, "
+        "WukongProcessor.build one that crops as Wukong does"
     )
 
 

@@ -38,7 +38,7 @@ def _require_finite_scaling(image_processor: Any) -> None:
 
 
 class R2D2Processor(ProcessorMixin):
-    """A `CLIPImageProcessor` that squashes (bicubic, no crop) and a `BertTokenizer`, as one.
+    """A `CLIPImageProcessor`, which squashes (bicubic, no crop) unless it was made otherwise, and a `BertTokenizer`.
 
     Texts are padded to the longest of the batch and truncated to the tokenizer's `model_max_length` (64 in the
     official models); the first truncation is reported by a warning. PIL images of any mode are turned upright as
@@ -59,7 +59,7 @@ class R2D2Processor(ProcessorMixin):
     def build(cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any) -> "R2D2Processor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
-        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …). `exif_transpose=False` among
+        `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `crop_size`, …). `exif_transpose=False` among
         them takes pictures as they are stored, as the authors did, and not upright: training, index, search, match,
         evaluation and pipelines then all do.
         """
@@ -69,8 +69,8 @@ class R2D2Processor(ProcessorMixin):
             from transformers import CLIPImageProcessorPil as CLIPImageProcessor
 
         tokenizer.model_max_length = max_length
-        size = {"height": image_size, "width": image_size}
-        return cls(CLIPImageProcessor(size=size, do_center_crop=False, **image_kwargs), tokenizer)
+        squash = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
+        return cls(CLIPImageProcessor(**{**squash, **image_kwargs}), tokenizer)
 
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         """Encode images, texts or both.

@@ -27,6 +27,12 @@ def pretrain(
         str | None,
         typer.Option(help="Tokenizer folder or vocab.txt; default: with the model, or characters of the texts."),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="With --clip: side of the pictures; default: the tower's own.")
+    ] = None,
+    vision_pooling: Annotated[
+        str | None, typer.Option(help="With --clip, where its kind does not tell: pre-ranking reads 'cls' or 'mean'.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +95,7 @@ def pretrain(
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed
 
+    from ..conversion.preprocessing import describe_pictures
     from ..hub_cards.record import RecordCallback, RunRecord, TrainingData, describe_start
     from ..processing.augmentation import R2D2Augmentation
     from ..processing.collation import picture_size
@@ -116,7 +123,7 @@ def pretrain(
     if eval_data is not None:
         held_out = load_pairs(eval_data, format=eval_format or format, split=eval_split, **reading)
     set_seed(seed)
-    start = StartingPoint(model=model, preset=preset, config=config, clip=clip, roberta=roberta, tokenizer=tokenizer)
+    start = StartingPoint(model, preset, config, clip, roberta, tokenizer, image_size, vision_pooling)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
     if exif_transpose is not None:
         processor.image_processor.exif_transpose = exif_transpose
@@ -155,6 +162,9 @@ def pretrain(
         arguments={"bf16": bf16, "grad_cache_chunk": grad_cache_chunk},
     )
     amount = f"{len(pairs):,} pairs" if hasattr(pairs, "__len__") else f"a stream of {pairs.num_shards} shards"
+    if clip is not None:
+        line = describe_pictures(processor, network.config.vision_config)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps of {objectives} → {output}"
     )

@@ -1,5 +1,6 @@
 """Warm start of R2D2 from a CLIP image tower and a Chinese BERT, as the paper initialises it (arXiv 2205.03860)."""
 
+import inspect
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -7,8 +8,8 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
-from ..configuration_r2d2 import R2D2Config, R2D2TextConfig
-from ..loading import layers_left_out, load_config, load_with_report
+from ..configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, R2D2TextConfig
+from ..loading import configuration_errors, layers_left_out, load_config, load_with_report
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -53,8 +54,16 @@ def from_vision_text_pretrained(
         raise ValueError(f"{roberta} is a {text_config.model_type!r}; the text tower of R2D2 is a 'bert'")
     vision = _load(_vision_class(vision_config, clip), clip, vision_config)
     text = _load(BertModel, roberta, text_config, add_pooling_layer=False)
-    composed = _compose(vision_config, text_config, config, overrides)
-    model = cls(composed)
+    with configuration_errors(f"{clip} with {roberta}"):
+        kind = vision_config.model_type
+        stated = "vision_pooling" in overrides or (config is not None and config.vision_config.model_type == kind)
+        if not stated and kind not in IMPLIED_VISION_POOLING:
+            raise ValueError(
+                f"{clip} is a {kind!r}, of which nothing says what pre-ranking reads: its first token or the mean of "
+                "all (vision_pooling='cls' or 'mean'; --vision-pooling)"
+            )
+        composed = _compose(vision_config, text_config, config, overrides)
+        model = cls(composed)
     for name, tower in (("vision_model", vision), ("text_model", text)):
         _copy(tower, getattr(model, name), name)
     return model.eval()
@@ -67,6 +76,18 @@ def _vision_class(config: PreTrainedConfig, source: str | PathLike) -> type[PreT
     tower = tower[0] if isinstance(tower, (list, tuple)) else tower
     if tower.main_input_name != "pixel_values":
         raise ValueError(f"{source} is a {config.model_type!r}, which does not read pixels: no image tower")
+    more = [
+        parameter.name
+        for parameter in inspect.signature(tower.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in ("self", "pixel_values")
+    ]
+    if more:
+        raise ValueError(
+            f"{source} is a {config.model_type!r}, which reads more than pixels of one size ({', '.join(more)}): "
+            "choose a tower of fixed size"
+        )
     return tower
 
 

@@ -9,6 +9,7 @@ from transformers import BertTokenizer
 from ..configuration_r2d2 import PRESETS, R2D2Config
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
 from ..configuration_wukong import WukongConfig
+from ..conversion.preprocessing import warm_processor
 from ..loading import load_config, load_processor, load_tokenizer, load_whole, model_type
 from ..modeling_wukong import WukongModel
 from ..pretraining_r2d2 import R2D2ForPreTraining
@@ -19,7 +20,8 @@ from ..processing.tokenization import build_character_tokenizer
 
 @dataclass
 class StartingPoint:
-    """Exactly one of `model`, `preset`, `config`, or `clip` with `roberta`; `tokenizer` where the model brings none."""
+    """Exactly one of `model`, `preset`, `config`, or `clip` with `roberta`; `tokenizer` where the model brings none;
+    `image_size` and `vision_pooling` for `clip` alone."""
 
     model: Path | None = None
     preset: str | None = None
@@ -27,6 +29,8 @@ class StartingPoint:
     clip: str | None = None
     roberta: str | None = None
     tokenizer: str | None = None
+    image_size: int | None = None
+    vision_pooling: str | None = None
 
 
 def starting_point(
@@ -43,6 +47,8 @@ def starting_point(
     ways = [start.model, start.preset, start.config, start.clip or start.roberta]
     if sum(way is not None for way in ways) != 1 or (start.clip is None) != (start.roberta is None):
         raise ValueError("name one starting point: --model, --preset, --config, or --clip together with --roberta")
+    if start.clip is None and (start.image_size is not None or start.vision_pooling is not None):
+        raise ValueError("--image-size and --vision-pooling are of a warm start (--clip): other models say both")
     if start.model is not None:
         if start.tokenizer is not None:
             raise ValueError(
@@ -53,9 +59,12 @@ def starting_point(
         model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",))
         return model, load_processor(R2D2Processor, start.model)
     if start.clip is not None:
-        without = {} if ranker in (None, True) else {"cross_encoder_config": None}
-        model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **without)
-        return model, _processor(read_tokenizer(start.tokenizer or start.roberta), model.config)
+        changes = {} if ranker in (None, True) else {"cross_encoder_config": None}
+        if start.vision_pooling is not None:
+            changes["vision_pooling"] = start.vision_pooling
+        model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **changes)
+        tokenizer = read_tokenizer(start.tokenizer or start.roberta)
+        return model, warm_processor(start.clip, tokenizer, model.config, start.image_size)
     config = _configuration(start)
     is_wukong = isinstance(config, WukongConfig)
     if ranker is False and not is_wukong:
