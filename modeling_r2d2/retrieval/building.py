@@ -23,7 +23,7 @@ from .locking import only_writer
 from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ModelIdentity, ShardRecord
 from .ownership import Building, files_of, numbers_in_use, refuse_foreign
 from .pictures import Picture, list_pictures
-from .remaking import source_words
+from .remaking import refuse_no_unicode, source_words
 from .store import PictureIndex, Shard, finished_shards, move_shard, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
@@ -87,6 +87,7 @@ class IndexBuilder:
         progress: Progress | None = None,
     ):
         self.model, self.processor, self.root = model, processor, Path(root)
+        refuse_no_unicode(self.root.absolute())
         self.identity = ModelIdentity.of(model, processor)
         self.cache = cache or CacheOptions()
         if self.cache.keep != "none" and not model.can_rank:
@@ -125,12 +126,13 @@ class IndexBuilder:
             ValueError: no readable picture in the source, nor in the index.
         """
         refuse_foreign(self.root, rebuild)
+        words = source_words(source, reading)
         if self._number == 0:
             with only_writer(self.root):
-                return self._add(source, prune, rebuild, reading)
-        return self._add(source, prune, rebuild, reading)
+                return self._add(source, words, prune, rebuild, reading)
+        return self._add(source, words, prune, rebuild, reading)
 
-    def _add(self, source: Any, prune: bool, rebuild: bool, reading: dict) -> Built:
+    def _add(self, source: Any, words: str, prune: bool, rebuild: bool, reading: dict) -> Built:
         if self._number:  # the first process clears away what an interrupted run has left before the others look
             self._wait()
         before = self._before(rebuild)
@@ -142,7 +144,7 @@ class IndexBuilder:
         self._wait()  # nobody writes before all have seen what is there
         known, left = self._known(manifest.shards), self._known(pending)
         tried = {entry["id"]: entry for record in pending for entry in record.unreadable}
-        found = Comparison(known, left, tried, source_words(source, reading), self.progress)
+        found = Comparison(known, left, tried, words, self.progress)
         first = Building.after(before, self._run).first
         made = self._encode_all(found.to_encode(list_pictures(source, **reading)), first, numbers_in_use(self.root))
         fresh_ids = found.ids_of(left) | {id for record in made for id in self._ids(record)}
@@ -276,21 +278,22 @@ class IndexBuilder:
                 None: no other row stays.
         """
         taken, number = numbers_in_use(self.root), 0
+        moved = {place: picture for place, picture in kept.items() if picture is not None}
+        touched = {name for name, _ in moved}
         revised = []
         for record in shards:
-            shard = Shard(self.root, record)
-            pictures, rows, moved = shard.pictures(), [], False
-            for row, picture in enumerate(pictures):
-                place = (record.name, row)
-                if place in kept or (leaving is not None and picture.id not in leaving):
-                    rows.append(row)
-                    if (instead := kept.get(place)) is not None:
-                        pictures[row], moved = instead, True
+            rows = [
+                row
+                for row, id in enumerate(self._ids(record))
+                if (record.name, row) in kept or (leaving is not None and id not in leaving)
+            ]
             if not rows:
                 continue
-            if len(rows) == record.rows and not moved:
+            if len(rows) == record.rows and record.name not in touched:
                 revised.append(record)
                 continue
+            shard = Shard(self.root, record)
+            pictures = [moved.get((record.name, row), known) for row, known in enumerate(shard.pictures())]
             number = max(number, *taken) + 1
             if len(rows) == record.rows:
                 revised.append(move_shard(self.root, f"{number:08}", shard, pictures))

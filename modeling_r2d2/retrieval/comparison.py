@@ -92,8 +92,10 @@ class Comparison:
         self.seen: dict[str, int] = {}
         self.damaged = False
         self.problems: list[tuple[int, dict]] = []
+        self._covered: dict[str, bool] = {}
         self._missing: dict[str, list[Known]] | None = None
         self._missing_sizes: set[int | None] = set()
+        self._by_place: dict[tuple[str | None, int | None], list[Known]] = {}
 
     def to_encode(self, items: Iterable[Picture | Problem]) -> Iterator[Picture]:
         """The pictures of a source that have to be encoded, in its order."""
@@ -107,15 +109,15 @@ class Comparison:
                 self.problems.append((number, problem_of(item, "a picture of this id came before in the source")))
                 continue
             self.seen[item.id] = number
-            published, left = self.known.get(item.id), self.pending.get(item.id)
-            if published is not None and published.place not in self.kept and published.same(item):
+            published, left = self._free(self.known, item.id), self._free(self.pending, item.id)
+            if published is not None and published.same(item):
                 self._keep(published, item)
-            elif left is not None and left.place not in self.kept and left.same(item):
+            elif left is not None and left.same(item):
                 self._keep(left, item)
             elif (entry := self.tried.get(item.id)) is not None and problem_of(item, entry["reason"]) == entry:
                 self.problems.append((number, entry))
                 self.progress(1, "resumed")
-            elif published is not None and (other := published.elsewhere(item)):
+            elif published is not None and not self._is_own(published) and (other := published.elsewhere(item)):
                 reason = f"the index holds {other} by this id: index both folders in one command, or --remove it"
                 self.problems.append((number, problem_of(item, reason)))
             elif (same := self._under_another_id(item)) is not None:
@@ -133,10 +135,20 @@ class Comparison:
 
     def to_prune(self) -> set[str]:
         """Ids of the index that the source does not name: those that were listed from it, and those that are gone."""
-        gone, unnamed = set(self.gone()), self._unnamed()
-        sources = {self.known[id].picture.source for id in unnamed}
-        own = {source for source in sources if covers(self.source, source)}
-        return {id for id in unnamed if id in gone or self.known[id].picture.source in own}
+        gone = set(self.gone())
+        return {id for id in self._unnamed() if id in gone or self._is_own(self.known[id])}
+
+    def _free(self, among: dict[str, Known], id: str) -> Known | None:
+        """What is known by an id, unless it has got another one meanwhile."""
+        known = among.get(id)
+        return None if known is None or known.place in self.kept else known
+
+    def _is_own(self, known: Known) -> bool:
+        """Whether a picture was listed from this source, as it is now or was before."""
+        source = known.picture.source
+        if source not in self._covered:
+            self._covered[source] = covers(self.source, source)
+        return self._covered[source]
 
     def _unnamed(self) -> list[str]:
         return [id for id in self.known if id not in self.seen and id not in self.renamed]
@@ -155,20 +167,27 @@ class Comparison:
             self.progress(1, "resumed")
 
     def _under_another_id(self, item: Picture) -> Known | None:
-        """A picture of the same content and captions whose file is gone: it has been renamed, or moved to this one."""
+        """A picture that is the same but for its id, which the source has not named so far: of a file that is gone, so
+        that it has been renamed or moved to this one; or of this very file, where the source named it otherwise."""
         if self._missing is None:
-            self._missing = {}
-            for known in (*self.known.values(), *self.pending.values()):
-                if known.picture.state() == "missing":
-                    self._missing.setdefault(known.content, []).append(known)
-            self._missing_sizes = {known.picture.size for alike in self._missing.values() for known in alike}
-        if item.size not in self._missing_sizes:
-            return None
-        for known in self._missing.get(_digest(item), ()):
-            free = known.place not in self.kept and known.picture.id not in self.seen
-            if free and known.picture.texts == item.texts:
+            self._look_for_places()
+        alike = list(self._by_place.get((item.path, item.offset), ()))
+        if item.size in self._missing_sizes:
+            alike += self._missing.get(_digest(item), ())
+        for known in alike:
+            if known.place not in self.kept and known.picture.id not in self.seen and known.same(item):
                 return known
         return None
+
+    def _look_for_places(self) -> None:
+        """Sort what is known by content where files are gone, and by place where the source was named otherwise."""
+        self._missing = {}
+        for known in (*self.known.values(), *self.pending.values()):
+            if known.picture.state() == "missing":
+                self._missing.setdefault(known.content, []).append(known)
+                self._missing_sizes.add(known.picture.size)
+            elif known.picture.path is not None and self._is_own(known):
+                self._by_place.setdefault((known.picture.path, known.picture.offset), []).append(known)
 
 
 def _digest(picture: Picture) -> str | None:

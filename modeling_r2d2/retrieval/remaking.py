@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..processing.datasets.records import is_unicode
 from ..processing.datasets.sources import expand
 
 
@@ -19,6 +20,9 @@ def source_words(source: Any, reading: Mapping[str, Any]) -> str:
 
     Returns:
         the words, quoted for a shell; empty for a data set in memory.
+
+    Raises:
+        ValueError: a name that is not valid UTF-8.
     """
     if isinstance(source, str | PathLike):
         source = [source]
@@ -31,7 +35,19 @@ def source_words(source: Any, reading: Mapping[str, Any]) -> str:
                 words += [f"--{column}-column", str(given)]
         elif isinstance(value, str | PathLike):
             words += [f"--{name.replace('_', '-')}", _full(value) if name == "image_root" else str(value)]
+    for word in words:
+        refuse_no_unicode(word)
     return shlex.join(words)
+
+
+def refuse_no_unicode(path: str | PathLike) -> None:
+    """Raise unless a path can be written down.
+
+    Raises:
+        ValueError: its name is not valid UTF-8.
+    """
+    if not is_unicode(os.fspath(path)):
+        raise ValueError(f"{ascii(os.fspath(path))}: the name is not valid UTF-8, so no index can note it: rename it")
 
 
 def remake_command(root: Path, sources: Sequence[str], model: str | None, cache: Mapping[str, str]) -> str:
@@ -47,8 +63,12 @@ def remake_command(root: Path, sources: Sequence[str], model: str | None, cache:
 
 
 def covers(words: str, earlier: str) -> bool:
-    """Whether a source names all files and folders that an earlier one names, such as a range that has grown."""
-    return words == earlier or bool(earlier) and _places(earlier) <= _places(words)
+    """Whether a source names all files and folders that an earlier one named and that are still there, such as a range
+    that has grown, or two folders of which one has been moved."""
+    if words == earlier:
+        return True
+    there = {place for place in _places(earlier) if "://" in place or os.path.exists(place)}
+    return bool(there) and there <= _places(words)
 
 
 def _places(words: str) -> set[str]:
@@ -80,4 +100,4 @@ def _full(path: str | PathLike) -> str:
     return text if "://" in text else os.path.realpath(text)
 
 
-__all__ = ["covers", "folder_of", "remake_command", "source_words"]
+__all__ = ["covers", "folder_of", "refuse_no_unicode", "remake_command", "source_words"]

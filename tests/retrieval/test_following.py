@@ -184,6 +184,47 @@ class TestMoved:
             assert (built.pictures, built.moved, built.gone, again.encoded) == (3, 3, [], 0)
             assert set(hits_of(root, model, processor).values()) == {None}
 
+    def test_one_of_two_folders(self, builder, pictures, tmp_path):
+        """Ids of several folders begin with as much of each as tells them apart: here all of them change."""
+        first = save_pictures(tmp_path / "A" / "photos", ["x.png", "y.png"], 50)
+        second = save_pictures(tmp_path / "B" / "photos", ["x.png", "z.png"], 60)
+        builder().add([first, second])
+        moved = first.rename(tmp_path / "A" / "fotos")
+        again = builder()
+        built = again.add([moved, second])
+        assert (built.pictures, built.moved, built.added, built.gone, again.encoded) == (4, 4, 0, [], 0)
+        builder("fresh").add([moved, second])
+        assert_equal(tmp_path / "index", tmp_path / "fresh")
+        again = builder()
+        assert (again.add([moved, second, pictures]).pictures, again.encoded) == (13, 9)
+
+    def test_ids_that_were_edited(self, builder, pictures, tmp_path):
+        listed = pictures / "list.jsonl"
+
+        def write(*ids):
+            rows = [{"image": name, "image_id": id} for id, name in zip(ids, NAMES[:1] * 2 + NAMES[2:], strict=False)]
+            listed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+        write("1", "2", "3", "4")
+        builder().add(listed)
+        write("1", "2", "three", "4")
+        again = builder()
+        built = again.add(listed)
+        assert (built.pictures, built.moved, again.encoded) == (4, 1, 0)
+        write("0", "1", "2", "4")
+        builder().add(listed, prune=True)
+        builder("fresh").add(listed)
+        assert_equal(tmp_path / "index", tmp_path / "fresh")
+
+    def test_names_that_are_no_unicode(self, builder, pictures, tmp_path):
+        for call in (
+            lambda: builder().add(tmp_path / os.fsdecode(b"\xb2\xe2")),
+            lambda: builder(os.fsdecode(b"\xb2\xe2")).add(pictures),
+        ):
+            with pytest.raises(ValueError, match="not valid UTF-8.*rename it"):
+                call()
+        assert not (tmp_path / "index").exists()
+
     def test_the_index_itself(self, builder, model, processor, pictures, tmp_path):
         builder(vectors="ivf").add(pictures)
         moved = (tmp_path / "index").rename(tmp_path / "moved")
