@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ class ShardEncoder:
                 pixels = pixels_of(image, self.processor)
             except ImageReadError as error:
                 reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
+                if picture.path is not None and Path(picture.path).name not in picture.location:
+                    reason = f"{picture.path}: {reason}"  # of a table the location is the line that names the picture
                 unreadable.append(problem_of(picture, reason))
                 continue
             readable.append((replace(picture, data=None), digest_of(data), pixels))

@@ -190,7 +190,8 @@ class _SampleMaker:
                 self._resolved[names] = resolve_columns(names, reading)
                 yield from guess_notes(self._resolved[names], reading, source)
         except ValueError as error:
-            yield Problem(source, number, str(error))
+            lone = "no .txt and no .json of this name: " if not texts else ""
+            yield Problem(source, number, f"{lone}{error}")
             return
         yield make_pair(row, self._resolved[names], source, number, self.reading)
 

@@ -391,6 +391,14 @@ class TestSources:
         built = builder("torn").add(tmp_path / "torn.tar", format="webdataset")
         assert "cannot be read from here on" in built.unreadable[-1]["reason"]
 
+    def test_a_picture_that_a_table_names_in_vain_is_named(self, builder, pictures, tmp_path):
+        (pictures / "none.png").write_text("none")
+        (pictures / "list.csv").write_text("image\na.png\nmissing.png\nnone.png\n", encoding="utf-8")
+        built = builder().add(pictures / "list.csv")
+        for entry, name in zip(built.unreadable, ("missing.png", "none.png"), strict=True):
+            assert "list.csv:" in entry["location"]
+            assert str(pictures / name) in entry["reason"]
+
     def test_data_sets(self, builder, model, processor, pictures, tmp_path):
         import datasets
 
