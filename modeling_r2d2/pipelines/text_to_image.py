@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 from transformers import BertModel, BertTokenizer, PreTrainedModel, ProcessorMixin
+from transformers.dynamic_module_utils import get_relative_import_files
 
 logger = logging.get_logger(__name__)
 
@@ -244,9 +246,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             raise ValueError("prompt must be a list of at least one string, and of strings only")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give either negative_prompt or negative_prompt_embeds, and not both")
-        given = [states.shape for states in (prompt_embeds, negative_prompt_embeds) if states is not None]
-        if len(set(given)) > 1:
-            raise ValueError(f"prompt_embeds and negative_prompt_embeds must have one shape, got {given}")
+        self._check_states(prompt, prompt_embeds, negative_prompt_embeds)
         factor = self.vae_scale_factor
         if height % factor or width % factor or height < 1 or width < 1:
             raise ValueError(f"height and width must be positive multiples of {factor}, got {height} and {width}")
@@ -262,6 +262,24 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
                 raise ValueError("rank_images needs a ranker: from_pretrained(…, ranker=…, ranker_processor=…)")
             if prompt is None or output_type == "latent":
                 raise ValueError("rank_images compares pictures with prompts: give prompt, and no output_type 'latent'")
+
+    def _check_states(
+        self, prompt: str | list[str] | None, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
+    ) -> None:
+        """States that are given: (P, L, D), D what the UNet reads, and of both kinds alike."""
+        given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        given = {name: tuple(states.shape) for name, states in given.items() if states is not None}
+        width = None if self.unet is None else self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
+        for name, shape in given.items():
+            if len(shape) != 3 or (isinstance(width, int) and shape[2] != width):
+                raise ValueError(f"{name} is of shape {shape}; it must be (prompts, tokens, {width or 'features'})")
+        if prompt is not None and given and self.tokenizer is not None and self.text_encoder is not None:
+            length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+            count = 1 if isinstance(prompt, str) else len(prompt)
+            given["the states of prompt"] = (count, length, self.text_encoder.config.hidden_size)
+        if len(set(given.values())) > 1:
+            (first, one), (second, other) = given.items()
+            raise ValueError(f"{first} and {second} must have one shape, got {one} and {other}")
 
     def prepare_latents(
         self,
@@ -569,7 +587,25 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             component = getattr(self, name)
             if component is not None:  # its code lies in its folder, under the module's last name
                 index[name] = [type(component).__module__.rpartition(".")[2], type(component).__name__]
+                _add_code(type(component), folder / name)
         index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _open_weights(folder)
+
+
+def _add_code(kind: type, folder: Path) -> None:
+    """Put the files of a class's code into a folder that lacks them, as that of a class loaded from such a folder."""
+    source = Path(inspect.getfile(kind))
+    for path in (source, *map(Path, get_relative_import_files(source))):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _open_weights(folder: Path) -> None:
+    """Give weights the mode that umask gave the index beside them: safetensors writes for the owner alone."""
+    mode = stat.S_IMODE((folder / "model_index.json").stat().st_mode)
+    for path in folder.glob("*/*.safetensors"):
+        if path.name.startswith(("model", "diffusion_pytorch_model")):
+            path.chmod(mode)
 
 
 def padding_mask(states: Tensor) -> Tensor:

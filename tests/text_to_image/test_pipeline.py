@@ -206,6 +206,16 @@ def test_ranking_by_cosine_where_there_is_no_ranker():
             {"prompt_embeds": torch.ones(1, 4, 32), "negative_prompt_embeds": torch.ones(1, 5, 32)},
             "must have one shape",
         ),
+        (
+            {"prompt": "山", "negative_prompt_embeds": torch.ones(1, 5, 32)},
+            r"negative_prompt_embeds and the states of prompt must have one shape, got \(1, 5, 32\) and \(1, ",
+        ),
+        (
+            {"prompt": ["山", "水"], "negative_prompt_embeds": torch.ones(1, 16, 32)},
+            "negative_prompt_embeds and .* shape",
+        ),
+        ({"prompt": "山", "negative_prompt_embeds": torch.ones(1, 16, 31)}, r"negative_prompt_embeds .* tokens, 32\)"),
+        ({"prompt_embeds": torch.ones(16, 32)}, "prompt_embeds is of shape"),
         ({"prompt": "山", "negative_prompt": "水", "negative_prompt_embeds": torch.ones(1, 4, 32)}, "negative_prompt"),
     ],
 )

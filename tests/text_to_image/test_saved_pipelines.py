@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import BertModel
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from modeling_r2d2 import R2D2TextToImagePipeline
 from tests.text_to_image.conftest import generator, tiny_pipeline
@@ -109,6 +111,38 @@ def test_a_ranker_travels_with_its_code(tmp_path):
     expected = pipeline("一只猫", generator=generator(7), **call, **CALL).images
     assert expected.shape == (1, 3, 8, 8)
     torch.testing.assert_close(fresh("trust", tmp_path / "ranked", tmp_path), expected, atol=1e-5, rtol=0)
+
+
+def test_a_ranker_saved_loaded_and_saved_again(tmp_path):
+    """A class that came with a folder has its code there, and takes it along."""
+    from diffusers import DiffusionPipeline
+
+    before = os.umask(0o022)
+    try:
+        tiny_pipeline(ranker=True).save_pretrained(tmp_path / "one")
+        for kind, source, target in ((R2D2TextToImagePipeline, "one", "two"), (DiffusionPipeline, "two", "three")):
+            kind.from_pretrained(tmp_path / source, trust_remote_code=True).save_pretrained(tmp_path / target)
+    finally:
+        os.umask(before)
+    code = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.py")}
+    assert len(code) > 5
+    for name in ("two", "three"):
+        assert code <= {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.py")}
+        again = R2D2TextToImagePipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
+        call = {"num_images_per_prompt": 2, "rank_images": True}
+        assert again("一只猫", generator=generator(7), **call, **CALL).images.shape == (1, 3, 8, 8)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()} == {0o644}
+
+
+def test_the_model_file_imports_all_that_travels_with_it():
+    """Diffusers copies the files that a file itself imports, and not those that these import."""
+    import modeling_r2d2
+
+    folder = Path(modeling_r2d2.__file__).parent
+    for name in ("modeling_r2d2.py", "processing_r2d2.py"):
+        file = next(folder.parent.rglob(name))
+        reached = {Path(path).stem for path in get_relative_import_files(file)}
+        assert {f".{stem}" for stem in reached} <= {f".{each}" for each in get_relative_imports(file)}
 
 
 def test_latent_space_and_saving_again(tmp_path):
