@@ -1,11 +1,12 @@
 """R2D2Processor: images squashed to the model's size, texts truncated to the model's length.
 
-This file travels to the Hub beside the weights, so it imports only PIL, transformers and flat siblings.
+This file travels to the Hub beside the weights, so it imports only numpy, PIL, transformers and flat siblings.
 """
 
 import math
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
@@ -42,7 +43,8 @@ class R2D2Processor(ProcessorMixin):
 
     Texts are padded to the longest of the batch and truncated to the tokenizer's `model_max_length` (64 in the
     official models); the first truncation is reported by a warning. PIL images of any mode are turned upright as
-    their EXIF data say and converted to RGB by PIL.
+    their EXIF data say and converted to RGB by PIL. Arrays and tensors of floats are taken as 0..1 if no value is
+    outside it, else as 0..255; of 16-bit integers 65535 is white.
 
     Args:
         image_processor: of the library, e.g. from `R2D2Processor.build`.
@@ -79,17 +81,26 @@ class R2D2Processor(ProcessorMixin):
             `pixel_values` (I, 3, S, S) float32, `input_ids`, `token_type_ids` and `attention_mask` (T, L).
 
         Raises:
-            ValueError: neither images nor text, or an empty list of either.
+            ValueError: neither images nor text, or an empty list of either; pixels beyond 0..255, or not finite.
         """
         for name, value in (("images", images), ("text", text)):
             if isinstance(value, (list, tuple)) and not value:
                 raise ValueError(f"{name} is an empty list")
         if images is not None:
-            images = _upright_rgb(images, turns_upright(self))
+            images = _eight_bit(images, turns_upright(self), self._rescales(kwargs))
         encoded = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
             self._warn_if_truncated(text, kwargs)
         return encoded
+
+    def _rescales(self, kwargs: dict) -> bool:
+        """Whether this call divides pixels by 255, so that they must not be within 0..1 already."""
+        options = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+        chosen = {
+            name: options.get(name, getattr(self.image_processor, name, None))
+            for name in ("do_rescale", "rescale_factor")
+        }
+        return bool(chosen["do_rescale"]) and math.isclose(chosen["rescale_factor"] or 0, 1 / 255, rel_tol=1e-3)
 
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
@@ -117,12 +128,34 @@ class R2D2Processor(ProcessorMixin):
             logger.warning_once(f"texts longer than {limit} tokens are truncated (this is shown once)")
 
 
-def _upright_rgb(images, exif_transpose: bool):
+def _eight_bit(images, exif_transpose: bool, rescales: bool):
+    """Images as the image processor expects them: upright RGB, or arrays of 0..255."""
     if isinstance(images, Image.Image):
         return upright_rgb(images, exif_transpose=exif_transpose)
     if isinstance(images, (list, tuple)):
-        return type(images)(_upright_rgb(image, exif_transpose) for image in images)
+        return type(images)(_eight_bit(image, exif_transpose, rescales) for image in images)
+    if rescales and hasattr(images, "dtype") and str(images.dtype).removeprefix("torch.") != "uint8":
+        return _array_to_eight_bit(images)
     return images
+
+
+def _array_to_eight_bit(values) -> np.ndarray:
+    if hasattr(values, "detach"):  # a tensor, on any device and of types that numpy lacks
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf" or not values.size:
+        return values
+    low, high = float(values.min()), float(values.max())  # NaN where there is one
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError("the pixels hold values that are not finite (NaN or infinite)")
+    white = 65535 if values.dtype == np.uint16 else 1 if values.dtype.kind in "bf" and high <= 1 else 255
+    if low < 0 or high > white:
+        raise ValueError(
+            f"pixels of {values.dtype} are 0..255{' or 0..1' if values.dtype.kind == 'f' else ''}, and these lie in "
+            f"{low:g}..{high:g}; pixels that are normalised already go to the model itself"
+        )
+    return np.rint(values * np.float32(255 / white)).astype(np.uint8)
 
 
 __all__ = ["R2D2Processor"]

@@ -154,6 +154,59 @@ class TestPictures:
         assert torch.equal(encode(processor, [tensor, tensor]), expected.repeat(2, 1, 1, 1))
 
 
+class TestArraysOfOtherTypes:
+    """Each way to write down the same picture gives the same pixels; none is rescaled twice."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda pixels: pixels.astype(np.float32) / 255,
+            lambda pixels: pixels.astype(np.float64) / 255,
+            lambda pixels: pixels.astype(np.float16) / np.float16(255),
+            lambda pixels: pixels.astype(np.float32),
+            lambda pixels: pixels.astype(np.int64),
+            lambda pixels: pixels.astype(np.uint16) * 257,
+            lambda pixels: np.moveaxis(pixels, -1, 0).astype(np.float32) / 255,
+            lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).float() / 255,
+            lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).double().requires_grad_() / 255,
+            lambda pixels: [torch.from_numpy(pixels).permute(2, 0, 1).float() / 255],
+        ],
+    )
+    def test_the_same_picture(self, processor, change):
+        pixels = np.array(tiny_picture())
+        assert torch.equal(encode(processor, change(pixels)), encode(processor, pixels))
+
+    def test_coarse_floats(self, processor):
+        pixels = np.array(tiny_picture())
+        found = encode(processor, torch.from_numpy(pixels).permute(2, 0, 1).to(torch.bfloat16) / 255)
+        assert (found - encode(processor, pixels)).abs().max() < 0.03
+
+    def test_black_and_white(self, processor):
+        mask = np.random.default_rng(0).random((20, 30, 3)) < 0.5
+        assert torch.equal(encode(processor, mask), encode(processor, mask.astype(np.uint8) * 255))
+
+    def test_pixels_that_are_not_to_be_rescaled_are_left(self, processor):
+        pixels = np.array(tiny_picture()).astype(np.float32) / 255
+        for options in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
+            found = processor(images=pixels, return_tensors="pt", **options)["pixel_values"]
+            assert (found - encode(processor, tiny_picture())).abs().max() < 1e-5
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.int32])
+    def test_values_that_are_no_pixels_are_refused(self, processor, dtype):
+        normalised = np.array([[[-2, 0, 2]]] * 4, dtype=dtype)
+        for wrong in (normalised, np.array([[[0, 300, 7]]] * 4, dtype=dtype)):
+            with pytest.raises(ValueError, match=r"and these lie in"):
+                processor(images=wrong)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_values_that_are_not_finite_are_refused(self, processor, value):
+        pixels = np.full((8, 8, 3), 0.5, dtype=np.float32)
+        pixels[3, 3, 1] = value
+        for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), Image.fromarray(pixels[..., 1])):
+            with pytest.raises(ValueError, match="not finite"):
+                processor(images=[image])
+
+
 def test_empty_input_is_refused(processor):
     for arguments in ({"images": []}, {"text": []}, {"images": [], "text": ["猫"]}, {"images": (), "text": ()}):
         with pytest.raises(ValueError, match="is an empty list"):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 
@@ -34,6 +34,7 @@ def calibrate(
     recall: Annotated[float | None, typer.Option(help="… or for this recall.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the reliability into this PNG.")] = None,
     seed: int = 0,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from .examples import EXAMPLES
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 data_app = typer.Typer(
@@ -35,6 +35,7 @@ def check(
     pictures: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 24,
     report: Annotated[Path | None, typer.Option(help="Write all that was found to this JSON file.")] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures on the sheet.")] = 0,
+    max_pixels: MaxPixels = None,
 ):
     """Decode every picture, count, measure; name broken rows by file and line."""
     from ..evaluation.drawings import refuse_foreign_drawing

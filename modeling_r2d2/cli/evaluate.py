@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 
@@ -42,6 +42,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
     device: Device = "cpu",
     max_error_rate: Annotated[float, typer.Option(help="Refuse data of which a larger share is bad.")] = 0.01,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import TrustRemoteCode
+from .options import MaxPixels, TrustRemoteCode
 from .terminal import Terminal
 
 #: The first so many pictures are enough to measure ranges on.
@@ -24,6 +24,7 @@ def export(
         typer.Option(help="For int8: a folder of typical pictures, to measure a convolutional tower's ranges on."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 Task = StrEnum("Task", ["retrieval", "matching", "caption", "classification"])
@@ -66,6 +66,7 @@ def finetune(
     bf16: bool = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Fine-tune for retrieval, matching, captions or classification."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 
@@ -38,6 +38,7 @@ def index(
     ] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
     device: Device = None,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""

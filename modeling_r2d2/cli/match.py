@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, TrustRemoteCode
+from .options import Device, MaxPixels, TrustRemoteCode
 from .terminal import Terminal
 
 
@@ -18,6 +18,7 @@ def match(
     heat_map: Annotated[Path | None, typer.Option(help="… into this PNG; without --word for the whole text.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     device: Device = None,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Match probability and cosine of a picture with texts, most probable first."""

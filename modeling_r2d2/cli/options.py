@@ -1,5 +1,7 @@
 """Options that several verbs share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -22,6 +24,34 @@ TrustRemoteCode = Annotated[
     ),
 ]
 """For every verb that loads a model: within the verb, `modeling_r2d2.loading` trusts what it loads."""
+
+@contextmanager
+def _reading_pixels(limit: int) -> Iterator[None]:
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit  # which `open_image` heeds, also in workers
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _limit_pixels(context: typer.Context, value: int | None) -> int | None:
+    if value is not None:
+        context.with_resource(_reading_pixels(value))
+    return value
+
+
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        callback=_limit_pixels,
+        help="Read pictures of up to so many pixels, width x height. Default: 134 million.",
+    ),
+]
+"""For every verb that reads pictures."""
 
 ImageColumn = Annotated[
     str | None, typer.Option(help="Column (or key) of the pictures; default: image, file_name, 图片, … as found.")
@@ -61,4 +91,13 @@ def check_device(name: str | None) -> str | None:
 Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', …", callback=check_device)]
 
 
-__all__ = ["Device", "Encoding", "ImageColumn", "TextColumn", "TrustRemoteCode", "check_device", "columns_of"]
+__all__ = [
+    "Device",
+    "Encoding",
+    "ImageColumn",
+    "MaxPixels",
+    "TextColumn",
+    "TrustRemoteCode",
+    "check_device",
+    "columns_of",
+]

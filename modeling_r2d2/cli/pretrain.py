@@ -7,7 +7,7 @@ import typer
 
 from ..configuration_r2d2 import PRESETS
 from ..configuration_wukong import PRESETS as WUKONG_PRESETS
-from .options import Encoding, ImageColumn, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
 
@@ -90,6 +90,7 @@ def pretrain(
     bf16: bool = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..processing.printable import printable
-from .options import Device, TrustRemoteCode
+from .options import Device, MaxPixels, TrustRemoteCode
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def search(
     calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
     verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
     device: Device = None,
+    max_pixels: MaxPixels = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,11 +32,13 @@ except ImportError as error:
 
 from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.datasets.images import open_image, turns_upright
+from ..processing.datasets.images import IMAGE_SUFFIXES, open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 
 _PICTURES = (Image.Image, np.ndarray, Path)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
+_ADDRESSES = ("http://", "https://", "data:image/")
+# of pictures that are not read: a name that ends so is no text either
+_UNREAD = frozenset({".svg", ".psd", ".eps", ".pdf", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"})
 
 
 class _R2D2Module(InputModule):
@@ -270,9 +272,12 @@ def _kind(value: Any) -> tuple[bool, Any]:
             f"an input is a text, a PIL picture, an array (H, W, 3) or the name of a picture file, not "
             f"{type(value).__name__}"
         )
-    if is_image_url_or_path(value):
+    if is_image_url_or_path(value) and value.startswith(_ADDRESSES):
         return True, value
-    if value.lower().endswith(_SUFFIXES):
+    suffix = PurePath(value).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _UNREAD:
+        if Path(value).is_file():
+            return True, value
         raise ValueError(f'{value}: no such picture file; write {{"text": "{value}"}} if it is a text')
     return False, value
 

@@ -251,3 +251,21 @@ def test_guide(folder, tmp_path, monkeypatch, pictures):
     scope = {}
     for block in blocks:
         exec(compile(block, "sentence_transformers.md", "exec"), scope)
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "jfif", "heic", "TIFF", "avif", "mpo", "ico", "ppm", "jp2", "svg", "dng"])
+def test_a_missing_file_is_no_text(encoder, suffix):
+    for name in (f"照片/一只猫.{suffix}", f"cat.{suffix}"):
+        with pytest.raises(ValueError, match=f"{re.escape(name)}: no such picture file"):
+            encoder.encode([name])
+    assert encoder.encode([{"text": f"cat.{suffix}"}]).shape == (1, encoder.get_embedding_dimension())
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "tif", "ICO", "ppm", "jp2"])
+def test_files_of_every_suffix_are_pictures(encoder, tmp_path, suffix):
+    path = tmp_path / f"一只 猫.{suffix}"
+    picture = tiny_picture(3)
+    picture.save(path, {"jfif": "JPEG", "ICO": "ICO"}.get(suffix))
+    from modeling_r2d2.processing.datasets.images import open_image
+
+    assert np.allclose(encoder.encode([str(path)]), encoder.encode([open_image(path)]), atol=1e-6)
