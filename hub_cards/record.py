@@ -75,7 +75,7 @@ class TrainingData:
 class RunRecord:
     """Data and start of a run.
 
-    data: what was trained on; several where a run was resumed with other data. start: how it began, "model", "preset"
+    data: what was trained on. start: how it began, "model", "preset"
     or "config", or "clip" and "roberta" -> the name. hub: which of these names are repositories of the Hub. objectives:
     of the recipe.
     """
@@ -125,12 +125,10 @@ class RunRecord:
         return cls(**{**held, "data": [TrainingData(**each) for each in held["data"]]})
 
     def after(self, earlier: RunRecord | None) -> RunRecord:
-        """Of a resumed run: it began as the earlier one did, and its data are added where they are others."""
+        """Of a resumed run: it began as the earlier one did."""
         if earlier is None:
             return self
-        own = [(each.name, each.pairs) for each in self.data]
-        others = [each for each in earlier.data if (each.name, each.pairs) not in own]
-        return RunRecord([*others, *self.data], earlier.start, earlier.hub, self.objectives)
+        return RunRecord(self.data, earlier.start, earlier.hub, self.objectives)
 
 
 def remove_records(folder: str | PathLike) -> None:

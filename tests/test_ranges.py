@@ -10,6 +10,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.configuration_r2d2 import R2D2CrossEncoderConfig
 from modeling_r2d2.distillation import DualQueueSettings, FeatureGuidedSettings, Schedule, TargetGuidedSettings
 from modeling_r2d2.finetuning import FinetuningSettings, LoRASettings
+from modeling_r2d2.retrieval.calibration import threshold_for
 from modeling_r2d2.text_to_image import TextToImageSettings
 from modeling_r2d2.training.pretraining import PretrainingSettings
 from modeling_r2d2.training.recipes import RECIPES, Recipe
@@ -105,6 +106,12 @@ def test_what_is_given_by_default_is_within():
         kind()
     assert RECIPES["brivl"].momentum == 0.99
     assert R2D2Config.from_preset("prd2-vit-b-16").temperature_init_value == 0.07
+
+
+@pytest.mark.parametrize("wanted", [{"precision": NAN}, {"recall": 1.5}, {"precision": 0}])
+def test_wanted_shares(wanted):
+    with pytest.raises(ValueError, match=rf"{next(iter(wanted))} is"):
+        threshold_for([0.1, 0.9], [0, 1], **wanted)
 
 
 def test_rates_of_parts():

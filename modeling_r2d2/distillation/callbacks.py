@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from ..distributed_r2d2 import world_size
 from ..divergence import DivergenceCallback
@@ -201,6 +202,7 @@ class DistillationCallback(TrainerCallback):
         try:
             if not self.saved_by_trainer:
                 require_complete(folder)
+                _require_optimizer(folder, args)
             load_state(folder, run.distillation)
         except ValueError:
             if self.missing_state == "refuse":
@@ -340,10 +342,17 @@ def _student(model: nn.Module) -> nn.Module:
     return student
 
 
+def _require_optimizer(folder: Path, args: TrainingArguments) -> None:
+    """The stock Trainer goes on without optimizer and schedule where their files are missing, and says nothing."""
+    lacking = [name for name in ("optimizer.pt", "scheduler.pt") if not (folder / name).is_file()]
+    if lacking and not args.fsdp and not args.deepspeed:
+        raise ValueError(f"{folder} cannot be resumed: it has no {', '.join(lacking)}")
+
+
 def _pass_steps(args: TrainingArguments, dataloader) -> int | None:
     """Optimizer steps of one pass over the data; None for a stream."""
     dataset = getattr(dataloader, "dataset", None)
-    if not hasattr(dataset, "__len__"):
+    if dataset is None or not has_length(dataset):  # on several processes a stream is wrapped in what seems to have one
         return None
     pairs = len(dataset) / getattr(dataset, "passes", 1)
     return math.ceil(pairs / (args.train_batch_size * args.gradient_accumulation_steps * world_size()))

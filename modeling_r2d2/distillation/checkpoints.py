@@ -1,7 +1,9 @@
 """The distillation state in a Trainer's checkpoint folder, and the mark that a folder is complete."""
 
 import errno
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..processing.files import partial_path, save_safetensors, write_text
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "distillation.safetensors"
 #: Written last, with the size of every file: a folder without it was cut off while it was written.
@@ -68,6 +72,19 @@ def is_complete(folder: Path) -> bool:
     return sizes is not None and all(
         (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
     )
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a folder that is not complete, for a message."""
+    sizes = _noted_sizes(folder)
+    if sizes is None:
+        return f"no valid {COMPLETE_FILE}"
+    for name, size in sizes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} has another size than it was written with"
+    return "nothing"
 
 
 def _noted_sizes(folder: Path) -> dict[str, int] | None:
@@ -135,18 +152,26 @@ def refuse_foreign_checkpoints(output: Path) -> None:
 def place_checkpoint(new: Path, place: Path) -> None:
     """Rename a finished folder to `place`; a checkpoint that is there (the same step trained again) gives way.
 
-    Raises:
-        FileExistsError: what is there is not ours alone; nothing was changed.
+    What is there and is not whole and ours alone, as a damaged checkpoint, is kept under another name, and said: a run
+    does not end for it.
     """
-    if place.is_symlink() or place.exists():
-        if not place.is_dir() or foreign_files(place):
-            raise FileExistsError(errno.EEXIST, f"{place} holds other files than a checkpoint: move it away")
-        old = partial_path(place.parent)
-        os.replace(place, old)
+    if not place.is_symlink() and not place.exists():
         os.replace(new, place)
-        shutil.rmtree(old)
-    else:
+        return
+    if place.is_symlink() or not place.is_dir() or foreign_files(place):
+        kept = next(
+            path
+            for number in itertools.count(1)
+            if not (path := place.with_name(f"{place.name}-kept-{number}")).exists()
+        )
+        os.replace(place, kept)
         os.replace(new, place)
+        logger.warning("%s was damaged, or held other files: it is kept as %s", place, kept)
+        return
+    old = partial_path(place.parent)
+    os.replace(place, old)
+    os.replace(new, place)
+    shutil.rmtree(old)
 
 
 def rotate_checkpoints(output: Path, newest: Path, limit: int | None, best: Path | None = None) -> None:
@@ -173,4 +198,6 @@ def require_complete(folder: Path):
         return
     last = last_complete(folder.parent)
     way = f"resume from {last}" if last else f"there is no complete one in {folder.parent}: start anew"
-    raise ValueError(f"{folder} is not complete: it was cut off while it was written (no valid {COMPLETE_FILE}); {way}")
+    raise ValueError(
+        f"{folder} is not complete: it was cut off while it was written, or damaged since ({damage(folder)}); {way}"
+    )

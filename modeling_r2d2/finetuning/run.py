@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..captioning_r2d2 import R2D2ForConditionalGeneration
 from ..configuration_r2d2 import R2D2Config
@@ -24,6 +23,7 @@ from ..processing.files import staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
 from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, remove_replaced_run
+from ..training.same_run import checkpoint_to_resume, only_run, weights_digest
 from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
@@ -43,6 +43,8 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "caption": R2D2ForConditionalGeneration,
     "classification": R2D2ForImageClassification,
 }
+#: Parts that may begin at random.
+FRESH = ("mlm_head.", "classifier.")
 #: Parts that the loss of a task does not read: they do not train, nor wait for gradients on several workers.
 UNREAD: dict[str, tuple[str, ...]] = {"matching": ("vision_projection", "text_projection", "temperature")}
 
@@ -72,7 +74,7 @@ def load_for(
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
     model, info = load_with_report(MODEL_CLASSES[task], source, config=config)
-    check_loading(model, info, source, fresh=("mlm_head.", "classifier."))
+    check_loading(model, info, source, fresh=FRESH)
     if task == "caption":
         model.set_special_tokens(processor.tokenizer)
     untrained_head = any(name.startswith("classifier.") for name in info["missing_keys"])
@@ -118,6 +120,7 @@ def build_trainer(
         ValueError: fewer pairs than a batch, a freeze pattern that matches nothing, only one class to match.
     """
     set_seed(settings.seed)
+    start = weights_digest(model, leave_out=FRESH)
     if frozen := (*settings.freeze, *UNREAD.get(settings.task, ())):
         freeze(model, frozen)
     if settings.lora is not None:
@@ -151,7 +154,20 @@ def build_trainer(
         callbacks=callbacks,
         settings=settings,
         steps_per_epoch=steps_per_epoch,
+        run_settings=_fixed(settings, start),
     )
+
+
+#: What may change between a run and its continuation, and what the trainer's arguments tell already.
+_FREE = ("output", "workers", "log_every", "resume", "overwrite", "arguments", "seed", "learning_rate", "weight_decay")
+
+
+def _fixed(settings: FinetuningSettings, start: str) -> dict[str, Any]:
+    """What a run depends on beside the arguments, the model's configuration, the processor and the data."""
+    held = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _FREE}
+    if not settings.patience:
+        del held["eval_every"]
+    return {**held, "starting_weights": start}
 
 
 def _arguments(settings: FinetuningSettings, processor: R2D2Processor) -> R2D2TrainingArguments:
@@ -248,54 +264,57 @@ def finetune(
 
     Raises:
         FileExistsError: `output` holds a model already.
-        ValueError: as `load_for` and `build_trainer`; nothing to resume.
+        ValueError: as `load_for` and `build_trainer`; nothing to resume, or a checkpoint of another run.
+        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
     """
     from ..hub_cards.record import RunRecord, describe_start
 
-    needs = () if settings.lora is None else (ADAPTER_FOLDER,)
-    refuse_existing_model(settings.output, settings.overwrite, settings.resume, needs)
-    record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
-    bad = getattr(pairs, "report", None)
-    if settings.task != "matching":
-        require_true_pairs(settings.task, pairs, validation)
-    if settings.task == "classification":
-        classes = list(classes) if classes is not None else class_names(pairs)
-        pairs = ClassPairs(pairs, classes)
-        validation = None if validation is None else ClassPairs(validation, classes)
-    model, processor = load_for(settings.task, source, classes, settings.prompts)
-    trainer = build_trainer(model, processor, pairs, settings, validation, callbacks)
-    report = make_report(
-        trainer.model,
-        processor,
-        pairs,
-        trainer.train_dataset.image_ids(),
-        settings,
-        trainer.steps_per_epoch,
-        trainer.args.world_size,
-        0 if validation is None else len(validation),
-    )
-    for line in report.lines() if say is not None else ():
-        say(line)
-    checkpoint = None
-    if settings.resume:
-        checkpoint = get_last_checkpoint(settings.output) if settings.output.is_dir() else None
-        if checkpoint is None:
-            raise ValueError(f"nothing to resume: {settings.output} holds no checkpoint")
-    if trainer.args.should_save:
+    with only_run(settings.output):
+        needs = () if settings.lora is None else (ADAPTER_FOLDER,)
+        refuse_existing_model(settings.output, settings.overwrite, settings.resume, needs)
+        record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
+        bad = getattr(pairs, "report", None)
+        if settings.task != "matching":
+            require_true_pairs(settings.task, pairs, validation)
+        if settings.task == "classification":
+            classes = list(classes) if classes is not None else class_names(pairs)
+            pairs = ClassPairs(pairs, classes)
+            validation = None if validation is None else ClassPairs(validation, classes)
+        model, processor = load_for(settings.task, source, classes, settings.prompts)
+        trainer = build_trainer(model, processor, pairs, settings, validation, callbacks)
+        report = make_report(
+            trainer.model,
+            processor,
+            pairs,
+            trainer.train_dataset.image_ids(),
+            settings,
+            trainer.steps_per_epoch,
+            trainer.args.world_size,
+            0 if validation is None else len(validation),
+        )
+        for line in report.lines() if say is not None else ():
+            say(line)
+        checkpoint = None
         if settings.resume:
-            record = record.after(RunRecord.of_finetuning(settings.output))
-        else:
-            remove_replaced_run(settings.output)
-        _write_report(trainer, report, record)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if data is not None and bad is not None:  # some turn out bad while training
-        data.bad_records = bad.errors
-    _save(trainer, processor, report, record)
-    return trainer, report
+            checkpoint = checkpoint_to_resume(settings.output)
+            if trainer.is_finished(checkpoint, settings.output):
+                return trainer, report
+        if trainer.args.should_save:
+            if settings.resume:
+                record = record.after(RunRecord.of_finetuning(settings.output))
+            else:
+                remove_replaced_run(settings.output)
+            _write_report(trainer, report, record)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if data is not None and bad is not None:  # some turn out bad while training
+            data.bad_records = bad.errors
+        _save(trainer, processor, report, record)
+        return trainer, report
 
 
 def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: FinetuningReport, record: "RunRecord") -> None:
     output = trainer.settings.output
+    trainer.check_weights()
     if trainer.args.should_save:
         if trainer.settings.lora is not None:
             with staged_folder(output, "finetune") as folder:
@@ -309,7 +328,7 @@ def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: Finetuni
 
 
 def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: "RunRecord") -> None:
-    """Into finetuning.json: before the run, for one that is interrupted and resumed on other data, and after it."""
+    """Into finetuning.json: before the run, for one that is interrupted, and after it."""
     from ..hub_cards.record import FINETUNING_FILE
 
     held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}

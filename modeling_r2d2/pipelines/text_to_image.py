@@ -481,6 +481,11 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
                     negative_prompt_embeds = tensors["negative_prompt_embeds"]
                 progress_bar.update()
 
+        if not bool(latents.isfinite().all()):  # pictures of NaN would be black
+            raise FloatingPointError(
+                "the UNet's result is NaN or infinite: its weights are damaged, guidance_scale is, or this precision "
+                "is too coarse (try torch.float32)"
+            )
         scores = None
         if output_type == "latent":
             images = latents

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..evaluation.drawings import save_drawing
 from ..finite import require_finite, to_json
 from ..processing.files import write_text
-from ..ranges_r2d2 import COUNT, POSITIVE, require_numbers
+from ..ranges_r2d2 import COUNT, POSITIVE, require_number, require_numbers
 from .manifest import canonical, tensor_bytes
 
 logger = logging.getLogger(__name__)
@@ -299,10 +299,13 @@ def threshold_for(
     """The threshold of most recall with at least a wanted precision, or of most precision with a wanted recall.
 
     Raises:
-        ValueError: neither or both wanted, no true pair, or no threshold gives the precision; says the best there is.
+        ValueError: neither or both wanted, or no share; no true pair, or none gives the precision: says the best.
     """
     if (precision is None) == (recall is None):
         raise ValueError("give the wanted precision or the wanted recall")
+    wanted = {"precision": precision} if recall is None else {"recall": recall}
+    for name, value in wanted.items():
+        require_number(name, value, above=0, most=1)
     p = np.asarray(torch.as_tensor(probability, dtype=torch.float64))
     y = np.asarray(torch.as_tensor(labels)).astype(np.float64)
     if not y.sum():

@@ -26,6 +26,7 @@ from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
+from ..ranges_r2d2 import require_number
 from .building import Built, IndexBuilder, open_for_reading, remember_model
 from .cache import CacheOptions
 from .calibration import Calibration
@@ -203,6 +204,8 @@ class R2D2Retriever:
             )
         ranks = self.ranker is not None and candidates > 0 and (texts is not None or find == "texts")
         ranks = ranks and not (texts is not None and find == "texts")
+        if min_match_probability is not None:
+            require_number("min_match_probability", min_match_probability, least=0, most=1)
         if min_match_probability is not None and not ranks:
             raise ValueError(
                 "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "

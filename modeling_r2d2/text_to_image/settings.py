@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
 
-#: Changing one of these between a run and its continuation would make it another run.
-_FIXED = ("batch_size", "gradient_accumulation", "resolution", "seed", "train", "text_encoder", "lora_rank")
+#: What may change between a run and its continuation.
+_FREE = {
+    *("output", "resume", "overwrite", "workers", "caption_cache_mb", "picture_cache_mb", "log_every", "save_every"),
+    *("keep", "sample_every", "sample_prompts", "sample_seeds", "sample_steps", "guidance_scale"),
+}
 
 
 @dataclass
@@ -110,15 +113,10 @@ class TextToImageSettings:
         """Plain values for JSON, without the folder's parents."""
         return {**asdict(self), "output": self.output.name, "sample_prompts": list(self.sample_prompts)}
 
-    def check_same_run(self, saved: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of other settings.
-
-        Raises:
-            ValueError: names the setting.
-        """
-        for name in (*_FIXED, *(("steps",) if self.max_minutes is None else ())):
-            if saved[name] != getattr(self, name):
-                raise ValueError(
-                    f"the checkpoint was made with {name} {saved[name]}, this run has {getattr(self, name)}: "
-                    "resume with the same settings, or start in another folder"
-                )
+    def fixed(self) -> dict[str, Any]:
+        """What the trained weights depend on: a checkpoint of other values is of another run. Where the clock ends the
+        run the number of steps is only a bound."""
+        held = {name: value for name, value in self.to_dict().items() if name not in _FREE}
+        if self.max_minutes is not None:
+            del held["steps"]
+        return held

@@ -5,7 +5,6 @@ by seed, step and process, and the order of the samples from the seed: a resumed
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,13 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..distillation.checkpoints import (
-    last_complete,
     mark_complete,
     place_checkpoint,
     refuse_foreign_checkpoints,
     remove_checkpoint,
     rotate_checkpoints,
 )
+from ..divergence import DivergenceGuard
+from ..finite import to_json
 from ..loading import one_line_errors, refuse_unsafe_pickles
 from ..pipelines.text_to_image import R2D2TextToImagePipeline
 from ..processing.files import (
@@ -41,6 +41,16 @@ from ..processing.files import (
     remove_owned,
     save_safetensors,
     staged_folder,
+)
+from ..training.same_run import (
+    checkpoint_to_resume,
+    describe_data,
+    describe_processor,
+    note_run,
+    only_run,
+    plain,
+    require_same_run,
+    weights_digest,
 )
 from .components import choose_trained, merge_lora
 from .data import CaptionFeatures, ConditionedUNet, batches
@@ -71,8 +81,10 @@ def train_text_to_image(
     Raises:
         FileExistsError: `output` is in use, and neither `resume` nor `overwrite` was asked for.
         ValueError: no checkpoint to resume from, or one of another run; a scheduler without noise to add.
+        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
     """
-    return _Run(pipeline, pairs, settings, console or Console()).run()
+    with only_run(settings.output):
+        return _Run(pipeline, pairs, settings, console or Console()).run()
 
 
 class _Run:
@@ -83,6 +95,8 @@ class _Run:
             _refuse_existing(settings)
         set_seed(settings.seed + self.accelerator.process_index)
         self.scheduler = _training_scheduler(pipeline.scheduler)
+        self.identity = self._describe()
+        self.guard = DivergenceGuard()
         choose_trained(pipeline, settings.train, settings.text_encoder, settings.lora_rank)
         device = self.accelerator.device
         pipeline.to(device)
@@ -93,7 +107,8 @@ class _Run:
         if settings.channels_last:
             module.unet.to(memory_format=torch.channels_last)
         pipeline.text_encoder.train(self.trains_text)
-        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.trained = [parameter for _, parameter in self.named]
         optimizer = torch.optim.AdamW(
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -103,6 +118,20 @@ class _Run:
         if settings.resume:
             self._load()
         self.captions = None if self.trains_text else self._caption_features()
+
+    def _describe(self) -> dict[str, Any]:
+        """What the trained weights depend on; parts that do not train are known by a digest of their weights."""
+        pipeline = self.pipeline
+        parts = {"text_encoder": pipeline.text_encoder, **({} if pipeline.vae is None else {"vae": pipeline.vae})}
+        return {
+            **self.settings.fixed(),
+            "processes": self.accelerator.num_processes,
+            "unet": plain(dict(pipeline.unet.config)),
+            "noise": plain(dict(self.scheduler.config)),
+            "weights": {name: weights_digest(part) for name, part in parts.items()},
+            **describe_processor(pipeline.tokenizer),
+            "data": describe_data(self.pairs),
+        }
 
     def _caption_features(self) -> CaptionFeatures:
         def encode(texts: list[str]) -> Tensor:
@@ -147,6 +176,8 @@ class _Run:
                 self._save()
         if losses:
             self._log(losses)
+        if self.step == begun_at and (kept := self._finished_before()) is not None:
+            return kept
         return self._finish(self.step - begun_at)
 
     def _progress(self, ahead: bool = False) -> float:
@@ -162,10 +193,15 @@ class _Run:
             last = part == parts - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
                 loss = self._loss(next(feed), part)
+                self.guard.note({}, loss)
                 self.accelerator.backward(loss / parts)
             total += loss.detach() / parts
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        scaled = self.accelerator.scaler is not None
+        self.guard.check(self.step + 1, self.named, norm, scaled, settings.output)
         if settings.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.trained, settings.max_grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self.trained, settings.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.trained)
@@ -228,8 +264,6 @@ class _Run:
 
     def _log(self, losses: list[float]) -> None:
         mean = float(np.mean(losses))
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"the loss is {mean} at step {self.step}: lower the learning rate")
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append({"step": self.step, "loss": mean, "learning_rate": rate, "seconds": self.elapsed})
         self._say(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {self.elapsed / 60:.1f} min")
@@ -273,7 +307,11 @@ class _Run:
             path = folder / "samples" / f"step-{self.step:06d}.png"
             sample_sheet(settings.sample_prompts, images, path, title=f"step {self.step}")
 
+    def _check_weights(self) -> None:
+        self.guard.check_weights(self.step, self.accelerator.unwrap_model(self.module), self.settings.output)
+
     def _save(self) -> None:
+        self._check_weights()
         output = self.settings.output
         folder = output / f"checkpoint-{self.step}"
         names = [partial_path(output).name]
@@ -297,6 +335,7 @@ class _Run:
         weights = state["averaging"].pop("shadow_params")
         save_safetensors({str(place): weight for place, weight in enumerate(weights)}, partial / _AVERAGED)
         state["settings"] = self.settings.to_dict()
+        note_run(partial, self.identity)
         (partial / _STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
         make_readable(partial)
         mark_complete(partial)
@@ -304,12 +343,10 @@ class _Run:
         rotate_checkpoints(folder.parent, folder, self.settings.keep)
 
     def _load(self) -> None:
-        last = last_complete(self.settings.output)
-        if last is None or not (last / _STATE).is_file():
-            raise ValueError(f"{self.settings.output} holds no whole checkpoint to resume from")
-        state = json.loads((last / _STATE).read_text(encoding="utf-8"))
-        self.settings.check_same_run(state["settings"])
+        last = checkpoint_to_resume(self.settings.output)
         refuse_unsafe_pickles(last)
+        require_same_run(last, self.identity, lengthens=False)
+        state = json.loads((last / _STATE).read_text(encoding="utf-8"))
         with one_line_errors(last, "checkpoint"):
             self.accelerator.load_state(str(last))
             averaged = load_file(last / _AVERAGED)
@@ -317,11 +354,24 @@ class _Run:
             self.ema.load_state_dict({**state["averaging"], "shadow_params": weights})
         self.step, self.elapsed, self.history = state["step"], state["elapsed"], state["history"]
 
+    def _finished_before(self) -> dict[str, Any] | None:
+        """What `training.json` holds where the run had ended before it was resumed; the pipeline then is as written."""
+        output = self.settings.output
+        if not ((output / "model_index.json").is_file() and (output / "training.json").is_file()):
+            return None
+        self._say(f"nothing to resume: the run in {output} is finished, {self.step} steps")
+        self.ema.copy_to(self.trained)
+        for part in (self.pipeline.unet, self.pipeline.text_encoder):
+            part.eval()
+            merge_lora(part)
+        return json.loads((output / "training.json").read_text(encoding="utf-8"))
+
     def _finish(self, steps: int) -> dict[str, Any]:
         """The averaged weights become the pipeline's; write it."""
         self.accelerator.wait_for_everyone()
         settings, pipeline = self.settings, self.pipeline
         self.ema.copy_to(self.trained)
+        self._check_weights()
         pipeline.unet.eval()
         pipeline.text_encoder.eval()
         result = {
@@ -339,7 +389,7 @@ class _Run:
                 merge_lora(pipeline.unet)
                 merge_lora(pipeline.text_encoder)
                 pipeline.save_pretrained(folder)
-                text = json.dumps(result, indent=1, ensure_ascii=False)
+                text = to_json(result, "training.json", indent=1)
                 (folder / "training.json").write_text(text + "\n", encoding="utf-8")
         self._say(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
         return result

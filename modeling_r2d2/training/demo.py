@@ -30,6 +30,7 @@ from .pretraining import (
     remove_replaced_run,
 )
 from .recipes import Recipe
+from .same_run import only_run
 from .trainer import R2D2Trainer
 
 TRAINING_VENDORS = ("apple", "facebook", "google", "joypixels", "samsung")
@@ -139,8 +140,13 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     Raises:
         FileExistsError: the output folder holds a model already.
         ImportError: the demo set's packages are not installed; says how.
+        NotFiniteError: the run has diverged. OSError: another run writes there.
     """
-    console = console or Console()
+    with only_run(settings.output):
+        return _run_demo(settings, console or Console())
+
+
+def _run_demo(settings: DemoSettings, console: Console) -> dict:
     written = ("results.json", "training_curves.png", "contact_sheet.png", "README.md")
     refuse_existing_model(settings.output, settings.overwrite, needs=written)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]

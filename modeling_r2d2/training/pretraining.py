@@ -1,5 +1,6 @@
 """Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..distillation.checkpoints import refuse_foreign_checkpoints, remove_checkpoint
 from ..evaluation.retrieval import retrieval_metrics_of
@@ -24,7 +24,10 @@ from ..processing.processing_r2d2 import R2D2Processor
 from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
 from .arguments import R2D2TrainingArguments
 from .recipes import RECIPES, Recipe, recipe_for
+from .same_run import checkpoint_to_resume, only_run
 from .trainer import R2D2Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,6 +94,9 @@ _RANGES = {
     "eval_every": COUNT_OR_NONE,
     "save_every": COUNT_OR_NONE,
 }
+
+#: What a run depends on beside the arguments, the model, the processor, the data and the callbacks.
+_FIXED = ("augmentation", "mask_ratio", "whole_words", "distinct_ids", "channels_last")
 
 #: Where fine-tuning leaves its adapters alone, beside the merged model.
 ADAPTER_FOLDER = "adapter"
@@ -205,6 +211,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=retrieval_metrics_of(model),
         callbacks=[*recipe.callbacks(), *(callbacks or [])],
+        run_settings={name: getattr(settings, name) for name in _FIXED} | {"objectives": str(recipe)},
     )
 
 
@@ -225,23 +232,28 @@ def pretrain(
 
     Raises:
         FileExistsError: `output` holds a model already.
-        ValueError: as `build_trainer`; no checkpoint to resume, or one of another vocabulary.
+        ValueError: as `build_trainer`; no checkpoint to resume, one of another run or another vocabulary.
+        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
     """
-    refuse_existing_model(settings.output, settings.overwrite, settings.resume)
-    trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
-    checkpoint = None
-    if settings.resume:
-        checkpoint = get_last_checkpoint(settings.output) if settings.output.is_dir() else None
-        if checkpoint is None:
-            raise ValueError(
-                f"nothing to resume: {settings.output} holds no checkpoint (were `save_every` steps made?)"
-            )
-        _refuse_other_vocabulary(Path(checkpoint), model, processor)
-    elif trainer.is_world_process_zero():
-        remove_replaced_run(settings.output)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()  # a card reads it there, even where no checkpoint is kept
+    with only_run(settings.output):
+        refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+        trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
+        checkpoint = None
+        if settings.resume:
+            checkpoint = checkpoint_to_resume(settings.output)
+            _refuse_other_vocabulary(checkpoint, model, processor)
+            if isinstance(pairs, StreamingPairs):
+                logger.warning(
+                    "a stream is not resumed exactly: weights, optimizer and teacher go on, but the pairs that follow "
+                    "are not those that the uninterrupted run would have seen"
+                )
+        elif trainer.is_world_process_zero():
+            remove_replaced_run(settings.output)
+        if checkpoint is not None and trainer.is_finished(checkpoint, settings.output):
+            return trainer
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.save_model()
+        trainer.save_state()  # a card reads it there, even where no checkpoint is kept
     return trainer
 
 
@@ -257,8 +269,8 @@ def _refuse_other_vocabulary(
         raise ValueError(
             f"{checkpoint} was trained with a vocabulary of {held:,} entries, and this run has {has}; where no "
             "tokenizer is named, the vocabulary is made of the characters of the data. Resume on the data that the run "
-            f"began with, or with the checkpoint's own model and tokenizer: `--resume --model {checkpoint}`, without "
-            "--preset, --config, --clip, --roberta and --tokenizer"
+            f"began with, or begin another run from the checkpoint: `--model {checkpoint}` and another --output, "
+            "without --resume, --preset, --config, --clip, --roberta and --tokenizer"
         )
 
 

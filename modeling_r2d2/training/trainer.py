@@ -5,21 +5,28 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
-from ..distillation.checkpoints import mark_complete, place_checkpoint, rotate_checkpoints, save_state
+from ..distillation.checkpoints import (
+    mark_complete,
+    place_checkpoint,
+    require_complete,
+    rotate_checkpoints,
+    save_state,
+    steps_of,
+)
 from ..divergence import DivergenceGuard
 from ..finite import require_finite
 from ..loading import one_line_errors, refuse_unsafe_pickles
@@ -27,8 +34,28 @@ from ..processing.files import clean_leftovers, explained, is_partial, make_read
 from ..running_means import RunningMeans
 from .grad_cache import average_gradients, cached_backward
 from .progress import LossProgressCallback
+from .same_run import (
+    checkpoint_to_resume,
+    describe_data,
+    describe_model,
+    describe_processor,
+    finished_state,
+    note_run,
+    plain,
+    require_same_run,
+)
 
 logger = logging.getLogger(__name__)
+
+#: Of `TrainingArguments`: what the weights depend on. How often a run logs, saves or evaluates, and how many processes
+#: load its data, may change when it is resumed.
+FIXED_ARGUMENTS = (
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("bf16", "fp16", "tf32", "grad_cache_chunk", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("train_sampling_strategy", "dataloader_drop_last"),
+)
 
 
 class R2D2Trainer(Trainer):
@@ -40,16 +67,24 @@ class R2D2Trainer(Trainer):
     bar, stops at the step where the run diverges, leaves temperature, norms and biases without weight decay, and
     writes a checkpoint aside before it renames it: a folder named `checkpoint-<step>` is complete.
 
+    A run is resumed from whole checkpoints of the same run alone (`same_run`); of a finished one nothing is trained.
+
+    Args:
+        run_settings: what the run depends on beside arguments, model, processor, distillation and data, by name.
+
     Raises:
-        ValueError: a tokenizer with more tokens than the model's vocabulary.
+        ValueError: a tokenizer with more tokens than the model's vocabulary; when it is resumed, a checkpoint of
+            another run, or one that is not whole.
         NotFiniteError (while training, and when a model is saved): losses, gradients, weights or figures of an
             evaluation are not finite.
     """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.run_settings = dict(run_settings or {})
+        self._identity: dict[str, Any] | None = None
         self._check_vocabulary()
         self._warn_of_batch_statistics()
         self._parts = {True: RunningMeans(), False: RunningMeans()}  # by model.training
@@ -141,13 +176,8 @@ class R2D2Trainer(Trainer):
         Raises:
             NotFiniteError: the run has diverged.
         """
-        plain = self.accelerator.distributed_type in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        )
         step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
-        if not plain or self._has_mixed_mesh_grads(model):  # sharded: the library knows how to add up
+        if not self._is_plain or self._has_mixed_mesh_grads(model):  # sharded: the library knows how to add up
             norm = super()._clip_grad_norm(model) if limit < math.inf else super()._get_grad_norm(model)
             norm = torch.as_tensor(norm, device=self.args.device)
             self._guard.check(step, model.named_parameters(), norm, scaled, self.args.output_dir)
@@ -166,8 +196,16 @@ class R2D2Trainer(Trainer):
         Raises:
             NotFiniteError: weights are not finite; nothing is written.
         """
-        self._guard.check_weights(self.state.global_step, self.model, self.args.output_dir)
+        self.check_weights()
         super().save_model(output_dir, _internal_call)
+
+    def check_weights(self) -> None:
+        """That there is no NaN and no infinity among them, on any worker.
+
+        Raises:
+            NotFiniteError: names the first of them.
+        """
+        self._guard.check_weights(self.state.global_step, self.model, self.args.output_dir)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """As in Trainer.
@@ -226,6 +264,107 @@ class R2D2Trainer(Trainer):
         with one_line_errors(resume_from_checkpoint, "checkpoint"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As in Trainer; a resumed run is the same run, or is refused.
+
+        Raises:
+            ValueError: a checkpoint that is not whole, or of another run; names what differs.
+        """
+        self._identity = self.run_identity()
+        if not resume_from_checkpoint:
+            return super().train(None, *args, **kwargs)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoint_to_resume(Path(self.args.output_dir))
+        folder = Path(resume_from_checkpoint)
+        self.require_resumable(folder)
+        state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        if 0 < max(state.max_steps, self.args.max_steps) <= state.global_step:
+            self._take_finished(folder, folder.parent, state)
+            return TrainOutput(state.global_step, 0.0, {})
+        return super().train(str(folder), *args, **kwargs)
+
+    def run_identity(self) -> dict[str, Any]:
+        """What the weights that this run ends with depend on: JSON, noted in each checkpoint."""
+        arguments = {name: plain(getattr(self.args, name, None)) for name in FIXED_ARGUMENTS}
+        if self.args.max_steps > 0:
+            del arguments["num_train_epochs"]
+        distillation = [
+            {
+                name: plain(getattr(callback, name, None))
+                for name in ("target_guided", "feature_guided", "settings", "momentum")
+            }
+            for callback in self._distillation_callbacks()
+        ]
+        dataset = self.train_dataset
+        return {
+            **arguments,
+            "processes": self.args.world_size,
+            "model": describe_model(self.model),
+            **({} if self.processing_class is None else describe_processor(self.processing_class)),
+            "distillation": distillation or None,
+            "data": describe_data(getattr(dataset, "pairs", dataset)),
+            **plain(self.run_settings),
+        }
+
+    def require_resumable(self, folder: Path) -> None:
+        """That a checkpoint is whole and of this run.
+
+        Raises:
+            ValueError: it is not; names the file or the settings.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: there is no such checkpoint")
+        refuse_unsafe_pickles(folder)
+        require_complete(folder)
+        own = self._identity or self.run_identity()
+        require_same_run(folder, own, may_begin=bool(self._distillation_callbacks()))
+        rng = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+        needed = [TRAINER_STATE_NAME]
+        if self._is_plain:
+            scaler = ["scaler.pt"] if self.accelerator.scaler is not None else []
+            needed += ["optimizer.pt", "scheduler.pt", rng, *scaler]
+        if lacking := [name for name in needed if not (folder / name).is_file()]:
+            raise ValueError(
+                f"{folder} cannot be resumed: it has no {', '.join(lacking)} (was it saved with save_only_model?)"
+            )
+
+    def is_finished(self, checkpoint: Path, output: Path) -> bool:
+        """Whether the run that left this checkpoint has ended and written its model to `output`: says so, and takes
+        model and state as they were at the end.
+
+        Raises:
+            ValueError: as `require_resumable`.
+        """
+        self.require_resumable(checkpoint)
+        state = finished_state(output)
+        lengthened = state is not None and self.args.max_steps > state.max_steps
+        if state is None or lengthened or state.global_step < steps_of(checkpoint):
+            return False
+        self._take_finished(checkpoint, output, state)
+        return True
+
+    def _take_finished(self, checkpoint: Path, output: Path, state: TrainerState) -> None:
+        """The model as the run has left it; no step is made."""
+        logger.warning(
+            "nothing to resume: the run in %s is finished, step %d of %d",
+            *(output, state.global_step, state.max_steps),
+        )
+        self.state = state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        place = checkpoint if best is None else checkpoint.with_name(Path(best).name)  # wherever the folder is now
+        if not hasattr(self.model, "peft_config") and any(output.glob("*.safetensors")):
+            place = output
+        self._load_from_checkpoint(str(place))
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the weights are whole on every worker."""
+        return self.accelerator.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        )
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As in Trainer; tells the distillation callbacks where the run resumes from."""
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -280,6 +419,7 @@ class R2D2Trainer(Trainer):
         if self.args.should_save:
             self._note_callback_states()
             self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            note_run(partial, self._identity or self.run_identity())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             make_readable(partial)

@@ -92,7 +92,7 @@ def test_labelled_pairs_are_no_pre_training_data(data):
     [("紫色的鸟和鱼", "this run has one of 30"), ("一只小鹿", "this run has as many, but others")],
 )
 def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, said):
-    """Of another size, or of the same size with other characters; the checkpoint's own model reads the new texts."""
+    """Of another size, or of the same size with other characters; another run from the checkpoint reads them."""
     runner.invoke(app, arguments(data), catch_exceptions=False)
     pairs = (data / "pairs.jsonl").read_text(encoding="utf-8")
     (data / "pairs.jsonl").write_text(pairs.replace("一只小狗", text), encoding="utf-8")
@@ -102,12 +102,16 @@ def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, said):
     assert "a vocabulary of 27 entries" in str(result.exception)
     assert said in str(result.exception)
     checkpoint = str(data / "run" / "checkpoint-4")
-    assert f"--resume --model {checkpoint}" in str(result.exception)
+    assert f"--model {checkpoint}` and another --output" in str(result.exception)
     place = more.index("--config")
-    again = runner.invoke(app, [*more[:place], "--model", checkpoint, *more[place + 2 :]], catch_exceptions=False)
+    with_model = [*more[:place], "--model", checkpoint, *more[place + 2 :]]
+    refused = runner.invoke(app, with_model)
+    assert "data.texts" in str(refused.exception)
+    with_model.remove("--resume")
+    with_model[with_model.index("--output") + 1] = str(data / "other")
+    again = runner.invoke(app, with_model, catch_exceptions=False)
     assert again.exit_code == 0, again.output
-    assert (data / "run" / "checkpoint-5").exists()
-    assert json.loads((data / "run" / "pretraining.json").read_text())["start"] == {"config": "config"}
+    assert json.loads((data / "other" / "pretraining.json").read_text())["start"] == {"model": "checkpoint-4"}
 
 
 def test_too_many_broken_records_are_refused_by_file_and_line(data):

@@ -51,7 +51,7 @@ def row(card, label):
 
 
 def test_card_of_a_run_names_its_data_and_its_start(tmp_path):
-    """A run, and the same resumed on more data of which one picture turns out to be broken."""
+    """A run, and the same lengthened; on other data it is refused."""
     tiny_config("resnet", max_text_length=16).save_pretrained(tmp_path / "small")
     first, second = write_pairs(tmp_path, "first.jsonl"), write_pairs(tmp_path, "second.jsonl", broken=1)
     output = tmp_path / "run"
@@ -75,20 +75,22 @@ def test_card_of_a_run_names_its_data_and_its_start(tmp_path):
     assert "| first.jsonl | unknown |" in card.text
     assert row(card, "data, counted") == "6 pairs, 5 pictures, 6 texts"
     assert row(card, "objectives") == "GCPR + FGR"
-    run("pretrain", "--data", second, "--steps", 6, "--resume", *shared)
+    with pytest.raises(ValueError, match=r"data\.pairs 6, this run has 7; data\.texts"):
+        run("pretrain", "--data", second, "--steps", 6, "--resume", *shared)
+    run("pretrain", "--data", first, "--steps", 6, "--resume", *shared)
     run("card", output, "--overwrite", "--language", "zh")
     card = load_card(output / "README.md")
     assert "- 基础模型：无：随机权重（`small`）" in card.text
-    assert "| first.jsonl | 未知 |\n| second.jsonl | 未知 |" in card.text
-    counted = "6 pairs, 5 pictures, 6 texts; 7 pairs, 6 pictures, 7 texts; 1 bad records left out"
-    assert row(card, "数据量") == counted
+    assert "| first.jsonl | 未知 |" in card.text
+    assert "second.jsonl" not in card.text
+    assert row(card, "数据量") == "6 pairs, 5 pictures, 6 texts"
     plan = plan_push(output)
     assert plan.problems == plan.warnings == []
     assert str(tmp_path) not in (output / RECORD_FILE).read_text(encoding="utf-8")
 
 
-def test_card_of_a_fine_tuning_that_was_resumed_on_other_data(tmp_path):
-    """Stopped before it has saved a model, then resumed on pairs of which one picture is broken."""
+def test_card_of_a_fine_tuning_that_was_resumed(tmp_path):
+    """Stopped before it has saved a model, then resumed; one picture is broken."""
     processor = R2D2Processor.build(build_character_tokenizer([*TEXTS, "马"]), image_size=32, max_length=16)
     base, output = tmp_path / "base", tmp_path / "tuned"
     R2D2ForPreTraining(tiny_config("resnet", max_text_length=16)).save_pretrained(base)
@@ -109,14 +111,18 @@ def test_card_of_a_fine_tuning_that_was_resumed_on_other_data(tmp_path):
         finetune(base, pairs, settings, callbacks=callbacks, data=TrainingData.of(str(data), pairs))
 
     with pytest.raises(KeyboardInterrupt):
-        tune(first, 1, [Stop()])
+        tune(second, 2, [Stop()])
     assert not (output / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"data\.pairs 7, this run has 6; data\.texts"):
+        tune(first, 2, resume=True)
+    with pytest.raises(ValueError, match="epochs 2, this run has 3"):
+        tune(second, 3, resume=True)
     tune(second, 2, resume=True)
     card = model_card(output)
     assert "- Base model: `base`\n" in card.text
-    assert "| first.jsonl | unknown |\n| second.jsonl | unknown |" in card.text
-    counted = "6 pairs, 5 pictures, 6 texts; 7 pairs, 6 pictures, 7 texts; 1 bad records left out"
-    assert row(card, "data, counted") == counted
+    assert "| second.jsonl | unknown |" in card.text
+    assert "first.jsonl" not in card.text
+    assert row(card, "data, counted") == "7 pairs, 6 pictures, 7 texts; 1 bad records left out"
     assert str(tmp_path) not in (output / FINETUNING_FILE).read_text(encoding="utf-8")
 
 

@@ -224,9 +224,23 @@ def test_nothing_is_overwritten_by_accident(pairs, tmp_path):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2))
     with pytest.raises(ValueError, match="batch_size 3, this run has 2"):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2, batch_size=2, resume=True))
+    for change, said in (
+        ({"learning_rate": 2e-3}, "learning_rate .*, this run has 0.002"),
+        ({"caption_dropout": 0.5}, "caption_dropout .*, this run has 0.5"),
+        ({"seed": 5}, "seed 0, this run has 5"),
+        ({"steps": 3}, "steps 2, this run has 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, **{"steps": 2, **change}, resume=True))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    pipeline = tiny_pipeline()
+    again = train_text_to_image(pipeline, pairs, settings(tmp_path, steps=2, resume=True, log_every=1))
+    assert again["steps"] == 2  # a finished run is left alone
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not changed(weights(pipeline), weights(R2D2TextToImagePipeline.from_pretrained(tmp_path)))
     train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=1, overwrite=True))
     assert not list(tmp_path.glob("checkpoint-*"))
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="nothing to resume: .* holds no checkpoint"):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, resume=True))
 
 
@@ -277,7 +291,7 @@ def test_killed_while_a_checkpoint_or_the_pipeline_is_written(pairs, tmp_path, m
 def test_a_diverging_run_stops(pairs, tmp_path):
     pipeline = tiny_pipeline()
     pipeline.unet.conv_in.weight.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match=r"step 1: the run has diverged, .*conv_in\.weight"):
         train_text_to_image(pipeline, pairs, settings(tmp_path / "out"))
 
 
