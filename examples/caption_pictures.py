@@ -8,11 +8,10 @@ the paper names the task and publishes no method.
 
 import argparse
 
-from PIL import Image
-
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Processor
 from modeling_r2d2.finetuning import FinetuningSettings, finetune
 from modeling_r2d2.loading import load_processor, load_whole
+from modeling_r2d2.processing import open_image
 from modeling_r2d2.processing.datasets import load_pairs
 
 
@@ -34,7 +33,7 @@ def main() -> None:
         finetune(options.model, load_pairs(options.data), settings, say=print)
     folder = options.captioner or options.output
     model, processor = load_whole(R2D2ForConditionalGeneration, folder), load_processor(R2D2Processor, folder)
-    images = [Image.open(path) for path in options.pictures]
+    images = [open_image(path) for path in options.pictures]
     tokens = model.generate(**processor(images=images, return_tensors="pt"), num_beams=3)
     for path, caption in zip(options.pictures, processor.post_process_image_text_to_text(tokens), strict=True):
         print(f"{path}: {caption}")
