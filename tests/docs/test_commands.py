@@ -10,7 +10,7 @@ from modeling_r2d2.cli import app
 from .pages import PAGES, ROOT, anchors, inline_commands, links, shell_commands
 
 #: Programs that other projects bring.
-FOREIGN = {"pip", "img2dataset", "hf", "make"}
+FOREIGN = {"pip", "img2dataset", "hf", "make", "source"}
 
 
 def find_verb(words):
