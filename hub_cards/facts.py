@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..finite import require_finite, require_finite_file
-from ..loading import load_config
+from ..loading import load_config, read_json_object
 from .record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
@@ -182,7 +181,7 @@ def _read_training(facts: ModelFacts) -> None:
         training["data"] = "; ".join(each.counted() for each in record.data)
     if (folder / FINETUNING_FILE).is_file():
         facts.record = RunRecord.of_finetuning(folder)
-        held = json.loads((folder / FINETUNING_FILE).read_text(encoding="utf-8"))
+        held = read_json_object(folder / FINETUNING_FILE)
         facts.origin = "fine-tuned"
         settings, report = held["settings"], held["report"]
         training |= {known: settings[name] for name, known in _FINETUNING.items() if settings.get(name) is not None}
@@ -194,7 +193,7 @@ def _read_training(facts: ModelFacts) -> None:
             training["data"] = f"{report['data']['pairs']:,} pairs, {report['data']['images']:,} pictures"
         training["max_steps"] = report["epochs"] * report["steps_per_epoch"]
     elif (folder / "results.json").is_file():
-        held = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        held = read_json_object(folder / "results.json")
         settings = held.get("settings", {}) if isinstance(held, dict) else {}
         names = {"steps": "max_steps", "batch_size": "per_device_train_batch_size"}
         for name in ("steps", "batch_size", "learning_rate", "weight_decay", "seed"):
@@ -213,7 +212,7 @@ def _trainer_state(folder: Path) -> dict[str, Any]:
     numbered = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
     found += sorted(numbered, key=lambda path: -int(path.parent.name[11:]))
     path = next((path for path in found if path.is_file()), None)
-    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return {} if path is None else read_json_object(path)
 
 
 class _Inert:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -142,8 +141,9 @@ def read_results(path: str | PathLike) -> list[EvaluationResult]:
         ValueError: another file; names it.
     """
     from ..evaluation.results import EvaluationResult
+    from ..loading import read_json
 
-    held = json.loads(Path(path).read_text(encoding="utf-8"))
+    held = read_json(Path(path))
     if isinstance(held, dict) and "vendors" in held:  # of the demo
         return [_of_demo(vendor, figures) for vendor, figures in held["vendors"].items()]
     try:

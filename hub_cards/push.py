@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -211,7 +212,7 @@ def _lacking(plan: PushPlan) -> list[str]:
             needed = {f"{name}.py" for name in get_relative_imports(plan.folder / module)}
             problems += [f"{name} is not there, which {module} imports" for name in sorted(needed - set(plan.files))]
     if "README.md" not in plan.files:
-        problems.append("there is no card (README.md): make one by `r2d2 card`")
+        problems.append(f"there is no card (README.md): make one by `r2d2 card {shlex.quote(str(plan.folder))}`")
     else:
         content = (plan.folder / "README.md").read_text(encoding="utf-8")
         problems += [f"README.md: {problem}" for problem in check_card(content, "model", plan.folder)]
@@ -225,7 +226,8 @@ def _other_names(folder: Path, repo_id: str) -> list[str]:
         return []
     code = "\n".join(block for _, block in code_blocks(path.read_text(encoding="utf-8")))
     named = set(re.findall(r'(?:from_pretrained\(|model=)"([^"]+)"', code)) - {repo_id}
-    return [f"README.md: its code loads {name!r}, not {repo_id!r}: `r2d2 card --repo {repo_id}`" for name in named]
+    command = f"`r2d2 card {shlex.quote(str(folder))} --repo {repo_id} --overwrite`"
+    return [f"README.md: its code loads {name!r}, not {repo_id!r}: {command}" for name in named]
 
 
 __all__ = ["PushPlan", "PushRefusedError", "check_repo_id", "plan_push", "push_folder"]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from ..loading import load_processor, load_whole
+from ..loading import load_processor, load_whole, read_json_object
 
 _TEXT = "一只棕色的小狗在草地上追着一个红色的球"
 
@@ -44,6 +44,18 @@ class Speed:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> Speed:
+        """From the JSON file that `r2d2 card --measure-speed --speed-output` wrote.
+
+        Raises:
+            ValueError: another file; names it.
+        """
+        try:
+            return cls(**read_json_object(Path(path)))
+        except TypeError as error:
+            raise ValueError(f"{path} holds no speed by `r2d2 card --speed-output`: {error}") from error
 
 
 def measure_speed(folder: str | PathLike, device: str = "cpu", batch: int = 16, seconds: float = 1.0) -> Speed:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 
@@ -82,11 +82,14 @@ def require_finite_file(path: str | PathLike) -> None:
     """`require_finite_weights` of a safetensors file, one tensor in memory at a time.
 
     Raises:
-        NotFiniteError: names the file and the first tensor. SafetensorError: not such a file.
+        NotFiniteError: names the file and the first tensor. ValueError: not such a file, or a torn one.
     """
-    with safe_open(path, framework="pt") as held:
-        names = list(held.keys())
-        found = names_not_finite((name, held.get_tensor(name)) for name in names)
+    try:
+        with safe_open(path, framework="pt") as held:
+            names = list(held.keys())
+            found = names_not_finite((name, held.get_tensor(name)) for name in names)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or was cut short: {error}") from error
     if found:
         raise NotFiniteError(_weights_refused(path, found, len(names)))
 

@@ -407,25 +407,48 @@ def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True
 def _other_kind(folder: Path) -> str:
     known = {
         "model_index.json": "it holds a pipeline of diffusers",
+        "manifest.json": _manifest_of(folder),
         "trainer_state.json": "it holds the state of a run",
     }
     return next((f"; {what}" for name, what in known.items() if (folder / name).is_file()), "")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def _manifest_of(folder: Path) -> str:
+    """What the manifest.json of a folder that is no model says that it is."""
+    try:
+        held = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "its manifest.json is of something else"
+    if isinstance(held, dict) and "shards" in held:
+        return "it is an index: name the model that it was made with"
+    if isinstance(held, dict) and "graphs" in held:
+        return "it holds ONNX graphs, which `r2d2 index`, `search`, `match` and `app` take"
+    return "its manifest.json is of something else"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
 
     Raises:
-        ValueError: not UTF-8, no JSON, nested too deep, or no object; names file and place. OSError: not readable.
+        ValueError: not UTF-8, no JSON, or nested too deep; names file and place. OSError: not readable.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise LoadingError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise LoadingError(f"{path}:{error.lineno} is not JSON: {error.msg} (column {error.colno})") from error
     except (RecursionError, ValueError) as error:
         raise LoadingError(f"{path} is not JSON that can be read: {_first_line(error)}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: as `read_json`; or it is no object. OSError: not readable.
+    """
+    content = read_json(path)
     if not isinstance(content, dict):
         raise LoadingError(f"{path} holds a {type(content).__name__}, not a JSON object")
     return content

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..processing import bars
 from .app import app as app_page
 from .calibrate import calibrate
 from .card import card
@@ -80,6 +81,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a terminal without Chinese, or a name that is no text
             stream.reconfigure(errors="backslashreplace")
     quiet_libraries()
+    bars.show()
     _settings["traceback"] = bool(os.environ.get(_TRACEBACK))
     sys.exit(run(lambda: app(standalone_mode=False, prog_name="r2d2"), lambda: _settings["traceback"]))
 

@@ -1,6 +1,5 @@
 """`r2d2 card`: the card of a model folder or of a data set."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +77,7 @@ def card(
             found = read_results(source / "results.json")  # of the demo
         rates = measure(source, device) if measure_speed else None
         if speed is not None:
-            rates = Speed(**json.loads(speed.read_text(encoding="utf-8")))
+            rates = Speed.read(speed)
         if rates is not None and speed_output is not None:
             from ..finite import to_json
 

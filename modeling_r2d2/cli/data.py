@@ -43,6 +43,8 @@ def check(
     from ..processing.datasets.check import check_pairs
     from ..processing.files import refuse_output, write_text
 
+    if not 0 <= max_error_rate <= 1:
+        raise ValueError(f"--max-error-rate is {max_error_rate}; it is a share between 0 and 1")
     pairs = load_pairs(
         data,
         format=format,
@@ -96,7 +98,10 @@ def matching_pairs(
     overwrite: Annotated[bool, typer.Option(help="Replace a list that is there.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ):
-    """Save a list of matching pairs, so that `r2d2 evaluate --task matching --pairs LIST` judges every model alike."""
+    """Save a list of matching pairs, so that every model is judged alike.
+
+    `r2d2 evaluate --task matching --data DATA --pairs LIST` reads it.
+    """
     from ..evaluation.gallery import Gallery, open_pairs
     from ..evaluation.matching_pairs import make_matching_pairs
     from ..processing.files import refuse_output

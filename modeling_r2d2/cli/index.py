@@ -1,11 +1,14 @@
 """`r2d2 index`: make an index of pictures, add to it, take from it."""
 
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..processing.bars import bar
 from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
@@ -60,13 +63,14 @@ def index(
     kept = CacheOptions(keep or kept.keep, precision or kept.precision)
     network, processor = load_model(model, device=device)
     accelerator = _accelerator()
-    with console.status("listing") as status:
-        done: dict[str, int] = {}
-
-        def progress(count: int, doing: str) -> None:
-            done[doing] = done.get(doing, 0) + count
-            status.update(", ".join(f"{doing} {number:,}" if number else doing for doing, number in done.items()))
-
+    reading = {
+        "format": format,
+        "image_root": image_root,
+        "columns": columns_of(image_column, text_column),
+        "encoding": encoding,
+    }
+    source = None if not pictures else pictures if len(pictures) > 1 else pictures[0]
+    with IndexProgress(source, reading) as progress:
         builder = IndexBuilder(
             network, processor, output, kept, vectors, batch_size, accelerator=accelerator, progress=progress
         )
@@ -75,16 +79,7 @@ def index(
             built = builder.remove(remove)
             removed = built.removed
         if pictures:
-            built = builder.add(
-                pictures if len(pictures) > 1 else pictures[0],
-                prune,
-                rebuild,
-                format=format,
-                image_root=image_root,
-                columns=columns_of(image_column, text_column),
-                encoding=encoding,
-                note=noted.add,
-            )
+            built = builder.add(source, prune, rebuild, note=noted.add, **reading)
             built = replace(built, removed=built.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -115,6 +110,45 @@ def index(
         more = len(built.unreadable) - 20
         rest = f"… and {more:,} more; " if more > 0 else ""
         console.print(f"  {rest}all in {output / 'unreadable.jsonl'}")
+
+
+class IndexProgress:
+    """A bar of the pictures that are done, given the number of all as soon as they are counted.
+
+    Called as `IndexBuilder` calls: with how many were done since the last call, and with what was done to them. The
+    counting reads the list of pictures, not the pictures, while the first of them are encoded.
+
+    Args:
+        source, reading: as for `IndexBuilder.add`. source None: nothing is counted.
+    """
+
+    def __init__(self, source: str | list[str] | None, reading: dict[str, Any]):
+        self._source, self._reading = source, reading
+        self._done: dict[str, int] = {}
+
+    def __enter__(self) -> "IndexProgress":
+        self._bar = bar(doing="indexing", unit="pictures")
+        if self._source is not None and not self._bar.disable:
+            threading.Thread(target=self._count, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, count: int, doing: str) -> None:
+        self._done[doing] = self._done.get(doing, 0) + count
+        if count == 0:  # a step that has no pictures of its own
+            self._bar.set_description(doing, refresh=False)
+            return
+        shown = {name: number for name, number in self._done.items() if name != "encoding" and number}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(count)
+
+    def _count(self) -> None:
+        from ..retrieval.pictures import list_pictures
+
+        with suppress(Exception):  # the indexing itself says what is wrong
+            self._bar.total = sum(1 for _ in list_pictures(self._source, **self._reading))
 
 
 def _accelerator():

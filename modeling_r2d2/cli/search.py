@@ -25,13 +25,8 @@ class Format(StrEnum):
     sheet = "sheet"
 
 
-_SUFFIXES = {
-    ".json": Format.json,
-    ".csv": Format.csv,
-    ".png": Format.sheet,
-    ".html": Format.sheet,
-    ".htm": Format.sheet,
-}
+_SUFFIXES = {".json": Format.json, ".csv": Format.csv, ".png": Format.sheet, ".html": Format.sheet}
+_PLAIN = ("", ".txt", ".log", ".md")
 
 
 def search(
@@ -105,11 +100,14 @@ def _format(format: Format | None, output: Path | None) -> Format:
     """As asked for, or as the file's suffix says.
 
     Raises:
-        ValueError: the two contradict each other, or a sheet has no file.
+        ValueError: the two contradict each other, a sheet has no file, or the suffix is of something else.
     """
-    named = None if output is None else _SUFFIXES.get(output.suffix.lower())
-    if format is None:
+    suffix = "" if output is None else output.suffix.lower()
+    named = _SUFFIXES.get(suffix)
+    if format is None and (named is not None or suffix in _PLAIN):
         return named or Format.table
+    if format is None or (format == Format.sheet and output is not None and named is None):
+        raise ValueError(f"--output {output}: it ends in none of {', '.join([*_SUFFIXES, '.txt'])}")
     if format == Format.sheet and output is None:
         raise ValueError("a sheet is a file: name it with --output FILE.png")
     if named is not None and named != format:

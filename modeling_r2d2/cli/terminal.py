@@ -50,8 +50,13 @@ class Terminal(Console):
 
 
 def one_line(message: str) -> str:
-    """Several lines of a message as one, for stderr."""
-    return " ".join(part for line in message.splitlines() if (part := line.strip()))
+    """Several lines of a message as one, for stderr; items of a list are parted by semicolons."""
+    lines = [part for line in message.splitlines() if (part := line.strip())]
+    line = ""
+    for part in lines:
+        gap = "" if not line else " " if line[-1] in ":;,.(" or part[0].islower() else "; "
+        line += gap + part.removeprefix("- ")
+    return line
 
 
 class _Formatter(logging.Formatter):

@@ -11,6 +11,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from ..configuration_r2d2 import R2D2Config
 from ..hub_cards import converted_card
 from ..loading import load_tokenizer
+from ..processing.bars import bar
 from ..processing.files import claim_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from .official import ConversionReport, convert_official_checkpoint
@@ -55,9 +56,11 @@ def convert_to_folder(
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
     tokenizer = build_tokenizer(vocab)
+    shown = bar(doing="converting", total=3, unit="steps")
     model, report = convert_official_checkpoint(
         checkpoint, config, head=head, allow_unknown=allow_unknown, return_report=True
     )
+    shown.update()
     vocab_size = model.config.text_config.vocab_size
     if len(tokenizer) != vocab_size:
         raise ValueError(
@@ -76,7 +79,8 @@ def convert_to_folder(
         source=source,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    with staged_folder(output_dir, "convert", stale=["*"]) as folder:
+    shown.update()
+    with shown, staged_folder(output_dir, "convert", stale=["*"]) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         card.save(folder / "README.md")

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..configuration_wukong import WukongConfig
 from ..finite import require_finite_weights
 from ..modeling_wukong import WukongModel
+from ..processing.bars import bar
 from ..processing.files import staged_folder
 from ..processing.processing_wukong import WukongProcessor
 from .folder import _refuse_occupied, _sha256, build_tokenizer
@@ -304,6 +305,7 @@ def convert_wukong_to_folder(
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     _refuse_occupied(output_dir, overwrite)
     tokenizer = build_tokenizer(vocab)
+    shown = bar(doing="converting", total=2, unit="steps")
     model, report = convert_wukong_checkpoint(checkpoint, config, allow_unknown=allow_unknown, return_report=True)
     config = model.config
     if len(tokenizer) != config.text_config.vocab_size:
@@ -314,7 +316,8 @@ def convert_wukong_to_folder(
     stored = {} if exif_transpose else {"exif_transpose": False}
     processor = WukongProcessor.build(tokenizer, config.vision_config.image_size, config.max_text_length, **stored)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    with staged_folder(output_dir, "convert", stale=["*"]) as folder:
+    shown.update()
+    with shown, staged_folder(output_dir, "convert", stale=["*"]) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         _card(output_dir, config, report, checkpoint, source, parameters).save(folder / "README.md")

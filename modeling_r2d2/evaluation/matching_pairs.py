@@ -22,6 +22,7 @@ import torch
 
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model
+from ..processing.bars import bar
 from ..processing.datasets.records import read_label
 from ..processing.files import write_text
 from ..processing.processing_r2d2 import R2D2Processor
@@ -168,6 +169,7 @@ def pair_probabilities(
     image_index = np.asarray(image_index, dtype=np.int64)
     order = np.argsort(image_index, kind="stable")
     result = np.empty(len(order))
+    shown = bar(doing="matching", total=len(order), unit="pairs")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         own_images, image_of_pair = np.unique(image_index[rows], return_inverse=True)
@@ -185,6 +187,8 @@ def pair_probabilities(
             )
         require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
         result[rows] = output.match_probability.double().cpu().numpy()
+        shown.update(len(rows))
+    shown.close()
     return result
 
 

@@ -18,6 +18,7 @@ from transformers import EvalPrediction
 
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
+from ..processing.bars import bar
 from ..processing.datasets.images import as_processor_reads, open_image, turns_upright
 from ..processing.processing_r2d2 import R2D2Processor
 from .recall import ImageId, TextId, positive_pairs, recall_both_ways, retrieval_metrics
@@ -99,7 +100,7 @@ def encode_images(
         raise ValueError("images is empty: there is nothing to encode")
     embeds, states = [], []
     images = as_processor_reads(images, processor)
-    with evaluating(model):
+    with evaluating(model), bar(doing="encoding pictures", total=len(images)) as shown:
         for start in range(0, len(images), batch_size):
             batch = [pixels_of(images[i], processor) for i in range(start, min(start + batch_size, len(images)))]
             pixel_values = torch.stack(batch)
@@ -107,6 +108,7 @@ def encode_images(
             embeds.append(normalize(output.pooler_output.float()).to(device or model.device))
             if keep_states:
                 states.append(output.last_hidden_state.to(device or model.device))
+            shown.update(len(batch))
     encoded = EncodedImages(torch.cat(embeds), torch.cat(states) if keep_states else None)
     require_finite(encoded.embeds, f"picture embeddings of {name_of(model)}", [_named(image) for image in images])
     return encoded
@@ -164,7 +166,7 @@ def encode_texts(
     lengths = attention_mask.sum(dim=1)
     device = torch.device(device or model.device)
     embeds = states = None
-    with evaluating(model):
+    with evaluating(model), bar(doing="encoding texts", total=len(texts), unit="texts") as shown:
         for rows in lengths.argsort(stable=True).split(batch_size):
             longest = int(lengths[rows].max())
             output = model.get_text_features(
@@ -183,6 +185,7 @@ def encode_texts(
                 embeds[rows.to(device), :longest] = batch
             if keep_states:
                 states[rows.to(device), :longest] = output.last_hidden_state.to(device)
+            shown.update(len(rows))
     require_finite(embeds, f"text embeddings of {name_of(model)}", texts)
     return EncodedTexts(embeds, attention_mask.to(device), states)
 
@@ -247,7 +250,7 @@ def match_probabilities(
     position, image_index = pairs[by_length].nonzero(as_tuple=True)
     text_index = by_length[position]
     probability = torch.full(pairs.shape, torch.nan, device=pairs.device)
-    with evaluating(model):
+    with evaluating(model), bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
         for text_rows, image_rows in zip(text_index.split(batch_size), image_index.split(batch_size), strict=True):
             own_texts, text_of_pair = text_rows.to(lengths.device).unique(return_inverse=True)
             own_images, image_of_pair = image_rows.to(images.hidden_states.device).unique(return_inverse=True)
@@ -262,6 +265,7 @@ def match_probabilities(
             )
             require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
             probability[text_rows, image_rows] = output.match_probability.to(pairs.device)
+            shown.update(len(text_rows))
     return probability
 
 

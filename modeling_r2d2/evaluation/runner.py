@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ import transformers
 
 from ..finite import to_json
 from ..image_classification_r2d2 import R2D2ForImageClassification
+from ..loading import read_json_object
+from ..processing.bars import bar
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.datasets.images import as_processor_reads
 from ..processing.datasets.json_records import read_json_objects
@@ -276,11 +278,12 @@ def evaluate_models(
         key = _cache_key(settings, evaluation.data_hash, digest)
         kept = None if cache is None or digest is None else Path(cache) / f"{key}.json"
         if kept is not None and kept.is_file():
-            report(f"{place}: kept result {kept}")
-            values = json.loads(kept.read_text(encoding="utf-8"))
-            values |= {"model": _model_name(place), "data": settings.data_name}
-            results.append(EvaluationResult.from_dict(values))
-            continue
+            found = _kept_result(kept)
+            if found is not None:
+                report(f"{place}: kept result {kept}")
+                results.append(replace(found, model=_model_name(place), data=settings.data_name))
+                continue
+            report(f"{place}: the kept result {kept} is torn: it is computed again")
         report(f"{place}: {settings.task} on {settings.data_name}")
         started = time.perf_counter()
         network, processor = (None, None) if settings.captions else load_model(place, settings)
@@ -353,12 +356,15 @@ def recalls_with_intervals(
 def generate_captions(model: Any, processor: Any, images: Sequence, settings: EvaluationSettings) -> list[str]:
     """A caption for every picture, by the model's `generate`."""
     captions, images = [], as_processor_reads(images, processor)
+    shown = bar(doing="captioning", total=len(images))
     for start in range(0, len(images), settings.batch_size):
         batch = [images[place] for place in range(start, min(start + settings.batch_size, len(images)))]
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         with torch.no_grad():
             tokens = model.generate(pixel_values=pixels, **settings.generation)
         captions += processor.post_process_image_text_to_text(tokens)
+        shown.update(len(batch))
+    shown.close()
     return captions
 
 
@@ -422,6 +428,14 @@ def _cache_key(settings: EvaluationSettings, data: str, model: str | None) -> st
     parts = {"version": _VERSION, "task": settings.task, "data": data, "model": model}
     parts |= {"settings": settings.described(), "package": __version__}
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _kept_result(path: Path) -> EvaluationResult | None:
+    """None where the file is torn, or of something else."""
+    try:
+        return EvaluationResult.from_dict(read_json_object(path))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _model_name(place: str) -> str:

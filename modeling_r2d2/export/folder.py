@@ -17,6 +17,7 @@ from ..configuration_r2d2 import R2D2Config
 from ..evaluation.retrieval import evaluating
 from ..loading import load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
+from ..processing.bars import bar
 from ..processing.datasets.images import open_image, turns_upright
 from ..processing.files import Stamp, clean_leftovers, foreign_entries, refuse_no_folder, staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
@@ -100,7 +101,7 @@ def _write(
     batches = list(_batches(processor, pictures)) if pictures is not None else None
     inputs = _Inputs(model, size, longest, batches[0]["pixel_values"] if batches else None)
     records, places = {}, {}
-    for name, graph in graphs_of(model).items():
+    for name, graph in bar(graphs_of(model).items(), "exporting", unit="graphs"):
         full, final = folder / f"{name}.fp32", folder / f"{name}.onnx"
         write_graph(graph, inputs.of(name, *_SHAPES[1]), full, opset)
         if name == RANKER:

@@ -188,6 +188,8 @@ def fit_calibration(
             slope, intercept = _fit(z[~part], y[~part], name)
             total += _likelihood(slope * z[part] + intercept, y[part]) * part.sum()
         held_out[name] = float(total / len(y))
+    if method not in ("best", "temperature", "platt"):
+        raise ValueError(f"method is {method!r}; use 'best', 'temperature' or 'platt'")
     if method == "best":
         method = "platt" if held_out["platt"] > held_out["temperature"] else "temperature"
     slope, intercept = _fit(z, y, method)

@@ -62,7 +62,8 @@ class ShardEncoder:
                 good.extend(read)
                 contents.extend(digests)
                 self.progress(len(read), "encoding")
-        self.progress(len(unreadable), "unreadable")
+        if unreadable:
+            self.progress(len(unreadable), "unreadable")
         texts = [text for picture in good for text in picture.texts]
         text_embeds = torch.empty(0, self.text_dimension)
         if texts:

@@ -255,6 +255,8 @@ class Manifest:
                 if started
                 else ("make one with `r2d2 index PICTURES --model DIR --output INDEX`")
             )
+            if (root / "config.json").is_file():
+                hint = f"it is a model: make an index with `r2d2 index PICTURES --model {root} --output INDEX`"
             raise IndexFileError(f"{root} holds no index ({MANIFEST} is missing); {hint}")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))

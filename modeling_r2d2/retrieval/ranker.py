@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, match_probability
+from ..processing.bars import bar
 from .attention import FoldedAttention, SelfAttention
 
 #: A text with at least so many candidates gets chunks of its own, where its folded keys are shared.
@@ -168,6 +169,7 @@ class FastRanker:
             ("image_match_logits", image_text, self.chunk, self._image_text_logits),
         ):
             out = None
+            shown = bar(doing="ranking", total=len(text_index), unit="pairs")
             for pairs, rows in self._chunks(texts.lengths, text_index, size) if wanted else ():
                 own = texts.hidden_states[rows, : int(texts.lengths[rows].max())]
                 mask = None
@@ -177,6 +179,8 @@ class FastRanker:
                 if out is None:
                     out = chunk.new_empty(len(text_index), 2)
                 out[pairs] = chunk
+                shown.update(len(pairs))
+            shown.close()
             if out is not None:
                 require_finite(out, f"match logits of {self.model.config.name_or_path or type(self.model).__name__}")
             result[name] = out

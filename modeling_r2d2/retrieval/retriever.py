@@ -200,8 +200,11 @@ class R2D2Retriever:
             raise ValueError(f"find is {find!r}; use 'images' or 'texts'")
         if top_k < 1 or candidates < 0 or (cascade is not None and cascade < 1):
             raise ValueError(
-                f"top_k {top_k} and cascade {cascade} must be at least 1, candidates {candidates} at least 0"
+                f"top_k must be at least 1, candidates at least 0, a cascade at least 1; given: {top_k}, {candidates}, "
+                f"{'none' if cascade is None else cascade}"
             )
+        if min_match_probability is not None and not 0 <= min_match_probability <= 1:
+            raise ValueError(f"min_match_probability is {min_match_probability}; it is a probability, from 0 to 1")
         ranks = self.ranker is not None and candidates > 0 and (texts is not None or find == "texts")
         ranks = ranks and not (texts is not None and find == "texts")
         if min_match_probability is not None:
@@ -362,7 +365,8 @@ def load_model(
             one that lacks weights.
     """
     if isinstance(model, str | PathLike):
-        if (Path(model) / "manifest.json").is_file():
+        # somebody's manifest.json beside a model's weights is no export
+        if (Path(model) / "manifest.json").is_file() and any(Path(model).glob("*.onnx")):
             from ..export import R2D2OnnxModel
 
             network = R2D2OnnxModel.from_pretrained(model)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..bars import bar
 from .images import ImageReadError
 from .pairs import PairDataset
 from .report import ErrorReport, Problem
@@ -121,7 +122,9 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
     found = DataCheck()
     labels: Counter[int] = Counter()
     remarks = _Remarks(found)
-    for place, (image, texts, key, label, location) in enumerate(_samples(pairs)):
+    total = None if isinstance(pairs, StreamingPairs) else len(pairs)
+    samples = bar(_samples(pairs), "checking", total, unit="pairs")
+    for place, (image, texts, key, label, location) in enumerate(samples):
         found.pairs += 1
         remarks.look_at(image, texts, key, label, location)
         sizes.setdefault(key, image.size)

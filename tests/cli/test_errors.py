@@ -1,7 +1,9 @@
 """Whatever a user gets wrong is one line on stderr that names it, and a status other than 0."""
 
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,11 @@ import typer
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 
+from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import EXAMPLES, app, errors, main
+from modeling_r2d2.cli.terminal import one_line
 from modeling_r2d2.processing.datasets.images import ImageReadError
+from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 
 def raising(error: BaseException):
@@ -189,3 +194,81 @@ def test_device_is_taken_where_it_works(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(typer.BadParameter, match="there is: cpu, cuda:0, cuda:1"):
         check_device("nonsense")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, four pairs, their index, and broken files of each kind."""
+    pytest.importorskip("faiss")
+    root = tmp_path_factory.mktemp("errors")
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(root / "model")
+    tiny_processor().save_pretrained(root / "model")
+    lines = []
+    for number, text in enumerate("猫狗马鱼"):
+        tiny_picture(number).save(root / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "text": text}))
+    (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    R2D2Retriever.build(root / "pairs.jsonl", root / "model", root / "index")
+    (root / "broken.json").write_text('{"a": ')
+    (root / "deep.json").write_text("[" * 100_000)
+    for name in ("torn", "manifested"):
+        shutil.copytree(root / "model", root / name)
+    weights = root / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:300])
+    (root / "manifested" / "manifest.json").write_text('{"name": "somebody\'s"}')
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["match", "{}/0.png", "猫", "--model", "{}/index"], "it has no config.json; it is an index: name the model"),
+        (["evaluate", "--data", "{}/pairs.jsonl", "--model", "{}/index"], "it is an index"),
+        (["search", "{}/model", "猫"], "it is a model: make an index with `r2d2 index PICTURES --model"),
+        (["card", "{}/torn"], "model.safetensors is damaged, or was cut short"),
+        (["card", "{}/model", "--results", "{}/broken.json"], "broken.json:1 is not JSON"),
+        (["card", "{}/model", "--results", "{}/deep.json"], "deep.json is not JSON"),
+        (["card", "{}/model", "--speed", "{}/broken.json"], "broken.json:1 is not JSON"),
+        (["card", "{}/model", "--speed", "{}/model/config.json"], "config.json holds no speed"),
+        (["search", "{}/index", "猫", "--min-match-probability", "nan"], "a probability, from 0 to 1"),
+        (["search", "{}/index", "猫", "--output", "x.xlsx"], "x.xlsx: it ends in none of .json"),
+        (["search", "{}/index", "猫", "--format", "sheet", "--output", "x.jpg"], "x.jpg: it ends in none of .json"),
+        (["data", "check", "{}/pairs.jsonl", "--max-error-rate", "nan"], "--max-error-rate is nan"),
+        (["data", "check", "{}/pairs.jsonl", "--label", "zzz"], "records: {}/pairs.jsonl:1: no column 'zzz'"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_wrong_files_are_named(place, arguments, words, monkeypatch, capsys):
+    arguments = [each.replace("{}", str(place)) for each in arguments]
+    status, _, err = call(monkeypatch, capsys, *arguments)
+    line = err.splitlines()[-1]
+    assert status == 2
+    assert line.startswith("r2d2: ")
+    assert words.replace("{}", str(place)) in line
+
+
+def test_a_manifest_beside_a_model_is_no_export(place, monkeypatch, capsys):
+    command = ("match", place / "0.png", "猫", "--model", place / "manifested", "--json")
+    status, out, _ = call(monkeypatch, capsys, *command)
+    assert status == 0
+    assert json.loads(out)[0]["text"] == "猫"
+
+
+@pytest.mark.parametrize("torn", ['{"met', "{}", "[]", ""])
+def test_a_torn_result_is_computed_again(place, tmp_path, monkeypatch, capsys, torn):
+    command = ("evaluate", "--data", place / "pairs.jsonl", "--model", place / "model", "--output", tmp_path)
+    status, first, _ = call(monkeypatch, capsys, *command)
+    assert status == 0
+    (kept,) = (tmp_path / "cache").glob("*.json")
+    whole = json.loads(kept.read_text("utf-8"))
+    kept.write_text(torn)
+    status, again, err = call(monkeypatch, capsys, *command)
+    assert (status, again) == (0, first)
+    assert f"{kept} is torn: it is computed again" in err
+    assert json.loads(kept.read_text("utf-8"))["metrics"] == whole["metrics"]
+
+
+def test_items_of_a_list_are_parted():
+    assert one_line("x is refused:\n- no card\n- no weights\n") == "x is refused: no card; no weights"
+    assert one_line("a sentence that\n  goes on") == "a sentence that goes on"

@@ -144,7 +144,7 @@ def test_warnings(folder, monkeypatch):
     put(folder, "adapter.json", '{\n"base": "/home/somebody/models/base"\n}')
     assert plan_push(folder, "me/other").warnings == [
         "adapter.json:2: names a path of this machine",
-        "README.md: its code loads 'me/tiny', not 'me/other': `r2d2 card --repo me/other`",
+        f"README.md: its code loads 'me/tiny', not 'me/other': `r2d2 card {folder} --repo me/other --overwrite`",
     ]
 
 
