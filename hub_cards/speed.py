@@ -47,7 +47,7 @@ class Speed:
 
     @classmethod
     def read(cls, path: str | PathLike) -> Speed:
-        """From the JSON file that `r2d2 card --measure-speed --speed-output` wrote.
+        """From the JSON file that `r2d2 card` wrote by its --speed-output.
 
         Raises:
             ValueError: another file; names it.
@@ -55,7 +55,7 @@ class Speed:
         try:
             return cls(**read_json_object(Path(path)))
         except TypeError as error:
-            raise ValueError(f"{path} holds no speed by `r2d2 card --speed-output`: {error}") from error
+            raise ValueError(f"{path} holds no speed that `r2d2 card` wrote by --speed-output: {error}") from error
 
 
 def measure_speed(folder: str | PathLike, device: str = "cpu", batch: int = 16, seconds: float = 1.0) -> Speed:

@@ -27,7 +27,7 @@ _PROGRAM = "from modeling_r2d2.processing.decoding import serve; serve()"
 
 
 class PictureDecoder:
-    """Reads pictures as `open_image` does, upright and RGB, each in one of `processes` helper processes.
+    """Reads pictures as `open_image` does, each in one of `processes` helper processes.
 
     Usable from several threads: a call waits while all helpers are at work. Helpers start when they are first needed
     (see `start`) and end with this process.
@@ -49,21 +49,21 @@ class PictureDecoder:
         with self._free:
             self._give_back(self._take())
 
-    def open(self, path: str | os.PathLike, name: str | None = None) -> Image.Image:
+    def open(self, path: str | os.PathLike, name: str | None = None, exif_transpose: bool = True) -> Image.Image:
         """The picture of a file.
 
         Args:
-            name: what messages call it; default: the path.
+            name: what messages call it; default: the path. exif_transpose: see `open_image`.
 
         Raises:
             ImageReadError: as `open_image`; or it took longer than `seconds`, or more memory than is given.
         """
         with self._free:
             helper = self._take()
+            request = {"path": os.path.abspath(path), "name": name}
+            request |= {"max_pixels": self.max_pixels, "exif_transpose": exif_transpose}
             try:
-                return helper.decode(
-                    {"path": os.path.abspath(path), "name": name, "max_pixels": self.max_pixels}, self.seconds
-                )
+                return helper.decode(request, self.seconds)
             finally:
                 self._give_back(helper)
 
@@ -179,9 +179,7 @@ def serve() -> None:
         request = json.loads(line)
         label = request["name"] or request["path"]
         try:
-            image = open_image(
-                request["path"], name=request["name"], max_pixels=request["max_pixels"], exif_transpose=True
-            )
+            image = open_image(**{"source": request.pop("path"), **request})
             _answer(answers, {"size": image.size}, image.tobytes())
         except ImageReadError as error:
             _answer(answers, {"error": str(error)})

@@ -13,8 +13,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..pipelines.inputs import text_limit, unknown_parts
-from ..processing.datasets.images import ImageReadError
+from ..processing.datasets.images import ImageReadError, turns_upright
 from ..processing.decoding import PictureDecoder
+from ..processing.printable import printable
 from ..retrieval import SearchHit
 from .models import AppModels
 
@@ -91,8 +92,9 @@ def checked_lines(text: object, separators: str = "\n") -> list[str]:
     return [checked_text(part) for part in parts]
 
 
-def checked_picture(picture: str | PathLike | Image.Image | None) -> Image.Image:
-    """An uploaded picture, RGB, upright; a picture that is decoded already stays as it is.
+def checked_picture(models: AppModels, picture: str | PathLike | Image.Image | None) -> Image.Image:
+    """An uploaded picture, RGB, upright unless the model takes pictures as they are stored; a picture that is decoded
+    already stays as it is.
 
     Raises:
         InputError: none was chosen; or it cannot be read, has more than 50 megapixels, or takes longer than 10 s.
@@ -102,7 +104,7 @@ def checked_picture(picture: str | PathLike | Image.Image | None) -> Image.Image
     if isinstance(picture, Image.Image):
         return picture
     try:
-        return DECODER.open(picture, name="upload")
+        return DECODER.open(picture, name="upload", exif_transpose=turns_upright(models.retriever.processor))
     except ImageReadError as error:
         reason = str(error).removeprefix("upload").lstrip(": ")
         raise InputError("无法读取这张图片", f"this picture cannot be read: {reason}") from error
@@ -180,7 +182,7 @@ def search_by_picture(models: AppModels, picture: str | Image.Image | None, top_
             "这个模型逐词元比较文字和图片，不能以图搜图",
             "this model compares texts with pictures token by token, not pictures with pictures",
         )
-    picture = checked_picture(picture)
+    picture = checked_picture(models, picture)
     (result,) = models.retriever.search(images=picture, top_k=int(checked_number(top_k, 1, MAX_TOP_K, "top_k")))
     return _found(result.hits, [])
 
@@ -193,7 +195,7 @@ def match(models: AppModels, picture: str | Image.Image | None, texts: str) -> t
         InputError: see above; or a model without a ranker.
     """
     _require_ranker(models)
-    picture, lines = checked_picture(picture), checked_lines(texts)
+    picture, lines = checked_picture(models, picture), checked_lines(texts)
     found = models.retriever.match(picture, lines)
     rows = [
         Row(text, probability, cosine)
@@ -219,7 +221,7 @@ def classify(
     """
     if use_ranker:
         _require_ranker(models)
-    picture, names = checked_picture(picture), checked_lines(labels, ",，、;；\n")
+    picture, names = checked_picture(models, picture), checked_lines(labels, ",，、;；\n")
     template = checked_text(template)
     if "{}" not in template:
         raise InputError("提示模板里要有 {}，代表标签", "the prompt needs {} where the label goes")
@@ -309,7 +311,7 @@ def _found(hits: list[SearchHit], notes: list[str]) -> Found:
         figures = f"余弦 {hit.cosine:.2f}"
         if hit.match_probability is not None:
             figures = f"匹配 {percent(hit.match_probability)}\n{figures} · 得分 {hit.score:.2f}"
-        name = hit.id.rsplit("/", 1)[-1]
+        name = printable(hit.id.rsplit("/", 1)[-1])
         picture = _thumbnail(hit)
         if picture is None:
             unreadable += 1

@@ -9,6 +9,7 @@ import torch
 
 from ..loading import load_part
 from ..pipelines import R2D2ZeroShotImageClassificationPipeline
+from ..processing.printable import printable
 from ..retrieval import Calibration, R2D2Retriever
 from ..retrieval.retriever import load_model
 
@@ -66,7 +67,7 @@ class AppModels:
             device=retriever.model.device,
         )
         draws = None if text_to_image is None else _open_text_to_image(text_to_image, device)
-        return cls(retriever, classify, Path(model).name or str(model), draws)
+        return cls(retriever, classify, printable(Path(model).name or str(model)), draws)
 
     @property
     def can_search(self) -> bool:

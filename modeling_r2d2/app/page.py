@@ -37,7 +37,7 @@ def build_app(models: AppModels, examples: Sequence[str] = (), template: str = _
     """
     if "{}" not in template:
         raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
-    lines = Lines()
+    lines = Lines(models)
     with gr.Blocks(title="R2D2", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_heading(models), elem_classes="r2d2-head")
         with gr.Tabs(overflow_behavior="wrap"):

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from .actions import checked_picture
 from .gate import uploaded_file
+from .models import AppModels
 
 WAITING, SECONDS = 20, 5
 
@@ -65,12 +66,13 @@ class Turns:
 class Lines:
     """One visitor at a time computes with the models, and the pictures of two lie decoded in memory."""
 
-    def __init__(self) -> None:
-        self._models, self._pictures = Turns(1), Turns(2)
+    def __init__(self, models: AppModels) -> None:
+        self.models = models
+        self._computing, self._pictures = Turns(1), Turns(2)
 
     def computing(self) -> AbstractContextManager[None]:
         """A turn of the models. Decoding is not part of it: a picture that takes long holds up pictures alone."""
-        return self._models.turn()
+        return self._computing.turn()
 
     def with_picture(self, answer: Callable[..., tuple]) -> Callable[..., tuple]:
         """`answer`, given the decoded picture in place of the upload that Gradio hands on."""
@@ -79,7 +81,7 @@ class Lines:
         def with_picture(upload, *values):
             file = uploaded_file(upload.get("path")) if isinstance(upload, dict) else None
             with self._pictures.turn():
-                return answer(checked_picture(file), *values)
+                return answer(checked_picture(self.models, file), *values)
 
         return with_picture
 

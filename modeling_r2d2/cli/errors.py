@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from ..processing.printable import printable
@@ -20,6 +22,8 @@ _REMEDIES = {
     "too many open files": "raise the limit (ulimit -n) or use fewer --workers",
 }
 #: Beyond these, which the package raises itself: what libraries raise where a file is broken.
+#: Modules whose distribution is called otherwise.
+_DISTRIBUTIONS = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 _OF_FILES = ("SafetensorError", "BadZipFile", "ReadError", "UnpicklingError", "LZMAError", "YAMLError", "ParserError")
 
 
@@ -66,8 +70,31 @@ def _message(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         text = "nested too deeply to be read"
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in text.lower()), None)
+    if isinstance(error, ImportError) and "pip install" not in text and (extra := _extra_of(error.name)):
+        remedy = f"pip install 'modeling-r2d2[{extra}]'"
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{text}: {remedy}" if remedy else text
+
+
+def _extra_of(module: str | None) -> str | None:
+    """The smallest of the package's extras that brings a module."""
+    if not module:
+        return None
+    name = module.partition(".")[0]
+    wanted = _DISTRIBUTIONS.get(name, name).replace("_", "-").lower()
+    found: dict[str, int] = {}
+    named = set()
+    try:
+        requirements = metadata.requires("modeling-r2d2") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        distribution, _, condition = requirement.partition(";")
+        if extra := re.search(r"extra == ['\"]([\w-]+)['\"]", condition):
+            found[extra[1]] = found.get(extra[1], 0) + 1
+            if re.split(r"[\s<>=!~\[(]", distribution.strip())[0].replace("_", "-").lower() == wanted:
+                named.add(extra[1])
+    return min(named - {"all", "dev"}, key=lambda extra: (found[extra], extra), default=None)
 
 
 def _report(message: str, error: BaseException, with_traceback: bool) -> None:

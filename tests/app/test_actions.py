@@ -138,22 +138,24 @@ def test_wrong_input_is_named(models, place, action, arguments, message):
         getattr(actions, action)(models, *arguments)
 
 
-def test_pictures_that_cannot_be_read(tmp_path):
+def test_pictures_that_cannot_be_read(models, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"GIF89a")
     with pytest.raises(InputError, match="无法读取这张图片 / this picture cannot be read") as raised:
-        actions.checked_picture(str(broken))
+        actions.checked_picture(models, str(broken))
     assert str(tmp_path) not in str(raised.value)  # a visitor need not know where uploads lie
 
 
-def test_an_uploaded_photo_is_turned_upright(tmp_path):
+def test_an_uploaded_photo_is_turned_upright(models, tmp_path, monkeypatch):
     picture = tiny_picture(3, width=40, height=20)
     exif = Image.Exif()
     exif[274] = 6  # taken with the camera on its side
     picture.save(tmp_path / "photo.png", exif=exif)
-    upright = actions.checked_picture(str(tmp_path / "photo.png"))
+    upright = actions.checked_picture(models, str(tmp_path / "photo.png"))
     assert upright.size == (20, 40)
     assert upright.tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
+    monkeypatch.setattr(models.retriever.processor.image_processor, "exif_transpose", False, raising=False)
+    assert actions.checked_picture(models, str(tmp_path / "photo.png")).tobytes() == picture.tobytes()
 
 
 def test_what_the_model_does_not_read_is_said(models):

@@ -66,6 +66,31 @@ def test_one_line(capsys, error, status, words):
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("faiss", "retrieval"),
+        ("pyarrow.parquet", "retrieval"),
+        ("gradio", "app"),
+        ("onnxruntime", "onnx"),
+        ("peft", "peft"),
+        ("sklearn.metrics", "train"),
+        ("pymilvus", "milvus"),
+        ("jieba", "wwm"),
+        ("sentence_transformers", "sentence-transformers"),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_line(capsys, module, extra):
+    status, text = line_of(capsys, ModuleNotFoundError(f"No module named '{module}'", name=module))
+    assert status == 2
+    assert text.endswith(f": pip install 'modeling-r2d2[{extra}]'\n")
+
+
+def test_a_missing_module_of_nobodys(capsys):
+    _, text = line_of(capsys, ModuleNotFoundError("No module named 'nonsense'", name="nonsense"))
+    assert text == "r2d2: ModuleNotFoundError: No module named 'nonsense'\n"
+
+
 def test_a_traceback_on_request(capsys):
     status, text = line_of(capsys, ValueError("wrong"), with_traceback=True)
     assert status == 2
