@@ -14,7 +14,7 @@ from tests.cli.test_errors import verbs
 
 ROOT = Path(__file__).parents[2]
 #: Of pip, and of the examples.
-FOREIGN = {"--no-deps", "--pretrained", "--judge", "--max-pixels"}
+FOREIGN = {"--no-deps", "--pretrained", "--judge"}
 
 
 def texts(file: Path) -> Iterator[str]:
