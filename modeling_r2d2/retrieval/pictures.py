@@ -21,7 +21,15 @@ from ..processing.datasets.listing import has_images, is_image
 from ..processing.datasets.places import located
 from ..processing.datasets.records import Columns, RawPair, Reading
 from ..processing.datasets.report import Note, Problem
-from ..processing.datasets.sources import FORMATS, class_split, detect_format, expand, reader_of, split_of_folder
+from ..processing.datasets.sources import (
+    FORMATS,
+    class_split,
+    detect_format,
+    expand,
+    files_of,
+    reader_of,
+    split_of_folder,
+)
 from ..processing.datasets.tables import choose_split, load_parquet, open_saved, read_table
 from ..processing.datasets.text_files import named_codec
 
@@ -151,7 +159,7 @@ def _parts(paths: list[str], format: str | None, split: str | None) -> list[tupl
     if format is None and all(is_image(path) and os.path.isfile(path) for path in paths):
         raise ValueError(f"{paths[0]} is a picture: name the folder that holds it, or a list of pictures as CSV")
     parts: list[tuple[str, str]] = []
-    for path in paths:
+    for path in paths if format is None else files_of(paths, format):
         kind = format or detect_format([path])
         if kind == "classes" and split is not None:
             path = class_split(Path(path), split)

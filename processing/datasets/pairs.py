@@ -17,7 +17,7 @@ from .images import ImageReadError, check_image, open_image
 from .places import located
 from .records import Columns, RawPair, Reading, picture_folder, picture_id, resolve_columns, stable_ids
 from .report import ErrorReport, Problem
-from .sources import FORMATS, class_split, detect_format, expand, reader_of, split_of_folder
+from .sources import FORMATS, class_split, detect_format, expand, files_of, reader_of, split_of_folder
 from .streaming import StreamingPairs
 from .tables import ImageColumn, choose_split, load_parquet, open_saved, read_table, require_datasets
 from .text_files import named_codec
@@ -267,7 +267,10 @@ def load_pairs(
 
         options = {"reading": reading, "background": background}
         return load_published(BENCHMARKS[format], paths, split, report, check_images, streaming, **options)
-    format = format or detect_format(paths)
+    if format is None:
+        format = detect_format(paths)
+    else:
+        paths = files_of(paths, format)
     if split is not None and format not in ("folder", "classes", "dataset"):
         raise ValueError(
             f"{paths[0]} ({format}) has no splits: name the file of the split {split!r} itself, and no split"

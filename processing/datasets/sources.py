@@ -16,7 +16,7 @@ from .listing import data_files, has_images
 from .records import RawPair, Reading
 from .report import Problem
 from .tables import is_saved_dataset
-from .tar_files import other_archive
+from .text_files import other_archive
 from .webdataset import read_tar
 
 FORMATS = ("jsonl", "csv", "tsv", "folder", "classes", "parquet", "webdataset", "dataset")
@@ -32,6 +32,7 @@ _BY_SUFFIX = {
     ".tbz2": "webdataset",
     ".txz": "webdataset",
 }
+_OF_FOLDERS = ("folder", "classes", "dataset")
 _PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers", ".et")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -65,6 +66,29 @@ def expand(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]
         hub = ". A data set of the Hub is loaded first: load_pairs(datasets.load_dataset(...))"
         like_hub = re.fullmatch(r"[\w-]+/[\w.-]+", text) and not Path(text).suffix
         raise FileNotFoundError(f"{text} does not exist{hub if like_hub else ''}")
+    return found
+
+
+def files_of(paths: Sequence[str], format: str) -> list[str]:
+    """The paths to read by a format that the user named: a folder stands for its files of that format.
+
+    Raises:
+        ValueError: a folder has none; a file where the format is of folders.
+    """
+    found: list[str] = []
+    for path in paths:
+        folder = Path(path)
+        if "://" in path or folder.is_dir() == (format in _OF_FOLDERS):
+            found.append(path)
+        elif format in _OF_FOLDERS:
+            raise ValueError(f"{path} is a file, and the format {format} is of folders")
+        else:
+            inner = [
+                str(file) for file in data_files(folder, "*") if _is_data(file) and _detect_one(str(file)) == format
+            ]
+            if not inner:
+                raise ValueError(f"{path} is a folder without files of the format {format}")
+            found += inner
     return found
 
 

@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 from .listing import ignored_note, in_junk, kind_of
 from .records import is_unicode
 from .report import Note, Problem
+from .text_files import other_archive
 
 _PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
-_OTHER_ARCHIVES = ((b"PK\x03\x04", "a zip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a rar archive"))
 
 
 #: Larger members are no pictures and no captions; a compressed archive may name any size.
@@ -180,8 +180,3 @@ def _unpacked(raw: BinaryIO) -> tuple[BinaryIO, bool]:
         raise tarfile.ReadError(f"it is {what}: unpack it, or write tar shards")
     kind = next((kind for magic, kind in _PACKED if head.startswith(magic)), None)
     return (stream, False) if kind is None else (_Whatever(kind(stream)), True)
-
-
-def other_archive(head: bytes) -> str | None:
-    """What kind of archive that is no tar the first bytes of a file begin, or None."""
-    return next((what for magic, what in _OTHER_ARCHIVES if head.startswith(magic)), None)

@@ -26,6 +26,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OTHER_ARCHIVES = ((b"PK\x03\x04", "a zip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a rar archive"))
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 #: So much of a text must be characters of GB2312 to be taken for GB18030.
 _COMMON = 0.9
@@ -101,12 +102,15 @@ def codec_of(path: str | os.PathLike, encoding: str | None = None) -> Codec:
     Reads up to the first megabyte that is not plain ASCII.
 
     Raises:
-        ValueError: see `named_codec`.
+        ValueError: see `named_codec`; the file is an archive, as spreadsheets are.
     """
-    if encoding is not None:
-        return named_codec(encoding)
-    rest = b""
     with open(path, "rb") as file:
+        if what := other_archive(file.read(8)):
+            raise ValueError(f"{path} is {what}, no text: unpack it, or save the spreadsheet as CSV")
+        if encoding is not None:
+            return named_codec(encoding)
+        file.seek(0)
+        rest = b""
         while chunk := file.read(_CHUNK):
             data = rest + chunk
             if not chunk.isascii() or b"\0" in chunk:
@@ -114,6 +118,11 @@ def codec_of(path: str | os.PathLike, encoding: str | None = None) -> Codec:
                 return _codec_of_bytes(data if whole else _whole_lines(data))
             rest = data[-200:] if b"\n" not in data[-200:] else data[data.rindex(b"\n") + 1 :]
     return UTF8
+
+
+def other_archive(head: bytes) -> str | None:
+    """What kind of archive that is no tar the first bytes of a file begin, or None."""
+    return next((what for magic, what in _OTHER_ARCHIVES if head.startswith(magic)), None)
 
 
 def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, Codec]:

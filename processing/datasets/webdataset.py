@@ -86,7 +86,8 @@ def read_tar(
             yield item if item.line is not None or item.source != path else replace(item, line=maker.number + 1)
             continue
         named = _Named.of(item)
-        if run and (run[0].base != named.base or len(run) >= _MOST_MEMBERS):
+        again = any(other.member.name == item.name for other in run)  # a newer version, appended
+        if run and (run[0].base != named.base or again or len(run) >= _MOST_MEMBERS):
             yield from maker.samples(run)
             run = []
         run.append(named)

@@ -224,7 +224,14 @@ class TestDamagedShards:
         picture = next(p for p in list_pictures(path) if p.id == "x.tar/9.png")
         assert path.read_bytes()[picture.offset :][: picture.size] == png(9)
 
-    @pytest.mark.parametrize("name", ["x.tar", "x.zip", "x.csv.zip"])
+    def test_a_newer_version_of_a_member(self, tmp_path):
+        members = [("a.png", png(1)), ("a.txt", "旧"), ("a.png", png(2)), ("a.txt", "新")]
+        path = write_tar(tmp_path / "x.tar", members)
+        assert texts_of(load_pairs(path)) == ["旧", "新"]
+        found = [(p.texts, p.data) for p in list_pictures(path)]
+        assert found == [(("旧",), png(1)), (("新",), png(2))]
+
+    @pytest.mark.parametrize("name", ["x.tar", "x.zip", "x.csv.zip", "x.csv", "x.jsonl"])
     def test_a_zip(self, tmp_path, name):
         path = tmp_path / name
         path.write_bytes(b"PK\x03\x04" + bytes(600))
@@ -232,7 +239,7 @@ class TestDamagedShards:
             assert "zip" in listed(path)[1][0].reason
         else:
             for read in (load_pairs, lambda source: list(list_pictures(source))):
-                with pytest.raises(ValueError, match=r"zip archive: unpack it"):
+                with pytest.raises(ValueError, match=r"zip archive.*: unpack it"):
                     read(path)
 
 
@@ -555,6 +562,19 @@ class TestFolders:
         (tmp_path / "shards" / "._0.TAR").write_bytes(b"junk")
         assert texts_of(load_pairs(tmp_path / "shards")) == ["图"]
         assert list(listed(tmp_path / "shards")[0]) == ["0.TAR/1.png"]
+
+    def test_a_format_that_does_not_fit(self, photos, tmp_path):
+        """A folder stands for its files of the format that was named; a file is no folder."""
+        write_tar(photos / "0.tar", [("1.png", png(1)), ("1.txt", "图")])
+        assert texts_of(load_pairs(photos, format="webdataset")) == ["图"]
+        assert list(listed(photos, format="webdataset")[0]) == ["0.tar/1.png"]
+        (tmp_path / "x.csv").write_text("image,text\n")
+        for read in (load_pairs, lambda *args, **options: list(list_pictures(*args, **options))):
+            with pytest.raises(ValueError, match="without files of the format csv"):
+                read(photos, format="csv")
+            for kind in ("folder", "classes", "dataset"):
+                with pytest.raises(ValueError, match="is a file, and the format"):
+                    read(tmp_path / "x.csv", format=kind)
 
     def test_shards_of_one_name(self, tmp_path):
         for folder in "ab":
