@@ -84,7 +84,9 @@ class DivergenceGuard:
         Raises:
             NotFiniteError: names the step and the weights.
         """
-        found = names_not_finite(model.state_dict().items())
+        # not `state_dict`, which gathers a sharded model
+        statistics = [each for each in model.named_buffers() if each[0].endswith(("running_mean", "running_var"))]
+        found = names_not_finite([*model.named_parameters(), *statistics])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if self._agreed(torch.tensor(bool(found), device=device)):
             self._stop(step, f"the weight {_first(found)}" if found else "", output)

@@ -34,6 +34,8 @@ def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
         if not floating or not tensor.numel() or tensor.device.type == "meta":
             continue
         tensor = tensor.detach()
+        if hasattr(tensor, "to_local"):  # sharded: this worker's part
+            tensor = tensor.to_local()
         if tensor.element_size() == 1:  # float8 has no sum
             tensor = tensor.float()
         # A sum carries every NaN and infinity along.

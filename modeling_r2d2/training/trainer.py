@@ -179,6 +179,8 @@ class R2D2Trainer(Trainer):
         step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
         if not self._is_plain or self._has_mixed_mesh_grads(model):  # sharded: the library knows how to add up
             norm = super()._clip_grad_norm(model) if limit < math.inf else super()._get_grad_norm(model)
+            if hasattr(norm, "full_tensor"):
+                norm = norm.full_tensor()
             norm = torch.as_tensor(norm, device=self.args.device)
             self._guard.check(step, model.named_parameters(), norm, scaled, self.args.output_dir)
             return norm
