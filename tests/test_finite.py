@@ -224,3 +224,12 @@ def test_metrics_of_an_evaluation():
     with pytest.raises(NotFiniteError, match="retrieval of m on d: r1 is nan"):
         EvaluationResult("retrieval", "d", "m", {"r1": float("nan")})
     assert "threshold" not in matching_metrics([0.9, 0.8, 0.1], [0, 0, 1])[0]  # calling nothing a match is best
+
+
+def test_sentence_transformers(folders):
+    from modeling_r2d2.interoperation.sentence_transformers import sentence_transformer
+
+    encoder = sentence_transformer(folders / "good")
+    encoder[0].model.vision_projection.weight.data.fill_(3e38)
+    with pytest.raises(NotFiniteError, match="embeddings of .*good"):
+        encoder.encode([tiny_picture()])

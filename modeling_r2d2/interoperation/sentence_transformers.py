@@ -30,6 +30,7 @@ except ImportError as error:
         "sentence-transformers 6 or newer is needed: pip install 'modeling-r2d2[sentence-transformers]'"
     ) from error
 
+from ..finite import require_finite
 from ..loading import load_processor, load_whole
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.datasets.images import IMAGE_SUFFIXES, open_image, turns_upright
@@ -158,6 +159,8 @@ class R2D2Encoder(_R2D2Module):
             output = self.model.get_text_features(features["input_ids"], features["attention_mask"])
             features["token_embeddings"] = output.last_hidden_state
         features["sentence_embedding"] = normalize(output.pooler_output.float())
+        if not self.training:
+            require_finite(features["sentence_embedding"], f"embeddings of {self.model.config.name_or_path}")
         return features
 
 
@@ -223,6 +226,8 @@ class R2D2Ranker(_R2D2Module):
             cls_only=True,
         )
         features["scores"] = match_log_odds(output.text_match_logits, output.image_match_logits).unsqueeze(1)
+        if not self.training:
+            require_finite(features["scores"], f"scores of {self.model.config.name_or_path}")
         return features
 
 
