@@ -313,7 +313,7 @@ def load_tensors(path: str | PathLike) -> Any:
                 f"{path} holds objects beyond tensors and plain values ({listed}), and loading those could run code of "
                 "the file: it is not loaded; get a file of its tensors alone"
             ) from error
-        raise LoadingError(f"{path} cannot be read as a file of torch: {_first_line(error)}") from error
+        raise LoadingError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from error
 
 
 def _harmless() -> list[Any]:
@@ -355,8 +355,11 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, StrictDataclassError) and isinstance(error.__cause__, ValueError):
         error = error.__cause__
     text = str(error).strip()
-    if "weights_only" in text or "Weights only load failed" in text:
-        return "it holds a pickle with more than tensors and plain values, which could run code and is not loaded"
+    if "weights_only" in text or "Weights only load failed" in text:  # torch goes on to advise how to load it still
+        reason = re.search(r"WeightsUnpickler error: ([^.\n]+)", text)
+        if reason is None or "global" in reason[1].lower():
+            return "it holds a pickle with more than tensors and plain values, which could run code and is not loaded"
+        return f"it holds no tensors ({reason[1]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -67,7 +67,10 @@ class SampleEncoder:
             text = text[0 if self.first_text else int(rng.integers(len(text)))]
         image = pair["image"]
         if not isinstance(image, np.ndarray):
-            image = self._squash(image if self.single is None else self.single(self._rgb(image), rng))
+            if self.single is not None:
+                image = self.single(self._rgb(image), rng)
+            augmented = self.single is not None and image.size == self.size
+            image = np.asarray(image) if augmented else self._squash(image)
         input_ids, groups = self._tokenize(text)
         sample = {
             "pixel_values": image,
@@ -98,11 +101,11 @@ class SampleEncoder:
     def _squash(self, image: Any) -> np.ndarray:
         """The picture at the size of the model's, as the image processor brings it there."""
         image = self._rgb(image)
-        if image.size == self.size:
+        shorter = min(image.size)
+        if image.size == self.size and self.shortest in (None, shorter):
             return np.asarray(image)
         if self.shortest is None:
             return np.asarray(image.resize(self.size, self.resample))
-        shorter = min(image.size)
         size = tuple(self.shortest if side == shorter else int(self.shortest * side / shorter) for side in image.size)
         left, top = ((side - kept) // 2 for side, kept in zip(size, self.size, strict=True))
         image = image.resize(size, self.resample)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import skip_first_batches
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_r2d2 import R2D2ForPreTraining
+from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.processing.augmentation import R2D2Augmentation
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.collation import (
@@ -139,14 +140,26 @@ class TestBatch:
         assert np.array_equal(first, second)
         assert np.array_equal(second, third)
 
-    def test_cropping_processors_are_refused(self, processor):
+    @pytest.mark.parametrize("size", [(30, 20), (20, 30), (16, 16), (20, 20), (64, 48)])
+    def test_cropped_pictures_are_those_of_the_processor(self, processor, size):
+        """Where the shorter side is first brought to more than what is cropped."""
+        crop = {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+        cropping = R2D2Processor.build(processor.tokenizer, size={"shortest_edge": 20}, **crop)
+        coarse = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        pair = {"image": picture, "text": "猫", "image_id": "0"}
+        found = SampleEncoder(cropping)(pair, np.random.default_rng(0))["pixel_values"]
+        expected = cropping(images=[picture], do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"]
+        assert np.array_equal(found, expected[0].transpose(1, 2, 0))
+
+    def test_processors_that_make_no_one_size_are_refused(self, processor):
         from transformers import CLIPImageProcessorPil
 
         class Other:
             tokenizer = processor.tokenizer
-            image_processor = CLIPImageProcessorPil()
+            image_processor = CLIPImageProcessorPil(do_center_crop=False)
 
-        with pytest.raises(ValueError, match="does not squash"):
+        with pytest.raises(ValueError, match="neither squashes"):
             SampleEncoder(Other())
 
 
