@@ -23,7 +23,7 @@ from .locking import only_writer
 from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ModelIdentity, ShardRecord
 from .ownership import Building, files_of, numbers_in_use, refuse_foreign
 from .pictures import Picture, list_pictures
-from .remaking import refuse_no_unicode, source_words
+from .remaking import in_full, refuse_no_unicode, source_words
 from .store import PictureIndex, Shard, finished_shards, move_shard, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
@@ -312,10 +312,12 @@ class IndexBuilder:
             and entry["id"] not in found.seen
             and (entry.get("path") is None or os.path.lexists(entry["path"]))
         ]
-        entries = [{name: _unicode(value) for name, value in entry.items()} for entry in entries]
-        return sorted(
-            [*others, *({**entry, "source": found.source} for entry in entries)], key=lambda entry: entry["source"]
-        )
+        new = []
+        for entry in entries:
+            places = {name: in_full(entry.get(name)) for name in ("location", "path")}
+            written = {**entry, **places, "source": found.source}
+            new.append({name: _unicode(value) for name, value in written.items()})
+        return sorted([*others, *new], key=lambda entry: entry["source"])
 
     def _publish(self, before: Manifest, manifest: Manifest, shards: list[ShardRecord], unreadable: list[dict]) -> None:
         """Build the vector index, then replace the manifest, then clear away what no longer belongs to it.

@@ -95,9 +95,21 @@ def folder_of(rows: Path) -> str:
     return shlex.quote(path.removesuffix(id)) if path and path.endswith(f"{os.sep}{id}") else ""
 
 
+def in_full(location: str | None) -> str | None:
+    """Where something is, the same from whatever folder, and by whatever way, it was looked at: a path, maybe with a
+    line or a member behind it. What is none stays as it is."""
+    if not location or "://" in location:
+        return location
+    start = Path(location).parts[0]
+    if not os.path.exists(start) and not os.path.exists(location.rpartition(":")[0]):
+        return location
+    folder, name = os.path.split(location)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def _full(path: str | PathLike) -> str:
     text = os.fspath(path)
     return text if "://" in text else os.path.realpath(text)
 
 
-__all__ = ["covers", "folder_of", "refuse_no_unicode", "remake_command", "source_words"]
+__all__ = ["covers", "folder_of", "in_full", "refuse_no_unicode", "remake_command", "source_words"]

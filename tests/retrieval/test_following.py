@@ -145,6 +145,7 @@ class TestMoved:
 
     def test_relative_and_full_paths_links_and_touched_files(self, builder, pictures, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        (pictures / "bad.png").write_bytes(b"no picture")
         builder().add(pictures.name)
         (tmp_path / "link").symlink_to(pictures)
         before = state_of(tmp_path / "index")
