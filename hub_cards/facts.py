@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..finite import require_finite, require_finite_file
-from ..loading import load_config, read_json_object
+from ..loading import is_index, load_config, read_json_object
 from .record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
@@ -103,6 +103,8 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is a diffusers pipeline: cards are made for R2D2, PRD2 and Wukong folders")
+    if is_index(folder):
+        raise ValueError(f"{folder} is not a model folder; it is an index: name the model that it was made with")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
     config = load_config(AutoConfig, folder)

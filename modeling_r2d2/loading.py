@@ -47,6 +47,7 @@ _LARGEST = {
     "max_text_length": 1_000_000,
     "token_reduction": 65_536,
 }
+_INDEX = "it is an index: name the model that it was made with"
 _LARGEST_MODEL = 20 * 10**9
 #: A configuration of so many times the weights in the files is of another model: refused before memory is taken.
 _MOST_TIMES_THE_FILES = 20
@@ -253,6 +254,8 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
     """
     if not Path(place).exists() and not _HUB_NAME.fullmatch(str(place)):
         raise FileNotFoundError(f"no such folder: {place}")
+    if is_index(place):
+        raise LoadingError(f"{place} is not a model folder: it has no config.json; {_INDEX}")
     try:
         yield
     except LoadingError:
@@ -386,6 +389,8 @@ def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True
         config_file = path / "config.json"
         if not config_file.is_file():
             raise LoadingError(f"{place} is not a model folder: it has no config.json{_other_kind(path)}")
+    if weights and is_onnx_export(path):
+        raise LoadingError(f"{place} holds ONNX graphs (R2D2OnnxModel), and the model itself is needed here")
     config = read_json_object(config_file)
     expected = getattr(getattr(kind, "config_class", None) or kind, "model_type", None)
     held = config.get("model_type")
@@ -418,15 +423,32 @@ def _other_kind(folder: Path) -> str:
 
 def _manifest_of(folder: Path) -> str:
     """What the manifest.json of a folder that is no model says that it is."""
-    try:
-        held = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return "its manifest.json is of something else"
-    if isinstance(held, dict) and "shards" in held:
-        return "it is an index: name the model that it was made with"
-    if isinstance(held, dict) and "graphs" in held:
+    if is_index(folder):
+        return _INDEX
+    if is_onnx_export(folder):
         return "it holds ONNX graphs, which `r2d2 index`, `search`, `match` and `app` take"
     return "its manifest.json is of something else"
+
+
+def is_index(folder: str | PathLike) -> bool:
+    """Whether a folder is what `r2d2 index` makes, by its manifest.json alone."""
+    return _manifest_has(folder, "shards") and not (Path(folder) / "config.json").exists()
+
+
+def is_onnx_export(folder: str | PathLike) -> bool:
+    """Whether a folder is what `r2d2 export` makes: a manifest.json of graphs, or the graphs and a torn one."""
+    torn = all((Path(folder) / name).is_file() for name in ("manifest.json", "text_tower.onnx"))
+    return torn or _manifest_has(folder, "graphs")
+
+
+def _manifest_has(folder: str | PathLike, key: str) -> bool:
+    """Whether a folder's manifest.json is one of ours that holds a key; browsers and web pages have files of this name
+    too."""
+    try:
+        held = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+        return isinstance(held, dict) and {"format", key} <= held.keys()
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def read_json(path: Path) -> Any:

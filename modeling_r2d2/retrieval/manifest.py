@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..loading import is_onnx_export
 from ..processing.datasets.images import turns_upright
 from ..processing.files import write_text
 from .remaking import folder_of, remake_command
@@ -248,7 +249,9 @@ class Manifest:
             IndexFileError: there is none, it is torn or edited, or of another format.
         """
         path = root / MANIFEST
-        if not path.is_file():
+        if not path.is_file() or is_onnx_export(root):
+            if not root.exists():
+                raise IndexFileError(f"no such folder: {root}; an index is made with `r2d2 index`")
             started = (root / ".building.json").is_file()
             hint = (
                 "an interrupted run has not finished it: run the same `r2d2 index` again"

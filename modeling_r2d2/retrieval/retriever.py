@@ -21,7 +21,7 @@ from ..evaluation.retrieval import (
     encode_texts,
     is_token_wise,
 )
-from ..loading import load_processor, load_whole, model_type
+from ..loading import is_onnx_export, load_processor, load_whole, model_type
 from ..modeling_r2d2 import R2D2Model
 from ..modeling_wukong import WukongModel
 from ..processing.datasets.images import open_image, turns_upright
@@ -365,8 +365,7 @@ def load_model(
             one that lacks weights.
     """
     if isinstance(model, str | PathLike):
-        # somebody's manifest.json beside a model's weights is no export
-        if (Path(model) / "manifest.json").is_file() and any(Path(model).glob("*.onnx")):
+        if is_onnx_export(model):
             from ..export import R2D2OnnxModel
 
             network = R2D2OnnxModel.from_pretrained(model)
