@@ -245,6 +245,8 @@ def _identified(file: BinaryIO) -> Image.Image:
     except (AttributeError, io.UnsupportedOperation):
         file = io.BytesIO(file.read(MAX_FILE_BYTES))
     head = file.read(12)
+    if not head:
+        raise _Refused("is empty (0 bytes)")
     heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
     missing = heif and not _register_heif()
     try:
@@ -301,6 +303,8 @@ def _reason(error: Exception) -> str:
         return f"too many pixels (a decompression bomb?): {error}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be opened: {error.strerror}"
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return "no such file: its name holds a NUL character"
     return f"cannot be decoded: {error or type(error).__name__}"
 
 

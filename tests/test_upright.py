@@ -223,6 +223,31 @@ class TestReaders:
             assert np.array_equal(pair["image"], upright(number))
 
 
+def test_wrapped_sets_follow_the_processor(photographs):
+    from modeling_r2d2.finetuning.data import ClassPairs, UniformNegatives
+
+    pairs = load_pairs(photographs / "captions.jsonl")
+    for wrapped in (ClassPairs(pairs, TEXTS), UniformNegatives(pairs, pairs.image_ids())):
+        for processor in (authors_processor(), tiny_processor()):
+            image = as_processor_reads(wrapped, processor)[5]["image"]
+            assert np.array_equal(image, expected_image(5, processor))
+    assert as_processor_reads([1, 2], authors_processor()) == [1, 2]
+
+
+def test_pretrain_keeps_the_choice(model_folder, photographs, tmp_path):
+    from typer.testing import CliRunner
+
+    from modeling_r2d2.cli import app
+
+    command = ["pretrain", "--data", str(photographs / "captions.jsonl"), "--model", str(model_folder)]
+    command += ["--output", str(tmp_path / "run"), "--no-exif-transpose", "--steps", "1", "--batch-size", "2"]
+    command += ["--workers", "0", "--no-augment", "--no-distil", "--mask-ratio", "0", "--save-every", "0"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert not turns_upright(R2D2Processor.from_pretrained(tmp_path / "run"))
+    assert turns_upright(R2D2Processor.from_pretrained(model_folder))
+
+
 class TestEvaluation:
     def test_galleries(self, model, processor, photographs):
         images = Gallery.from_pairs(load_pairs(photographs / "captions.jsonl")).images

@@ -101,6 +101,7 @@ def pretrain(
     from ..processing.augmentation import R2D2Augmentation
     from ..processing.collation import picture_size
     from ..processing.datasets import load_pairs
+    from ..processing.datasets.images import turns_upright
     from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
     from ..training.pretraining import pretrain as run
     from ..training.progress import evaluation_line
@@ -126,7 +127,7 @@ def pretrain(
     set_seed(seed)
     start = StartingPoint(model, preset, config, clip, roberta, tokenizer, image_size, vision_pooling)
     network, processor = starting_point(start, pairs, ranker=None if recipe is None else find_recipe(recipe).ranker)
-    if exif_transpose is not None:
+    if exif_transpose not in (None, turns_upright(processor)):
         processor.image_processor.exif_transpose = exif_transpose
     objectives = find_recipe(recipe or recipe_for(network))
     objectives = objectives.adapted(

@@ -96,6 +96,17 @@ class TestUpright:
         seen = processor(images=[Image.open(path), ways["path"]], return_tensors="pt")["pixel_values"]
         assert (seen[0] - seen[1]).abs().max() < 1e-6
 
+    def test_heic_without_its_library(self, tmp_path, monkeypatch):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        path = photograph(tmp_path / "IMG_0001.HEIC", 6, format="HEIF")
+        monkeypatch.delitem(Image.OPEN, "HEIF")
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)
+        for read in (open_image, read_picture):
+            with pytest.raises(ValueError, match=r"IMG_0001\.HEIC: .*pip install 'modeling-r2d2\[heif\]'"):
+                read(path)
+        monkeypatch.undo()
+        assert quarters(open_image(path)) == [0, 1, 2, 3]
+
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
     def test_the_authors_way_leaves_it_as_it_is_stored(self, tmp_path, suffix):
         path = photograph(tmp_path / f"photo.{suffix}", 6)
@@ -205,6 +216,46 @@ def _note_error(read, path: Path, notes: list[str]) -> None:
         notes.append("was read")
     except ValueError as error:
         notes.append(str(error))
+
+
+class TestMessyFiles:
+    NAMES = ("一只 猫.png", "a\nb.png", "🐶.png", "quote'\".png", " space .png", "wrong.jpg", "图" * 70 + ".png")
+
+    def test_names_and_wrong_suffixes(self, tmp_path):
+        for name in self.NAMES:
+            path = tmp_path / name
+            four_corners([0, 1, 2, 3], wide=True).save(path, "PNG")
+            assert quarters(open_image(path)) == quarters(read_picture(str(path))) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (b"", "is empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not a picture"),
+            (b"<html>404</html>", "not a picture"),
+            (b"\0\0\0\x18ftypheic" + bytes(90), "not a picture|cannot be decoded"),
+            (b"\0\0\0\x18ftypavif" + bytes(90), "not a picture|cannot be decoded"),
+            (b"Pf\n2 2\n-1.0\n" + np.full(4, np.nan, "<f4").tobytes(), "not finite"),
+        ],
+    )
+    def test_what_is_no_picture(self, tmp_path, data, message):
+        path = tmp_path / "图 1.jpg"
+        path.write_bytes(data)
+        for read in (open_image, read_picture):
+            with pytest.raises(ValueError, match=f"图 1.jpg: .*({message})"):
+                read(str(path))
+
+    @pytest.mark.parametrize("name", ["", "a\0b.png", "x" * 5000, "\udcff.png"])
+    def test_names_that_no_file_can_have(self, name):
+        for read in (open_image, read_picture):
+            with pytest.raises(ValueError):
+                read(name)
+
+    def test_colours_of_print_with_the_marker_of_adobe(self, tmp_path):
+        path = tmp_path / "print.jpg"
+        four_corners([0, 1, 2, 3], wide=True).convert("CMYK").save(path, quality=95)  # PIL inverts them, as Adobe
+        assert b"Adobe" in path.read_bytes()
+        assert quarters(open_image(path)) == [0, 1, 2, 3]
 
 
 class TestValues:
