@@ -148,8 +148,7 @@ def list_pictures(
         elif note is not None:
             note(item)
         else:
-            counts = ", ".join(f"{count:,} {what}" for what, count in item.counts)
-            logger.warning("%s: %s%s", item.source, item.reason, f": {counts}" if counts else "")
+            logger.warning("%s: %s", item.source, item.told)
 
 
 def _parts(paths: list[str], format: str | None, split: str | None) -> list[tuple[str, str]]:

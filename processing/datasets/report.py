@@ -52,6 +52,11 @@ class Note(Problem):
     lines: int = 0
     counts: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def told(self) -> str:
+        """The reason with its counts from most to least."""
+        return _with_counts(self.reason, Counter(dict(self.counts)))
+
 
 class ErrorReport:
     """Counts bad records, at loading and later when pictures are decoded, and decides when to refuse.
@@ -117,8 +122,7 @@ class ErrorReport:
     @property
     def notes(self) -> list[str]:
         """What was noted, with counts from most to least."""
-        parts = {text: ", ".join(f"{n:,} {what}" for what, n in c.most_common()) for text, c in self._notes.items()}
-        return [f"{text}: {counts}" if counts else text for text, counts in parts.items()]
+        return [_with_counts(text, counts) for text, counts in self._notes.items()]
 
     def check(self) -> None:
         """Raise `DataRefusedError` if the user's choice does not allow this many bad records."""
@@ -195,6 +199,11 @@ class ErrorReport:
             f"ErrorReport(seen={self.seen}, errors={self.errors}, on_error={self.on_error!r}, "
             f"max_error_rate={self.max_error_rate})"
         )
+
+
+def _with_counts(text: str, counts: Counter[str]) -> str:
+    listed = ", ".join(f"{number:,} {what}" for what, number in counts.most_common())
+    return f"{text}: {listed}" if listed else text
 
 
 def _remove(path: Path, owner: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .images import ImageReadError, open_image
 from .places import located
 from .records import LABEL, PLAIN, RawPair, Reading, picture_folder, picture_id
-from .report import ErrorReport, Problem
+from .report import ErrorReport, Note, Problem
 from .tables import require_datasets
 
 try:  # the data loader asks isinstance(dataset, IterableDataset)
@@ -16,6 +17,7 @@ try:  # the data loader asks isinstance(dataset, IterableDataset)
 except ImportError:  # pragma: no cover
     _Base = object
 
+logger = logging.getLogger(__name__)
 MIN_SEEN = 100
 Reader = Callable[[str, Reading], Iterator[RawPair | Problem]]
 
@@ -64,6 +66,7 @@ class StreamingPairs(_Base):
                 "apart": len({picture_folder(shard) for shard in shards}) > 1,
             },
         )
+        self._told: set[str] = set()
         self._shuffled = False
         self._epoch = 0
         self._rows = 0  # records taken from the stream in this pass, bad ones too
@@ -115,6 +118,11 @@ class StreamingPairs(_Base):
 
     def _refuse_or_skip(self, problem: Problem) -> None:
         self.report.add(problem)
+        if isinstance(problem, Note):
+            if problem.reason not in self._told:  # once for all shards; the report has the sums
+                self._told.add(problem.reason)
+                logger.warning("%s: %s", problem.source, problem.told)
+            return
         if self.report.on_error == "refuse" or self.report.seen >= MIN_SEEN:
             self.report.check()
 

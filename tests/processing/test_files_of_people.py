@@ -94,6 +94,15 @@ class TestNamesInShards:
         assert problems == []
         assert counts(notes) == {".seg.png": 3, ".cls": 3}
 
+    def test_a_stream_tells_once_what_it_ignores(self, tmp_path, caplog):
+        for shard in range(3):
+            members = [(f"{shard}.png", png(shard)), (f"{shard}.txt", "图"), (f"{shard}.cls", "3")]
+            write_tar(tmp_path / f"{shard}.tar", members)
+        pairs = load_pairs(tmp_path / "*.tar")
+        assert len(list(pairs)) == len(list(pairs)) == 3
+        assert caplog.text.count("ignored: 1 .cls") == 1
+        assert pairs.report.notes == ["ignored: 6 .cls"]
+
     @pytest.mark.parametrize("names", [("a.image.png", "a.txt"), ("a.png", "a.caption.txt"), ("a.png", "a.png.txt")])
     def test_the_only_picture_and_the_only_text(self, tmp_path, names):
         path = write_tar(tmp_path / "x.tar", [(names[0], png(0)), (names[1], "图")])
