@@ -134,7 +134,10 @@ def upright_rgb(image: Image.Image, *, exif_transpose: bool = True) -> Image.Ima
     image.load()
     turn = _turn(image) if exif_transpose else None
     rgb = image if image.mode == "RGB" else to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        rgb.info = {}  # else the next one would turn it again
+    return rgb
 
 
 def turns_upright(processor: object) -> bool:

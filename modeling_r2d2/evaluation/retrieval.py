@@ -19,7 +19,7 @@ from transformers import EvalPrediction
 from ..finite import require_finite
 from ..modeling_r2d2 import R2D2Model, normalize
 from ..processing.bars import bar
-from ..processing.datasets.images import as_processor_reads, open_image, turns_upright
+from ..processing.datasets.images import as_processor_reads, open_image, turns_upright, upright_rgb
 from ..processing.processing_r2d2 import R2D2Processor
 from .recall import ImageId, TextId, positive_pairs, recall_both_ways, retrieval_metrics
 
@@ -132,8 +132,8 @@ def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R
     """
     if isinstance(image, Tensor):
         return image
-    if not isinstance(image, Image.Image):  # which the processor itself turns
-        image = open_image(image, exif_transpose=turns_upright(processor))
+    read = upright_rgb if isinstance(image, Image.Image) else open_image
+    image = read(image, exif_transpose=turns_upright(processor))  # the processor of another model would not turn it
     return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 

@@ -96,6 +96,12 @@ class TestUpright:
         seen = processor(images=[Image.open(path), ways["path"]], return_tensors="pt")["pixel_values"]
         assert (seen[0] - seen[1]).abs().max() < 1e-6
 
+    @pytest.mark.parametrize("suffix", ["jpg", "png"])
+    def test_nothing_is_turned_twice(self, tmp_path, suffix):
+        with Image.open(photograph(tmp_path / f"photo.{suffix}", 8)) as image:
+            once = images_r2d2.upright_rgb(image)
+        assert quarters(images_r2d2.upright_rgb(once)) == quarters(open_image(once)) == [0, 1, 2, 3]
+
     def test_heic_without_its_library(self, tmp_path, monkeypatch):
         pytest.importorskip("pillow_heif").register_heif_opener()
         path = photograph(tmp_path / "IMG_0001.HEIC", 6, format="HEIF")
