@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,12 @@ def _without_report() -> Iterator[None]:
         logger.removeFilter(is_no_report)
 
 
+@cache
+def _note_question(name: str) -> None:
+    """Once for each name, before the Hub lets one wait; the command line shows it."""
+    logging.getLogger(__name__).info("no such folder here: %s; asking the Hub for a model of this name", name)
+
+
 @contextmanager
 def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
     """Within it, whatever a library raises at a folder becomes one line about that folder.
@@ -256,6 +263,8 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
         raise FileNotFoundError(f"no such folder: {place}")
     if is_index(place):
         raise LoadingError(f"{place} is not a model folder: it has no config.json; {_INDEX}")
+    if not Path(place).exists() and not hub.HF_HUB_OFFLINE:
+        _note_question(str(place))
     try:
         yield
     except LoadingError:

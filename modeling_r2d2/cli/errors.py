@@ -61,7 +61,7 @@ def run(command: Callable[[], int | None], show_traceback: Callable[[], bool]) -
 
 def _message(error: BaseException) -> str:
     """One line with the kind of the error, what it says, and a remedy where the library names none."""
-    text = one_line(str(error))
+    text = re.sub(r"^\[Errno \d+\] ", "", one_line(str(error)))
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         text = f"{name}: {error.strerror}"

@@ -54,7 +54,7 @@ def one_line(message: str) -> str:
     lines = [part for line in message.splitlines() if (part := line.strip())]
     line = ""
     for part in lines:
-        gap = "" if not line else " " if line[-1] in ":;,.(" or part[0].islower() else "; "
+        gap = "" if not line else " " if line[-1] in ":;,.(" else "; "
         line += gap + part.removeprefix("- ")
     return line
 
@@ -69,9 +69,12 @@ class _Formatter(logging.Formatter):
 def quiet_libraries() -> None:
     """Warnings on stderr and readable; no bars for loading weights, which would stand before every answer."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    set_verbosity_error()  # or its retries stand for half a minute before the answer …
+    logging.getLogger("modeling_r2d2.loading").setLevel(logging.INFO)  # … that there is no such folder here
     downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if downloads and sys.stderr.isatty():

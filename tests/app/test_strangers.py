@@ -238,4 +238,4 @@ def test_after_a_flood_the_next_visitor_is_answered(address):
         assert any(words in said(events.decode()) for words in ("8 张图片", "稍后再试"))
     else:
         assert status == 503
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 20  # 5 s of waiting, and its own computing on a machine that is busy

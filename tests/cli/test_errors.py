@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,7 +18,8 @@ from safetensors import SafetensorError
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import EXAMPLES, app, errors, main
-from modeling_r2d2.cli.terminal import one_line
+from modeling_r2d2.cli.terminal import one_line, quiet_libraries
+from modeling_r2d2.loading import one_line_errors
 from modeling_r2d2.processing.datasets.images import ImageReadError
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
@@ -44,6 +46,7 @@ def line_of(capsys, error: BaseException, with_traceback: bool = False) -> tuple
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b.csv"), 2, ["/a/b.csv", "No such file"]),
         (PermissionError(errno.EACCES, "Permission denied", b"/a/\xff"), 2, ["/a/", "Permission denied"]),
         (OSError(errno.ENOSPC, "No space left on device", "/a"), 2, ["/a", "free some space"]),
+        (FileExistsError(errno.EEXIST, "photos holds something else"), 2, ["FileExistsError: photos holds"]),
         (SafetensorError("Error while deserializing header"), 2, ["header"]),
         (StrictDataclassFieldValidationError("hidden_size", cause=TypeError("not an int")), 2, ["hidden_size"]),
         (MemoryError(), 2, ["out of memory"]),
@@ -294,6 +297,23 @@ def test_a_torn_result_is_computed_again(place, tmp_path, monkeypatch, capsys, t
     assert json.loads(kept.read_text("utf-8"))["metrics"] == whole["metrics"]
 
 
+def test_a_mistyped_folder_is_named_before_the_hub_is_asked(monkeypatch, caplog):
+    """Who waits for the Hub knows why; its retries are not shown."""
+    monkeypatch.setattr("modeling_r2d2.loading.hub.HF_HUB_OFFLINE", False)
+    quiet_libraries()
+
+    @one_line_errors("mistyped", object)
+    def ask():
+        assert [record.getMessage() for record in caplog.records] == [
+            "no such folder here: mistyped; asking the Hub for a model of this name"
+        ]
+        assert not logging.getLogger("huggingface_hub.utils").isEnabledFor(logging.WARNING)
+        raise OSError("cannot be reached")
+
+    with pytest.raises(FileNotFoundError, match="no such folder: mistyped"):
+        ask()
+
+
 def test_items_of_a_list_are_parted():
     assert one_line("x is refused:\n- no card\n- no weights\n") == "x is refused: no card; no weights"
-    assert one_line("a sentence that\n  goes on") == "a sentence that goes on"
+    assert one_line("a.png: no caption\nb.png: no caption") == "a.png: no caption; b.png: no caption"
