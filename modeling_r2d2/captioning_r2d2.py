@@ -195,7 +195,6 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
     # Of the whole model; a captioner has the same towers.
     get_input_embeddings = R2D2Model.get_input_embeddings
     set_input_embeddings = R2D2Model.set_input_embeddings
-    enable_input_require_grads = R2D2Model.enable_input_require_grads
     _check_tokens = R2D2Model._check_tokens
 
     def _auto_map(self) -> dict[str, str]:

@@ -39,6 +39,10 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The image tower's patch embeddings."""
+        return self.vision_model.get_input_embeddings()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

@@ -171,6 +171,19 @@ class R2D2PreTrainedModel(PreTrainedModel):
             arguments["interpolate_pos_encoding"] = True
         return arguments
 
+    def enable_input_require_grads(self):
+        """As in transformers, also for towers whose input embeddings return (states, size), as Swin's do."""
+
+        def require(module, arguments, output):
+            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
+
+        embeddings = []
+        for tower in (self, self.vision_model):
+            with contextlib.suppress(NotImplementedError):  # a convolutional tower embeds nothing
+                embeddings.append(tower.get_input_embeddings())
+        self._require_grads_hooks = [e.register_forward_hook(require) for e in dict.fromkeys(embeddings)]
+        self._require_grads_hook = next(iter(self._require_grads_hooks), None)
+
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; a class registered for remote code also records every Auto class that applies."""
         # of this class alone: the folder that the configuration came from may have held more
@@ -255,18 +268,6 @@ class R2D2Model(R2D2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         """Replace the text tower's token embeddings."""
         self.text_model.set_input_embeddings(value)
-
-    def enable_input_require_grads(self):
-        """As in transformers, also for towers whose input embeddings return (states, size), as Swin's do."""
-
-        def require(module, arguments, output):
-            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
-
-        embeddings = [self.get_input_embeddings()]
-        with contextlib.suppress(NotImplementedError):  # a convolutional tower embeds nothing
-            embeddings.append(self.vision_model.get_input_embeddings())
-        self._require_grads_hooks = [e.register_forward_hook(require) for e in embeddings]
-        self._require_grads_hook = self._require_grads_hooks[0]
 
     @property
     def can_rank(self) -> bool:

@@ -150,7 +150,6 @@ class WukongModel(WukongPreTrainedModel):
     # The towers are handled as in R2D2.
     get_input_embeddings = R2D2Model.get_input_embeddings
     set_input_embeddings = R2D2Model.set_input_embeddings
-    enable_input_require_grads = R2D2Model.enable_input_require_grads
     _check_tokens = R2D2Model._check_tokens
 
     @property

@@ -6,7 +6,6 @@ The authors never released their pre-training code; what the paper leaves open i
 the choice, and an option where it matters. This file travels to the Hub beside the weights.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,29 +129,27 @@ class R2D2MLMHead(nn.Module):
         return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
-class _LossWithoutLabels:
+class _SignatureWithoutLabels(inspect.Signature):
+    """Of a function: its parameters but those with "label" in their names. Of the method of an object: all of them."""
+
+    def __init__(self, whole: inspect.Signature):
+        unlabelled = [p for name, p in whole.parameters.items() if "label" not in name]
+        super().__init__(unlabelled, return_annotation=whole.return_annotation)
+        self._whole = whole
+
+    def replace(self, **changes: Any) -> inspect.Signature:
+        """What `inspect.signature` asks of a method, which is bound to its first parameter."""
+        return self._whole.replace(parameters=list(self._whole.parameters.values())[1:])
+
+
+def _loss_without_labels(forward: Callable) -> Callable:
     """Decorates a `forward` that has a loss without its labels too, so that transformers' Trainer evaluates it.
 
     Trainer asks the class for the parameters of `forward` with "label" in their names, and computes no loss of a batch
-    that lacks one of them. Through the class the signature therefore leaves them out; through a model, where Trainer
-    asks which columns of the data are read, it is whole.
+    that lacks one of them; it asks the model which columns of the data `forward` reads.
     """
-
-    def __init__(self, forward: Callable):
-        functools.update_wrapper(self, forward)
-        self.forward = forward
-
-        @functools.wraps(forward)
-        def of_class(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs)
-
-        signature = inspect.signature(forward)
-        unlabelled = [p for name, p in signature.parameters.items() if "label" not in name]
-        of_class.__signature__ = signature.replace(parameters=unlabelled)
-        self.of_class = of_class
-
-    def __get__(self, model: nn.Module | None, cls: type | None = None) -> Callable:
-        return self.of_class if model is None else self.forward.__get__(model, cls)
+    forward.__signature__ = _SignatureWithoutLabels(inspect.signature(forward))
+    return forward
 
 
 class R2D2ForPreTraining(R2D2Model):
@@ -182,7 +179,7 @@ class R2D2ForPreTraining(R2D2Model):
         """Replace the MLM head's vocabulary projection."""
         self.mlm_head.decoder = new_embeddings
 
-    @_LossWithoutLabels
+    @_loss_without_labels
     @can_return_tuple
     def forward(
         self,

@@ -118,6 +118,30 @@ def test_compiled_training_step_equals_the_plain_one():
     torch.testing.assert_close(model.temperature.data, plain.temperature.data)
 
 
+def test_compiled_pretraining():
+    model, _ = trained("pretraining", dropout=0.0)
+    batch = tiny_batch(4)
+    loss = torch.compile(model, backend="aot_eager")(**batch).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.temperature.item() == pytest.approx(model.config.temperature_max)
+
+
+@pytest.mark.parametrize("tower", ["clip", "swin", "convnext"])
+def test_input_gradients_of_every_class(tower):
+    """What adapters under reentrant checkpointing ask for."""
+    for cls in (R2D2Model, R2D2ForImageClassification):
+        model = cls(tiny_config(tower)).requires_grad_(False)
+        model.enable_input_require_grads()
+        batch = {"pixel_values": tiny_batch(2)["pixel_values"]}
+        output = model(**batch)
+        reaches = (output.logits if cls is R2D2ForImageClassification else output.image_embeds).requires_grad
+        assert reaches == (tower != "convnext")  # which embeds nothing
+        model.disable_input_require_grads()
+        output = model(**batch)
+        assert not (output.logits if cls is R2D2ForImageClassification else output.image_embeds).requires_grad
+
+
 def _ddp_worker(number: int, folder: str):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
