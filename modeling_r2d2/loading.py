@@ -5,9 +5,11 @@ file's, and what is wrong with a folder is said in one line that names it.
 """
 
 import argparse
+import errno
 import json
 import logging
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -273,6 +275,7 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
         if Path(place).exists():
             if isinstance(error, PermissionError):
                 raise
+            _refuse_forbidden(place, error)
             raise LoadingError(f"{place}: {_first_line(error)}") from error
         offline = " (offline: HF_HUB_OFFLINE is set)" if hub.HF_HUB_OFFLINE else ""
         raise FileNotFoundError(
@@ -289,6 +292,18 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
             ) from error
         name = getattr(kind, "__name__", str(kind))
         raise LoadingError(f"{place} does not load as a {name}: {_first_line(error)}") from error
+
+
+def _refuse_forbidden(place: str | PathLike, error: Exception) -> None:
+    """Say that a file may not be read, where safetensors says that it does not exist.
+
+    Raises:
+        PermissionError: names the first such file.
+    """
+    root = Path(place)
+    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, "permission denied, this user may not read it", str(path)) from error
 
 
 def refuse_unsafe_pickles(folder: str | PathLike) -> None:

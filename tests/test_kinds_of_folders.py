@@ -1,14 +1,18 @@
 """An index is no model, a model no index, and somebody's manifest.json makes neither of a folder."""
 
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from modeling_r2d2 import R2D2Model
 from modeling_r2d2.cli import app
-from modeling_r2d2.loading import is_index, is_onnx_export
+from modeling_r2d2.loading import is_index, is_onnx_export, load_whole
 from modeling_r2d2.retrieval.manifest import Manifest, ModelIdentity
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import in_a_child, tiny_model, tiny_picture, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +92,28 @@ def test_somebodys_manifest_beside_a_model(made, tmp_path, manifest):
     assert not is_onnx_export(folder)
     outcome = run(f"match {made / '0.png'} 猫 --model {folder} --json")
     assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_file_of_another_user_is_forbidden_and_not_missing(made, monkeypatch, name):
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are closed to others
+    said = folder / "said"
+    try:
+        folder.chmod(0o755)
+        said.touch()
+        said.chmod(0o666)
+        shutil.copytree(made / "model", folder / "model")
+        (folder / "model" / name).chmod(0o600)
+
+        def load():
+            os.setuid(65534)
+            with pytest.raises(PermissionError) as caught:
+                load_whole(R2D2Model, folder / "model")
+            said.write_text(str(caught.value))
+
+        os.waitpid(in_a_child(load), 0)
+        assert "ermission denied" in said.read_text()
+        assert name in said.read_text()
+    finally:
+        shutil.rmtree(folder)

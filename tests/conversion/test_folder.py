@@ -1,6 +1,7 @@
 """`r2d2 convert`: a checkpoint becomes a folder that the Auto classes load."""
 
 import re
+import resource
 from functools import partial
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Model, R2D2Processor
 from modeling_r2d2.conversion import build_tokenizer, convert_to_folder, find_vocabulary, folder
+from modeling_r2d2.processing.files import is_partial
 from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
+from tests.helpers import die, killed
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -104,6 +107,39 @@ def test_nothing_is_written_where_conversion_fails(convert, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         convert()
     assert not (tmp_path / "out").exists()
+
+
+def test_conversion_that_is_killed_or_finds_the_disk_full(convert, tmp_path, monkeypatch):
+    """Nothing half-written counts as a model, and the next conversion clears it away; others' files stay."""
+    output = tmp_path / "out"
+
+    def interrupted():
+        monkeypatch.setattr(R2D2Processor, "save_pretrained", die)
+        convert()
+
+    assert killed(interrupted)
+    assert all(is_partial(path) for path in output.iterdir())
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="is full") as caught:
+            convert()
+        assert "\n" not in str(caught.value)
+        die()
+
+    assert killed(full)
+    assert not list(output.iterdir())
+    convert()
+    written = {path.name for path in output.iterdir()}
+    assert not any(map(is_partial, written))
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
+    (output / "notes.txt").write_text("mine")
+    convert(overwrite=True)
+    assert {path.name for path in output.iterdir()} == {*written, "notes.txt"}
+    (output / "README.md").write_text("my own card")
+    with pytest.raises(FileExistsError, match=r"README\.md is not, or no longer, as this program wrote it"):
+        convert(overwrite=True)
+    assert (output / "README.md").read_text() == "my own card"
 
 
 class TestVocabulary:
