@@ -165,3 +165,16 @@ def test_a_class_that_the_classifier_does_not_have(classes, classifier, tmp_path
     (tmp_path / "more" / "红").rename(tmp_path / "more" / "紫")
     with pytest.raises(ValueError, match="does not have the class '紫'; its 4 classes are 白, 蓝, 红, 黄"):
         evaluate_models(evaluation(tmp_path / "more", "classification"), [classifier])
+
+
+def test_fine_tuned_on_a_folder_of_classes_and_judged_on_it(classes, tmp_path):
+    """The two commands as a user types them."""
+    base, output = save(tmp_path / "base", tiny_model(ranker=False)), tmp_path / "run"
+    tune = ["finetune", "classification", "--model", str(base), "--data", str(classes), "--output", str(output)]
+    result = CliRunner().invoke(app, [*tune, "--epochs", "1", "--batch-size", "4", "--workers", "0"])
+    assert result.exit_code == 0, result.exception
+    judge = ["evaluate", "--task", "classification", "--data", str(classes), "--model", str(output), "--resamples", "0"]
+    result = CliRunner().invoke(app, [*judge, "--output", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.exception
+    (report,) = json.loads(next((tmp_path / "report").glob("*.json")).read_text(encoding="utf-8"))
+    assert report["counts"]["classes of the classifier"] == 3
