@@ -86,6 +86,8 @@ class R2D2Processor(ProcessorMixin):
         for name, value in (("images", images), ("text", text)):
             if isinstance(value, (list, tuple)) and not value:
                 raise ValueError(f"{name} is an empty list")
+        if not isinstance(text, (str, list, type(None))) and hasattr(text, "__iter__"):
+            text = list(text)  # a tuple, an array or a column of a data set; transformers takes lists alone
         if images is not None:
             images = _eight_bit(images, turns_upright(self), self._rescales(kwargs))
         encoded = super().__call__(images=images, text=text, **kwargs)

@@ -277,3 +277,16 @@ class TestRoundTrips:
         assert torch.equal(encode(loaded, tiny_picture()), encode(own, tiny_picture()))
         assert encode(loaded, tiny_picture()).shape == (1, 3, 48, 48)
         assert loaded.tokenizer.model_max_length == 9
+
+
+def test_texts_of_every_sequence():
+    """A tuple, an array, a generator and a column of a data set are lists of texts."""
+    from datasets import Dataset
+
+    processor, texts = tiny_processor(), ["猫", "两条红色的鱼"]
+    expected = processor(text=texts, return_tensors="pt")["input_ids"]
+    column = Dataset.from_dict({"text": texts})["text"]
+    for given in (tuple(texts), np.array(texts), (text for text in texts), column):
+        assert torch.equal(processor(text=given, return_tensors="pt")["input_ids"], expected)
+    with pytest.raises(ValueError, match="string or list of strings"):
+        processor(text=3)
