@@ -11,7 +11,7 @@ from modeling_r2d2.cli import app
 
 ROOT = Path(__file__).parents[2]
 #: Of other commands that messages advise to run, and of CSS.
-OTHERS = {"--no-deps", "--max-pixels"}
+OTHERS = {"--no-deps"}
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
