@@ -135,7 +135,11 @@ def load_extra_weights(model: nn.Module, folder: Path | str) -> None:
 def save_adapter(model: "PeftModel", folder: Path | str) -> None:
     """Write the adapter, and what trains beside it, to a folder that `load_adapter` and PEFT's own
     `PeftModel.from_pretrained` read. (PEFT alone leaves the temperature as it was: the order of scores is the same.)"""
+    card = Path(folder) / "README.md"
+    written_before = card.exists()
     model.save_pretrained(str(folder))
+    if not written_before:
+        card.unlink(missing_ok=True)  # PEFT's form, to be filled in by hand: `r2d2 push` would publish it as it is
     save_extra_weights(model, folder)
     make_readable(folder, "adapter_model.*")
 

@@ -177,7 +177,7 @@ def require_same_run(
     """Refuse to go on from a checkpoint of another run.
 
     Args:
-        lengthens: more steps than it had are allowed, and said.
+        lengthens: more steps than it had are allowed (`tell_lengthened` says so).
         may_begin: distillation may begin on a checkpoint of a run without it (its callback decides).
 
     Raises:
@@ -197,17 +197,28 @@ def require_same_run(
         if may_begin and saved.get("distillation") is None:
             saved["distillation"] = identity.get("distillation")
         before, steps = saved.get("max_steps"), identity.get("max_steps")
-        if isinstance(before, int) and isinstance(steps, int) and lengthens and 0 < before < steps:
-            logger.warning(
-                "the run in %s is lengthened from %d to %d steps: from here on it is another run than one "
-                "of %d steps, as the learning rate follows the longer schedule",
-                folder.parent,
-                before,
-                steps,
-                steps,
-            )
+        if lengthens and _is_lengthened(before, steps):
             saved["max_steps"] = steps
     refuse_differences(saved, identity, folder)
+
+
+def tell_lengthened(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Say that a run of which `folder` is a whole checkpoint goes on for more steps than it had."""
+    saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    before, steps = saved.get("max_steps"), identity.get("max_steps")
+    if _is_lengthened(before, steps):
+        logger.warning(
+            "the run in %s is lengthened from %d to %d steps: from here on it is another run than one "
+            "of %d steps, as the learning rate follows the longer schedule",
+            folder.parent,
+            before,
+            steps,
+            steps,
+        )
+
+
+def _is_lengthened(before: Any, steps: Any) -> bool:
+    return isinstance(before, int) and isinstance(steps, int) and 0 < before < steps
 
 
 def refuse_differences(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
@@ -259,7 +270,10 @@ def checkpoint_to_resume(output: Path) -> Path:
     numbered = [p for p in output.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
     newest = max(numbered, key=steps_of, default=None)
     if newest is None:
-        raise ValueError(f"nothing to resume: {output} holds no checkpoint (were `save_every` steps made?)")
+        raise ValueError(
+            f"nothing to resume: {output} holds no checkpoint (it is another folder, or the run ended before the first "
+            "was saved: then begin without `--resume`)"
+        )
     if not whole:
         refuse_unsafe_pickles(newest)
         raise ValueError(

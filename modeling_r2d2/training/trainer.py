@@ -43,6 +43,7 @@ from .same_run import (
     note_run,
     plain,
     require_same_run,
+    tell_lengthened,
 )
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,14 @@ class R2D2Trainer(Trainer):
         with one_line_errors(resume_from_checkpoint, "checkpoint"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in Trainer, but tied weights are no missing ones: safetensors holds what is shared once."""
+        held = self.model.state_dict(keep_vars=True)
+        lacking = set(load_result.missing_keys)
+        loaded = {id(tensor) for name, tensor in held.items() if name not in lacking}
+        missing = [name for name in load_result.missing_keys if name not in held or id(held[name]) not in loaded]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """As in Trainer; a resumed run is the same run, or is refused.
 
@@ -283,6 +292,7 @@ class R2D2Trainer(Trainer):
         if 0 < max(state.max_steps, self.args.max_steps) <= state.global_step:
             self._take_finished(folder, folder.parent, state)
             return TrainOutput(state.global_step, 0.0, {})
+        tell_lengthened(folder, self._identity)
         return super().train(str(folder), *args, **kwargs)
 
     def run_identity(self) -> dict[str, Any]:

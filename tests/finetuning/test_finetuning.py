@@ -155,6 +155,7 @@ def test_adapters_save_load_and_merge(base, tmp_path, dora):
     assert adapted.temperature == merged.temperature
     stored = sum(p.stat().st_size for p in (tmp_path / "run" / "adapter").glob("*.safetensors"))
     assert stored < (tmp_path / "run" / "model.safetensors").stat().st_size / 2
+    assert not (tmp_path / "run" / "adapter" / "README.md").exists()  # PEFT's form, which nobody has filled in
 
 
 def inputs(processor) -> dict:

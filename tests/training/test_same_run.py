@@ -92,8 +92,25 @@ def test_a_moved_run_goes_on_and_what_does_not_matter_may_change(finished, unfin
 def test_more_steps_are_another_schedule_and_said(unfinished, processor, caplog):  # noqa: F811
     with caplog.at_level(logging.WARNING):
         run = resume(unfinished, processor, steps=5)
-    assert "lengthened from 4 to 5 steps" in caplog.text
+    assert caplog.text.count("lengthened from 4 to 5 steps") == 1
     assert run.state.global_step == 5
+    assert "missing keys" not in caplog.text  # the MLM head's weights are the text tower's, and held once
+
+
+def test_a_run_that_is_refused_is_not_said_to_be_lengthened(unfinished, processor, caplog):  # noqa: F811
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="learning_rate"):
+        resume(unfinished, processor, steps=5, learning_rate=2e-3)
+    assert "lengthened" not in caplog.text
+
+
+def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, caplog):  # noqa: F811
+    trainer = build_trainer(model(), processor, Colours(), options(tmp_path / "out"))
+    held = trainer.model.state_dict()
+    shared = trainer.model._tied_weights_keys
+    result = trainer.model.load_state_dict({k: v for k, v in held.items() if k not in {*shared, "temperature"}}, False)
+    with caplog.at_level(logging.WARNING):
+        trainer._issue_warnings_after_load(result)
+    assert "missing keys in the checkpoint model loaded: ['temperature']" in caplog.text
 
 
 @pytest.mark.parametrize(
