@@ -257,7 +257,15 @@ def _identified(file: BinaryIO) -> Image.Image:
     except Image.UnidentifiedImageError:
         if missing:
             raise _Refused("a HEIC picture, which needs pillow-heif: pip install 'modeling-r2d2[heif]'") from None
+        if begun := _begun(head):
+            raise _Refused(f"cannot be decoded: a {begun} file, damaged or of a kind that is not read") from None
         raise
+
+
+def _begun(head: bytes) -> str | None:
+    """The format whose decoder takes the first bytes for its own, whatever follows them."""
+    accepts = ((format, _decoders()[format][1]) for format in FORMATS if format in _decoders())
+    return next((format for format, accept in accepts if accept is not None and accept(head) is True), None)
 
 
 @cache

@@ -148,7 +148,8 @@ class IndexProgress:
         from ..retrieval.pictures import list_pictures
 
         with suppress(Exception):  # the indexing itself says what is wrong
-            self._bar.total = sum(1 for _ in list_pictures(self._source, **self._reading))
+            # the indexing itself says what is ignored, too
+            self._bar.total = sum(1 for _ in list_pictures(self._source, **self._reading, note=lambda _: None))
 
 
 def _accelerator():

@@ -55,7 +55,7 @@ def search(
 ):
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
     from ..processing.files import atomic_path, refuse_output
-    from ..retrieval.results import refuse_foreign_sheet, to_csv, to_json, write_sheet
+    from ..retrieval.results import refuse_foreign_hits, refuse_foreign_sheet, to_csv, to_json, write_sheet
     from ..retrieval.retriever import R2D2Retriever
     from .notes import note_gone, note_unknown
 
@@ -63,6 +63,8 @@ def search(
     refuse_output(output, index, *(image or ()), model)
     if format == Format.sheet:
         refuse_foreign_sheet(output)
+    elif output is not None:
+        refuse_foreign_hits(output)
     retriever = R2D2Retriever.open(index, model, device=device, verify=verify, calibrated=calibrated)
     results = retriever.search(
         texts or None,

@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,6 +21,7 @@ from .pictures import Picture
 _PAGE_BEGIN = '<!doctype html><html lang="zh"><meta charset="utf-8"><meta name="generator" content="modeling_r2d2">'
 
 _COLUMNS = ("rank", "id", "path", "score", "match_probability", "cosine")
+_HEADER = ("query", *_COLUMNS, "text", "problem")
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ def to_csv(results: Sequence[SearchResult], line_end: str = "\n") -> str:
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator=line_end)
-    writer.writerow(["query", *_COLUMNS, "text", "problem"])
+    writer.writerow(_HEADER)
     for result in results:
         for hit in result.hits:
-            values = [getattr(hit, name) for name in (*_COLUMNS, "text", "problem")]
+            values = [getattr(hit, name) for name in _HEADER[1:]]
             writer.writerow([_no_formula(value) for value in (result.query, *values)])
     return out.getvalue()
 
@@ -132,6 +134,28 @@ def refuse_foreign_sheet(path: str | PathLike) -> None:
         with page.open("rb") as file:
             if file.read(len(_PAGE_BEGIN)) != _PAGE_BEGIN.encode():
                 raise FileExistsError(f"{page} was not written by this program: name another file, or delete it first")
+
+
+def refuse_foreign_hits(path: str | PathLike) -> None:
+    """Raise where a file is in the place of one that `r2d2 search` writes, and holds no hits: a list of pairs, say.
+
+    Hits are told by what they begin with: JSON by its first query, CSV by its header, a table by the names of its
+    columns, whatever the file is called. An empty file holds nothing to lose.
+
+    Raises:
+        FileExistsError: names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        begin = file.read(65536).decode("utf-8-sig", errors="replace").strip()
+    first, *lines = begin.splitlines() or [""]
+    as_json = re.match(r'\[\s*\{\s*"query":', begin)
+    as_csv = first == ",".join(_HEADER)
+    as_table = lines[:1] == ["nothing found"] or any(re.match(r" *rank +score +match +cosine ", e) for e in lines[:3])
+    if begin and not (as_json or as_csv or as_table):
+        raise FileExistsError(f"{path} holds no hits of a search: name another file, or delete it first")
 
 
 def _thumbnail(hit: SearchHit, side: int = 256) -> Image.Image:

@@ -70,3 +70,13 @@ def test_a_line_for_each_state_of_a_log(capsys, at_once):
     assert re.match(STATE.format(doing="counting", total=3), lines[-1])
     assert "letters/s" in lines[-1]
     assert all("\r" not in line and "\x1b" not in line for line in lines)
+
+
+def test_counting_for_the_bar_says_nothing_a_second_time(place, tmp_path, at_once, caplog):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    tiny_picture(0).save(photos / "a.png")
+    (photos / "clip.mp4").write_bytes(b"0")
+    stdout, _ = run("index", photos, "--model", place / "model", "--output", tmp_path / "index")
+    assert stdout.count("ignored: 1 .mp4") == 1
+    assert "ignored" not in caplog.text

@@ -202,3 +202,25 @@ def test_a_model_that_lacks_weights_is_refused(place, tmp_path):
         assert "it holds a model of another kind" in str(result.exception), command
     missing = runner.invoke(app, ("evaluate", "--data", pairs, "--model", "runs/nothing"))
     assert "no such folder: runs/nothing" in str(missing.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "mine"),
+    [
+        ("pairs.csv", "image,text\na.png,猫\n"),
+        ("list.json", '[{"image": "a.png", "text": "猫"}]'),
+        ("notes.txt", "我的笔记\n第二行\n"),
+        ("list.csv", "图片,标题\r\na.png,猫\r\n".encode("gbk")),
+    ],
+)
+def test_hits_replace_hits_and_nothing_else(place, tmp_path, name, mine):
+    output = tmp_path / name
+    mine = mine if isinstance(mine, bytes) else mine.encode()
+    output.write_bytes(mine)
+    command = ("search", place / "index", "猫", "--output", output)
+    with pytest.raises(FileExistsError, match="holds no hits of a search: name another file"):
+        run(*command)
+    assert output.read_bytes() == mine
+    output.unlink()
+    for more in ((), ("--top-k", 1), ("--min-match-probability", 1.0), ()):  # its own hits, then, many or none
+        run(*command, *more)

@@ -293,3 +293,14 @@ class TestValues:
         command = [sys.executable, "-c", script, str(path), str(Path(travelling.__file__).parent)]
         taken = subprocess.run(command, capture_output=True, text=True, check=True)
         assert int(taken.stdout) < 11 * 16_000_000
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "JPEG"])
+def test_a_file_that_begins_as_a_known_format_is_not_called_unknown(format, tmp_path):
+    """A TIFF of a rare kind (planes of a volume, say) is a TIFF, although Pillow cannot read it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format=format)
+    path = tmp_path / "scan.bin"
+    path.write_bytes(buffer.getvalue()[:12] + b"\xff" * 400)
+    with pytest.raises(ImageReadError, match=f"cannot be decoded: a {format} file, damaged or of a kind"):
+        open_image(path)
