@@ -151,7 +151,7 @@ def test_calibrate(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "{root}/nowhere", "一只猫"], "holds no index"),
+        (["search", "{root}/nowhere", "一只猫"], "no such folder"),
         (["search", "{root}/index", "  "], "only spaces"),
         (["search", "{root}/index", "猫", "--format", "sheet"], "--output"),
         (["search", "{root}/index", "猫", "--model", "{root}/other"], "another model"),
