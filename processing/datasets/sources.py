@@ -117,6 +117,8 @@ def _detect_one(path: str) -> str:
             raise ValueError(f"{path} is a spreadsheet: save it as CSV (UTF-8) and name that")
         if "://" not in path and (what := other_archive(_head(folder))):
             raise ValueError(f"{path} is {what}: unpack it and name the folder, or write tar shards")
+        if "://" not in path and folder.name.lower() == "captions.txt":
+            raise ValueError(f"{path} holds the captions of a folder: name the folder, {folder.parent}")
         raise ValueError(f"{path}: unknown format; name one with format=, --format ({', '.join(FORMATS)})")
     return kind
 

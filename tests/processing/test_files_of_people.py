@@ -591,3 +591,10 @@ class TestFolders:
             write_tar(tmp_path / folder / "0.tar", [("1.png", png(ord(folder)))])
         assert list(listed([tmp_path / "a/0.tar", tmp_path / "b/0.tar"])[0]) == ["a/0.tar/1.png", "b/0.tar/1.png"]
         assert list(listed(tmp_path / "a")[0]) == ["0.tar/1.png"]  # a folder of shards alone stands for them
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "Captions.TXT"])
+def test_the_captions_of_a_folder_named_alone_lead_to_the_folder(tmp_path, name):
+    (tmp_path / name).write_text("1.jpg\t一只猫\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"name the folder, {tmp_path}$"):
+        load_pairs(tmp_path / name)
