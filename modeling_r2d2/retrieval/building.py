@@ -23,7 +23,7 @@ from .locking import only_writer
 from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ModelIdentity, ShardRecord
 from .ownership import Building, files_of, numbers_in_use, refuse_foreign
 from .pictures import Picture, list_pictures
-from .remaking import in_full, refuse_no_unicode, source_words
+from .remaking import in_full, is_there, refuse_no_unicode, source_words
 from .store import PictureIndex, Shard, finished_shards, move_shard, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
@@ -266,7 +266,10 @@ class IndexBuilder:
             return set(), "the source has errors, and what it does not name may be behind them"
         if not found.seen:
             return set(), "the source is empty: is everything mounted that should be?"
-        return found.to_prune(), None
+        pruned = found.to_prune()
+        if (folder := found.emptied(pruned)) is not None:
+            return set(), f"{folder} is empty: is everything mounted that should be?"
+        return pruned, None
 
     def _revised(
         self, shards: Iterable[ShardRecord], kept: dict[Row, Picture | None], leaving: set[str] | None = None
@@ -308,9 +311,9 @@ class IndexBuilder:
         others = [
             entry
             for entry in manifest.unreadable
-            if entry["source"] != found.source
+            if not found.covers(entry["source"])
             and entry["id"] not in found.seen
-            and (entry.get("path") is None or os.path.lexists(entry["path"]))
+            and is_there(entry.get("path") or entry["location"])
         ]
         new = []
         for entry in entries:

@@ -8,7 +8,7 @@ from ..processing.datasets.images import ImageReadError
 from ..processing.datasets.report import Problem
 from .encoding import Progress, problem_of
 from .pictures import Picture, digest_of
-from .remaking import covers
+from .remaking import covers, places_of
 from .store import Shard
 
 Row = tuple[str, int]  # name of a shard, and a row in it
@@ -73,6 +73,7 @@ class Comparison:
         kept: the rows of `known` and `pending` that the source still has, with the picture to remember instead where
             its place has changed. resumed, unchanged, moved: how many; moved ones are among the unchanged, or resumed.
         seen: ids of the source. damaged: the source has errors, so what it does not name need not be gone.
+        folders_without: folders that the source names and in which it has found no picture so far.
         problems: entries for the report of unreadable pictures, each with its number in the source.
     """
 
@@ -92,6 +93,7 @@ class Comparison:
         self.seen: dict[str, int] = {}
         self.damaged = False
         self.problems: list[tuple[int, dict]] = []
+        self.folders_without: list[str] = [place for place in places_of(source) if os.path.isdir(place)]
         self._covered: dict[str, bool] = {}
         self._missing: dict[str, list[Known]] | None = None
         self._missing_sizes: set[int | None] = set()
@@ -105,6 +107,8 @@ class Comparison:
                 self.problems.append((number, {"id": None, "location": item.location, "reason": item.reason}))
                 continue
             item = replace(item, source=self.source)
+            if self.folders_without and item.path is not None:
+                self.folders_without = [folder for folder in self.folders_without if not _is_in(item.path, folder)]
             if item.id in self.seen:
                 self.problems.append((number, problem_of(item, "a picture of this id came before in the source")))
                 continue
@@ -138,6 +142,19 @@ class Comparison:
         gone = set(self.gone())
         return {id for id in self._unnamed() if id in gone or self._is_own(self.known[id])}
 
+    def covers(self, source: str) -> bool:
+        """Whether this source names all that is still there of another one, given by its words."""
+        if source not in self._covered:
+            self._covered[source] = covers(self.source, source)
+        return self._covered[source]
+
+    def emptied(self, ids: Iterable[str]) -> str | None:
+        """A folder of the source that held pictures of these ids and now holds none at all, as an unmounted one."""
+        for folder in self.folders_without:
+            if any((path := self.known[id].picture.path) is not None and _is_in(path, folder) for id in ids):
+                return folder
+        return None
+
     def _free(self, among: dict[str, Known], id: str) -> Known | None:
         """What is known by an id, unless it has got another one meanwhile."""
         known = among.get(id)
@@ -145,10 +162,7 @@ class Comparison:
 
     def _is_own(self, known: Known) -> bool:
         """Whether a picture was listed from this source, as it is now or was before."""
-        source = known.picture.source
-        if source not in self._covered:
-            self._covered[source] = covers(self.source, source)
-        return self._covered[source]
+        return self.covers(known.picture.source)
 
     def _unnamed(self) -> list[str]:
         return [id for id in self.known if id not in self.seen and id not in self.renamed]
@@ -196,6 +210,11 @@ def _digest(picture: Picture) -> str | None:
         return digest_of(picture.read())
     except ImageReadError:
         return None
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Whether a file lies in a folder whose name is real, by whatever way the file is named."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), "").startswith(os.path.join(folder, ""))
 
 
 def _same_file(first: str | None, second: str | None) -> bool:

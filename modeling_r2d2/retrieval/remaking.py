@@ -67,11 +67,11 @@ def covers(words: str, earlier: str) -> bool:
     that has grown, or two folders of which one has been moved."""
     if words == earlier:
         return True
-    there = {place for place in _places(earlier) if "://" in place or os.path.exists(place)}
-    return bool(there) and there <= _places(words)
+    there = {place for place in places_of(earlier) if "://" in place or os.path.exists(place)}
+    return bool(there) and there <= places_of(words)
 
 
-def _places(words: str) -> set[str]:
+def places_of(words: str) -> set[str]:
     """Files and folders that the words of a source name."""
     places: set[str] = set()
     for word in takewhile(lambda word: not word.startswith("--"), shlex.split(words)):
@@ -107,9 +107,21 @@ def in_full(location: str | None) -> str | None:
     return os.path.join(os.path.realpath(folder), name)
 
 
+def is_there(location: str | None) -> bool:
+    """Whether the file that a location in full names, maybe with a line or a member behind it, is still there."""
+    if not location or "://" in location or not os.path.isabs(location):
+        return True
+    for place in (location, location.rpartition(":")[0]):
+        while place and not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if place == location or os.path.isfile(place):
+            return True
+    return False
+
+
 def _full(path: str | PathLike) -> str:
     text = os.fspath(path)
     return text if "://" in text else os.path.realpath(text)
 
 
-__all__ = ["covers", "folder_of", "in_full", "refuse_no_unicode", "remake_command", "source_words"]
+__all__ = ["covers", "folder_of", "in_full", "is_there", "places_of", "refuse_no_unicode", "remake_command", "source_words"]

@@ -376,6 +376,18 @@ class TestUnreadable:
         assert (built.added, built.unreadable) == (1, [])
         assert (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8") == ""
 
+    def test_lines_of_lists_that_were_named_otherwise_or_are_gone(self, builder, pictures, tmp_path):
+        first, second = pictures / "first.jsonl", tmp_path / "second.tar"
+        first.write_text('{"image": "a.png"}\nbroken\n', encoding="utf-8")
+        second.write_bytes(b"no archive")
+        assert len(builder().add(first).unreadable) == 1
+        assert len(builder().add([first, second]).unreadable) == 2  # the broken line once, though named twice
+        second.unlink()
+        built = builder().add(pictures)
+        assert [entry["location"] for entry in built.unreadable] == [f"{first}:2"]
+        first.unlink()
+        assert builder().add(pictures).unreadable == []
+
     def test_repaired_with_its_old_time_and_size(self, builder, pictures):
         whole = (pictures / "a.png").read_bytes()
         (pictures / "bad.png").write_bytes(bytes(len(whole)))
@@ -478,6 +490,22 @@ class TestPrune:
         pictures.rmdir()
         away.rename(pictures)
         assert builder().add(pictures, prune=True).gone == []
+
+    def test_one_of_several_is_empty_as_an_unmounted_one(self, builder, pictures, tmp_path):
+        other = save_pictures(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
+        builder().add([pictures, other])
+        for name in ("x.png", "y.png", "z.png"):
+            (other / name).rename(tmp_path / name)
+        (pictures / "a.png").unlink()
+        built = builder().add([pictures, other], prune=True)
+        assert (built.pictures, built.removed, len(built.gone)) == (12, 0, 4)
+        assert str(other) in built.not_pruned
+        (tmp_path / "x.png").rename(other / "x.png")
+        built = builder().add([pictures, other], prune=True)
+        assert (built.pictures, built.removed, built.not_pruned) == (9, 3, None)
+        os.symlink(pictures, tmp_path / "link")
+        (other / "x.png").unlink()
+        assert builder().add([tmp_path / "link", other], prune=True).not_pruned.startswith(str(other))
 
     def test_several_sources(self, builder, pictures, tmp_path):
         other = save_pictures(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
