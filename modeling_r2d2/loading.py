@@ -51,6 +51,7 @@ _LARGEST = {
     "token_reduction": 65_536,
 }
 _INDEX = "it is an index: name the model that it was made with"
+_LONGEST_REASON = 400
 _LARGEST_MODEL = 20 * 10**9
 #: A configuration of so many times the weights in the files is of another model: refused before memory is taken.
 _MOST_TIMES_THE_FILES = 20
@@ -184,10 +185,12 @@ def load_processor(kind: Any, place: str | PathLike, **options: Any) -> Any:
             to run. OSError: no such place, or nothing of it there.
     """
     with one_line_errors(place, kind):
+        _require_readable_json(Path(place))
         processor = kind.from_pretrained(place, **{**_trust(), **options})
     lacking = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
     if lacking:
         raise ValueError(f"{place} holds no processor for texts and pictures: it has no {' and no '.join(lacking)}")
+    _require_vocabulary(processor.tokenizer, place)
     return processor
 
 
@@ -224,6 +227,7 @@ def load_part(kind: Any, place: str | PathLike, **options: Any) -> Any:
         ValueError: it cannot be loaded; says why in one line. OSError: no such place.
     """
     with one_line_errors(place, kind):
+        _require_readable_json(Path(place))
         return kind.from_pretrained(place, **{**_trust(), **options})
 
 
@@ -291,7 +295,7 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
                 "--trust-remote-code (in Python: `with modeling_r2d2.loading.trusting_remote_code():`)"
             ) from error
         name = getattr(kind, "__name__", str(kind))
-        raise LoadingError(f"{place} does not load as a {name}: {_first_line(error)}") from error
+        raise LoadingError(f"{place} does not load as {name}: {_first_line(error)}") from error
 
 
 def _refuse_forbidden(place: str | PathLike, error: Exception) -> None:
@@ -391,7 +395,34 @@ def _first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     found = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if len(found) > _LONGEST_REASON:
+        found = f"{found[:_LONGEST_REASON]}…"
     return f"{type(error).__name__}: {found}" if isinstance(error, (KeyError, TypeError, AttributeError)) else found
+
+
+#: What processors and tokenizers are made of: a library's message about a damaged one does not say which it is.
+_JSON_OF_PROCESSORS = (
+    *("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+
+
+def _require_readable_json(folder: Path) -> None:
+    for name in _JSON_OF_PROCESSORS:
+        if (folder / name).is_file():
+            read_json_object(folder / name)
+
+
+def _require_vocabulary(tokenizer: Any, place: str | PathLike) -> None:
+    """Transformers makes a tokenizer without its files too: every text is [UNK] then, or none can be padded.
+
+    Raises:
+        LoadingError: it knows no token but special ones, or none to pad with.
+    """
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise LoadingError(f"{place}: its tokenizer knows no words: tokenizer.json (or vocab.txt) is missing or empty")
+    if tokenizer.pad_token is None:
+        raise LoadingError(f"{place}: its tokenizer has no token to pad with: tokenizer_config.json is missing or torn")
 
 
 def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True) -> None:
@@ -406,7 +437,7 @@ def _require_model_folder(place: str | PathLike, kind: Any, weights: bool = True
             "`modeling_r2d2.finetuning.load_adapter(model, folder)`"
         )
     if path.is_file():
-        if weights:
+        if weights or path.suffix != ".json":
             raise LoadingError(f"{place} is a file; a model is a folder with a config.json")
         config_file = path
     else:

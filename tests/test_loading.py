@@ -300,3 +300,35 @@ def test_only_one_module_loads():
                 if loads and path.name != "loading.py" and not call.startswith("super()"):
                     found.add(f"{path.name}: {call}")
     assert found - allowed == {"components.py: DDIMScheduler.load_config(source"}  # within one_line_errors
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "list"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "processor_config.json"])
+def test_a_torn_processor_is_refused_by_the_name_of_its_file(folder, name, harm):
+    """Transformers makes a tokenizer without tokenizer.json too, to which every text is [UNK]."""
+    path = folder / name
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_text('{"a": ' if harm == "cut" else "[1, 2]", encoding="utf-8")
+    with pytest.raises((ValueError, OSError)) as caught:
+        load_processor(AutoProcessor, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert name in message or name == "processor_config.json"
+    if name != "processor_config.json" and harm != "gone":
+        with pytest.raises(ValueError, match=re.escape(name)):
+            load_tokenizer(folder)
+
+
+def test_a_picture_given_as_a_model(folder, tmp_path):
+    tiny_picture(0).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="cat.png is a file; a model is a folder"):
+        load_model(tmp_path / "cat.png")
+
+
+def test_a_long_reason_is_cut(folder):
+    edit(folder / "config.json", lambda held: held["vision_config"].update(model_type="no_such_type"))
+    with pytest.raises(ValueError, match="no_such_type") as caught:
+        load_whole(R2D2Model, folder)
+    assert len(str(caught.value)) < 700

@@ -124,4 +124,13 @@ def _full(path: str | PathLike) -> str:
     return text if "://" in text else os.path.realpath(text)
 
 
-__all__ = ["covers", "folder_of", "in_full", "is_there", "places_of", "refuse_no_unicode", "remake_command", "source_words"]
+__all__ = [
+    "covers",
+    "folder_of",
+    "in_full",
+    "is_there",
+    "places_of",
+    "refuse_no_unicode",
+    "remake_command",
+    "source_words",
+]

@@ -62,7 +62,7 @@ def read_delimited(
                     raise ValueError(
                         _header_message(source, names, delimiter, codec.is_good("".join(row)), error)
                     ) from error
-                yield from guess_notes(resolved, reading, source)
+                yield from guess_notes(resolved, reading, source, names)
                 continue
             row = _fitted(row, names)
             if len(row) != len(names):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
         *("photo", "图片", "图像", "照片", "图", "图片路径", "图像路径", "图片文件", "图片名", "文件名", "文件路径"),
     ),
     "text": (
-        *("title", "description", "sentence", "标题", "描述", "文本", "文字", "说明", "内容"),
+        *("title", "description", "sentence", "标题", "描述", "文本", "文字", "说明", "内容", "txt"),
         *("图片描述", "图像描述", "图片说明", "中文描述", "文字描述"),
     ),
     "image_id": (),
@@ -168,13 +168,17 @@ def resolve_columns(names: Sequence[str], reading: Reading = PLAIN) -> dict[str,
 COLUMN_OPTIONS = {"image": "--image-column", "text": "--text-column"}
 
 
-def guess_notes(found: Mapping[str, str], reading: Reading, source: str) -> Iterator[Note]:
-    """Which columns were taken though their names are none of ours."""
+def guess_notes(found: Mapping[str, str], reading: Reading, source: str, names: Iterable[str] = ()) -> Iterator[Note]:
+    """Which columns were taken though their names are none of ours; and of all `names`, given where every record has
+    them, those that might have been captions where none is."""
     wanted = reading.columns if isinstance(reading.columns, Mapping) else {}
     for field, name in found.items():
         if field in ALIASES and field not in wanted and name not in ALIASES[field]:
             option = f", {COLUMN_OPTIONS[field]}" if field in COLUMN_OPTIONS else ""
             yield Note(source, None, f"column {name!r} is taken for the {field} (another: columns={option})")
+    if "text" not in found and (others := sorted({name for name in names if name.strip()} - set(found.values()))):
+        reason = f"no column is taken for captions (columns=, {COLUMN_OPTIONS['text']}); there are {_shown(others)}"
+        yield Note(source, None, reason)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -142,7 +142,7 @@ def read_table(
 
     library = require_datasets()
     resolved = resolve_columns(dataset.column_names, reading)
-    yield from guess_notes(resolved, reading, name)
+    yield from guess_notes(resolved, reading, name, dataset.column_names)
     feature = dataset.features[resolved["image"]] if dataset.features else None
     table = dataset.select_columns(list(resolved.values())).with_format(None)
     if isinstance(feature, library.Image):

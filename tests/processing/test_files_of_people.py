@@ -283,6 +283,14 @@ class TestTables:
         assert bool(taken) == (header in self.HEADERS[3:7] + self.HEADERS[8:10])
         assert all("is taken for the" in reason for reason in taken)
 
+    def test_an_index_says_which_columns_are_no_captions(self, pictures):
+        path = pictures / "data.csv"
+        for header, told in (("image,备注,编号", "['备注', '编号']"), ("image,txt,x", None), ("image", None)):
+            path.write_text(f"{header}\n0.png{',好' * header.count(',')}\n", encoding="utf-8")
+            reasons = [note.reason for note in listed(path)[2] if "captions" in note.reason]
+            assert len(reasons) == bool(told)
+            assert all(told in reason and "--text-column" in reason for reason in reasons)
+
     def test_two_candidates(self, pictures):
         path = pictures / "data.csv"
         path.write_text("filename,caption,标题\n0.png,a,b\n", encoding="utf-8")

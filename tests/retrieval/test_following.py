@@ -276,8 +276,6 @@ class TestModelMoved:
         assert state_of(root) == before
 
 
-
-
 class TestKilled:
     """A process that ends at its n-th rename or removal, for every n."""
 
