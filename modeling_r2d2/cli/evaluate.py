@@ -32,9 +32,9 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="classification: lines `folder<TAB>中文名`.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="classification: templates with {}, one a line.")] = None,
     captions: Annotated[Path | None, typer.Option(help="captioning: judge this file instead of a model.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the reports (JSON, Markdown) and kept results.")] = Path(
-        "runs/evaluation"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder of the reports (JSON, Markdown) and kept results; or one file, NAME.json.")
+    ] = Path("runs/evaluation"),
     cache: Annotated[bool, typer.Option(help="Take results that are kept, and keep new ones.")] = True,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0: no intervals.")] = 1000,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
@@ -47,7 +47,7 @@ def evaluate(
 ):
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""
     from ..evaluation.bootstrap import Bootstrap
-    from ..evaluation.results import markdown_report, refuse_foreign_report, write_report
+    from ..evaluation.results import is_report_file, markdown_report, refuse_foreign_report, write_report
     from ..evaluation.runner import EvaluationSettings, evaluate_models
     from ..evaluation.zero_shot import PROMPTS, read_prompts
 
@@ -79,7 +79,8 @@ def evaluate(
     notes = Terminal(stderr=True)
     refuse_foreign_report(output, settings.task, settings.data_name)
     models = [*(model or []), *(more_models or [])]
-    results = evaluate_models(settings, models, output / "cache" if cache else None, notes.print)
+    kept = output / "cache" if cache and not is_report_file(output) else None
+    results = evaluate_models(settings, models, kept, notes.print)
     plain, table = write_report(results, output)
     Terminal().print(markdown_report(results))
     notes.print(f"written: {plain}, {table}")

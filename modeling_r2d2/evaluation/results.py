@@ -130,7 +130,7 @@ def markdown_report(results: Sequence[EvaluationResult]) -> str:
 
 def write_report(results: Sequence[EvaluationResult], folder: str | PathLike) -> tuple[Path, Path]:
     """`retrieval-muge.json` and `.md` in `folder`, which is made: named after the first result's task and data, and
-    replaced where they are there.
+    replaced where they are there. Where `folder` ends in `.json` it is the file itself.
 
     Raises:
         FileExistsError: as `refuse_foreign_report`.
@@ -150,7 +150,7 @@ def refuse_foreign_report(folder: str | PathLike, task: str, data: str) -> None:
     Raises:
         FileExistsError: names it. NotADirectoryError: the folder is a file.
     """
-    refuse_no_folder(folder)
+    refuse_no_folder(Path(folder).parent if is_report_file(folder) else folder)
     for path in _report_files(folder, task, data):
         if not path.is_symlink() and not path.exists():
             continue
@@ -168,7 +168,14 @@ def _is_list_of_results(text: str) -> bool:
         return False
 
 
+def is_report_file(output: str | PathLike) -> bool:
+    """Whether reports are to go to one file, `NAME.json`, and `NAME.md` beside it, rather than to a folder."""
+    return Path(output).suffix.lower() == ".json" and not Path(output).is_dir()
+
+
 def _report_files(folder: str | PathLike, task: str, data: str) -> tuple[Path, Path]:
+    if is_report_file(folder):
+        return Path(folder), Path(folder).with_suffix(".md")
     name = f"{task}-{_slug(data)}"
     return Path(folder) / f"{name}.json", Path(folder) / f"{name}.md"
 

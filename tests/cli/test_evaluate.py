@@ -50,6 +50,17 @@ def test_several_models_in_one_table(folder):
     assert "kept result" not in run(folder, *models, "--no-cache").output
 
 
+def test_output_that_ends_in_json_is_a_file(folder):
+    assert run(folder, "--model", str(folder / "one"), output="judged/one.json").exit_code == 0
+    rows = json.loads((folder / "judged" / "one.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in rows] == ["one"]
+    assert sorted(path.name for path in (folder / "judged").iterdir()) == ["one.json", "one.md"]
+    assert run(folder, "--model", str(folder / "one"), output="judged/one.json").exit_code == 0
+    (folder / "judged" / "one.json").write_text('{"mine": 1}', encoding="utf-8")
+    refused = run(folder, "--model", str(folder / "one"), output="judged/one.json")
+    assert isinstance(refused.exception, FileExistsError)
+
+
 def test_matching_by_a_saved_list(folder):
     path = folder / "list.jsonl"
     made = runner.invoke(app, ["data", "matching-pairs", str(folder / "pairs.jsonl"), str(path)])
