@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .distributed_r2d2 import world_size
-from .finite import NotFiniteError, names_not_finite, require_finite
+from .finite import LARGEST_WEIGHT, NotFiniteError, names_not_finite, require_finite
 from .running_means import LOGGED_PARTS
 
 #: Steps that the loss scaling of float16 may skip one after another: from its largest scale down to one below 1.
@@ -86,7 +86,7 @@ class DivergenceGuard:
         """
         # not `state_dict`, which gathers a sharded model
         statistics = [each for each in model.named_buffers() if each[0].endswith(("running_mean", "running_var"))]
-        found = names_not_finite([*model.named_parameters(), *statistics])
+        found = names_not_finite([*model.named_parameters(), *statistics], LARGEST_WEIGHT)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if self._agreed(torch.tensor(bool(found), device=device)):
             self._stop(step, f"the weight {_first(found)}" if found else "", output)
@@ -125,8 +125,8 @@ def diverged(step: int, what: str, output: Any) -> str:
         last = last_complete(Path(output)) or get_last_checkpoint(output)
     kept = "there is no checkpoint of before" if last is None else f"the last good checkpoint is {last}"
     return (
-        f"step {step}: the run has diverged, {what} being NaN or infinite; it stops here and {kept}. Lower the "
-        "learning rate, lengthen the warm-up, or train in float32 or bfloat16"
+        f"step {step}: the run has diverged, {what} being NaN, infinite or beyond all bounds; it stops here and "
+        f"{kept}. Lower the learning rate, lengthen the warm-up, or train in float32 or bfloat16"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+#: A weight beyond it has a square that overflows in float32: norms become infinite, and what is divided by them 0.
+LARGEST_WEIGHT = 1e18
 
 
 class NotFiniteError(ValueError, FloatingPointError):
@@ -21,14 +25,15 @@ def is_finite(tensor: Tensor) -> bool:
     return not names_not_finite([("", tensor)])
 
 
-def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+def names_not_finite(tensors: Iterable[tuple[str, Tensor]], largest: float = sys.float_info.max) -> list[str]:
     """The names of the tensors that hold a NaN or an infinity, in their order; memory is read once.
 
     Args:
         tensors: names and tensors on any device, of any type; integers and empty ones are finite.
+        largest: absolute value beyond which a number counts as infinite; `LARGEST_WEIGHT` of weights.
     """
     found: list[str] = []
-    sums: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = {}
+    norms: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor, Tensor]]] = {}
     for name, tensor in tensors:
         floating = tensor.is_floating_point() or tensor.is_complex()
         if not floating or not tensor.numel() or tensor.device.type == "meta":
@@ -36,26 +41,26 @@ def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
         tensor = tensor.detach()
         if hasattr(tensor, "to_local"):  # sharded: this worker's part
             tensor = tensor.to_local()
-        if tensor.element_size() == 1:  # float8 has no sum
+        if tensor.element_size() == 1:  # float8 has no norm
             tensor = tensor.float()
-        # A sum carries every NaN and infinity along.
-        total = tensor.abs().sum() if tensor.is_complex() else tensor.sum(dtype=_sum_type(tensor))
-        if total.device.type == "cpu":  # nothing to wait for, and the tensor may be one of a file's, read in turn
-            if not bool(total.isfinite()) and not bool(tensor.isfinite().all()):
+        # no number is larger than the norm, and a NaN makes it one
+        norm = torch.linalg.vector_norm(tensor)
+        if norm.device.type == "cpu":  # nothing to wait for, and the tensor may be one of a file's, read in turn
+            if not float(norm) <= largest and _exceeds(tensor, largest):
                 found.append(name)
             continue
-        sums.setdefault(total.device, []).append((name, tensor, total.to(torch.float32)))
-    for entries in sums.values():  # one synchronisation a device
-        finite = torch.stack([total for _, _, total in entries]).isfinite().tolist()
-        for (name, tensor, _), good in zip(entries, finite, strict=True):
-            # A sum may overflow where every number is finite.
-            if not good and not bool(tensor.isfinite().all()):
+        norms.setdefault((norm.device, norm.dtype), []).append((name, tensor, norm))
+    for entries in norms.values():  # one synchronisation a device and type
+        values = torch.stack([norm for _, _, norm in entries]).tolist()
+        for (name, tensor, _), value in zip(entries, values, strict=True):
+            if not value <= largest and _exceeds(tensor, largest):
                 found.append(name)
     return found
 
 
-def _sum_type(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
+def _exceeds(tensor: Tensor, largest: float) -> bool:
+    """Exactly: a norm may overflow where every number is finite."""
+    return not float(tensor.abs().max()) <= largest
 
 
 def require_finite_weights(weights: nn.Module | Mapping[str, Tensor], place: str | PathLike) -> None:
@@ -69,14 +74,15 @@ def require_finite_weights(weights: nn.Module | Mapping[str, Tensor], place: str
     """
     held = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = [(name, value) for name, value in held.items() if isinstance(value, Tensor)]
-    if found := names_not_finite(tensors):
+    if found := names_not_finite(tensors, LARGEST_WEIGHT):
         raise NotFiniteError(_weights_refused(place, found, len(tensors)))
 
 
 def _weights_refused(place: str | PathLike, found: list[str], total: int) -> str:
     return (
-        f"{place}: {_counted(len(found), total, 'weights')} not finite (NaN or infinity), such as {found[0]}: the run "
-        "that made them diverged, or the file is damaged. Take an earlier checkpoint, or the original file"
+        f"{place}: {_counted(len(found), total, 'weights')} not finite (NaN, infinity or beyond {LARGEST_WEIGHT:g}), "
+        f"such as {found[0]}: the run that made them diverged, or the file is damaged. Take an earlier checkpoint, or "
+        "the original file"
     )
 
 
@@ -89,7 +95,7 @@ def require_finite_file(path: str | PathLike) -> None:
     try:
         with safe_open(path, framework="pt") as held:
             names = list(held.keys())
-            found = names_not_finite((name, held.get_tensor(name)) for name in names)
+            found = names_not_finite(((name, held.get_tensor(name)) for name in names), LARGEST_WEIGHT)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, or was cut short: {error}") from error
     if found:
@@ -168,6 +174,7 @@ def _and_others(count: int) -> str:
 
 
 __all__ = [
+    "LARGEST_WEIGHT",
     "NotFiniteError",
     "is_finite",
     "names_not_finite",

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from modeling_r2d2 import (
@@ -26,6 +27,7 @@ from modeling_r2d2.finite import (
     is_finite,
     names_not_finite,
     require_finite,
+    require_finite_file,
     require_finite_weights,
     to_json,
 )
@@ -66,6 +68,22 @@ def test_weights_name_place_and_tensor():
         require_finite_weights(model, "a/folder")
     with pytest.raises(ValueError, match="such as x"):
         require_finite_weights({"x": torch.tensor([float("nan")]), "note": "text"}, "file.pth")
+
+
+@pytest.mark.parametrize("value", [2e18, -1e30])
+def test_weights_whose_norms_overflow(value, tmp_path):
+    """What is divided by such a norm is 0, which is finite and means nothing."""
+    model = nn.Linear(3, 3)
+    model.weight.data[1, 1] = value
+    with pytest.raises(
+        NotFiniteError, match=r"1 of 2 weights is not finite \(NaN, infinity or beyond 1e\+18\), .*weight"
+    ):
+        require_finite_weights(model, "a/folder")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(NotFiniteError, match="such as weight"):
+        require_finite_file(tmp_path / "model.safetensors")
+    model.weight.data[1, 1] = 1e17
+    require_finite_weights(model, "a/folder")
 
 
 def test_results_name_the_row():
@@ -177,7 +195,7 @@ def test_results_of_a_loaded_model_that_overflows(folders):
         IndexBuilder(model, processor, folders / "index").add(folders / "pictures")
     with pytest.raises(NotFiniteError, match="picture embeddings"):
         evaluate_retrieval(model, processor, pictures, ["猫", "狗", "马"])
-    with pytest.raises(NotFiniteError, match="scores of"):
+    with pytest.raises(ValueError, match="scores are not finite"):
         R2D2ZeroShotImageClassificationPipeline(
             model=model, tokenizer=processor.tokenizer, image_processor=processor.image_processor
         )(tiny_picture(), candidate_labels=["猫", "狗"])
@@ -193,7 +211,7 @@ def test_match_probabilities_that_are_not_finite(ranker, folders):
     pipe = R2D2ImageTextMatchingPipeline(
         model=model, tokenizer=processor.tokenizer, image_processor=processor.image_processor
     )
-    with pytest.raises(NotFiniteError, match="match_probability"):
+    with pytest.raises(ValueError, match="scores are not finite"):
         pipe((tiny_picture(), "猫"))
 
 

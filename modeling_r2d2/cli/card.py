@@ -57,6 +57,7 @@ def card(
         given = {"results": results, "data": data, "base_model": base_model, "repo": repo, "speed": speed}
         _refuse({**given, "measure_speed": measure_speed or None}, "a model's card")
         path = output or (source if source.is_dir() else source.parent) / "README.md"
+        refuse_output(path, source if source.is_file() else None)
         _refuse_existing(path, overwrite)
         text = _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path)
         write_text(path, text)

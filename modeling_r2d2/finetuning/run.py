@@ -22,7 +22,7 @@ from ..processing.datasets.records import require_true_pairs
 from ..processing.files import staged_folder
 from ..processing.processing_r2d2 import R2D2Processor
 from ..training.arguments import R2D2TrainingArguments
-from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, remove_replaced_run
+from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
 from ..training.same_run import checkpoint_to_resume, only_run, weights_digest
 from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
@@ -272,6 +272,8 @@ def finetune(
     with only_run(settings.output):
         needs = () if settings.lora is None else (ADAPTER_FOLDER,)
         refuse_existing_model(settings.output, settings.overwrite, settings.resume, needs)
+        if not settings.resume:
+            refuse_replaced_source(settings.output, source)
         record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
         bad = getattr(pairs, "report", None)
         if settings.task != "matching":

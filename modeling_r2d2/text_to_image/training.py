@@ -42,6 +42,7 @@ from ..processing.files import (
     save_safetensors,
     staged_folder,
 )
+from ..training.pretraining import refuse_replaced_source
 from ..training.same_run import (
     checkpoint_to_resume,
     describe_data,
@@ -92,7 +93,7 @@ class _Run:
         self.pipeline, self.pairs, self.settings, self.console = pipeline, pairs, settings, console
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         with self.accelerator.main_process_first():
-            _refuse_existing(settings)
+            _refuse_existing(settings, pipeline.config.get("_name_or_path"))
         set_seed(settings.seed + self.accelerator.process_index)
         self.scheduler = _training_scheduler(pipeline.scheduler)
         self.identity = self._describe()
@@ -422,12 +423,13 @@ def _training_scheduler(scheduler: Any) -> DDPMScheduler:
     return trained
 
 
-def _refuse_existing(settings: TextToImageSettings) -> None:
+def _refuse_existing(settings: TextToImageSettings, source: str | None) -> None:
     output = settings.output
     claim_folder(
         output, ("model_index.json", "checkpoint-*"), overwrite=settings.overwrite, resume=settings.resume, needs=_NEEDS
     )
     if settings.overwrite and not settings.resume:
+        refuse_replaced_source(output, source)
         refuse_foreign_checkpoints(output)
         remove_owned(output, ["training.json", "samples/*"])
         for checkpoint in output.glob("checkpoint-*"):

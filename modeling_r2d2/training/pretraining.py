@@ -1,8 +1,10 @@
 """Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
 
+import errno
 import logging
 import math
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,22 @@ def refuse_existing_model(
     claim_folder(output, needs=needs, overwrite=overwrite, resume=resume)
     if overwrite:
         refuse_foreign_checkpoints(output)
+
+
+def refuse_replaced_source(output: Path, source: str | PathLike | None) -> None:
+    """Raise where a run begins with a model of the folder that it replaces: if it fails, nothing would be left of it.
+
+    Args:
+        source: folder or Hub name that the run begins with; None: no model's.
+
+    Raises:
+        FileExistsError: names both.
+    """
+    if source and Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
+        raise FileExistsError(
+            errno.EEXIST,
+            f"the run begins with {source}, which --overwrite would replace in {output}: choose another --output",
+        )
 
 
 def remove_replaced_run(output: Path) -> None:
@@ -237,6 +255,8 @@ def pretrain(
     """
     with only_run(settings.output):
         refuse_existing_model(settings.output, settings.overwrite, settings.resume)
+        if not settings.resume:
+            refuse_replaced_source(settings.output, model.config.name_or_path)
         trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
         checkpoint = None
         if settings.resume:

@@ -27,6 +27,7 @@ from ..distillation.checkpoints import complete_checkpoints, damage, steps_of
 from ..finite import to_json
 from ..loading import refuse_unsafe_pickles
 from ..processing.files import write_text
+from ..processing.images_r2d2 import turns_upright
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,16 @@ def digest(*parts: bytes) -> str:
 
 
 def describe_data(pairs: Any) -> dict[str, Any]:
-    """How many pairs, and a digest of their texts (and labels), in their order, wherever the pictures lie.
+    """How many pairs, and a digest of their texts (and labels), in their order, wherever the pictures lie; and what
+    colour transparent pictures are put on.
 
     Args:
         pairs: a `PairDataset`, a stream (of which only the number of shards is known), or anything indexable: of one
             without `texts` items at equal distances are read.
     """
+    background = plain(getattr(pairs, "background", None))
     if not hasattr(pairs, "__len__"):
-        return {"shards": getattr(pairs, "num_shards", None)}
+        return {"shards": getattr(pairs, "num_shards", None), "background": background}
     held = hashlib.blake2b(digest_size=8)
     if hasattr(pairs, "table"):
         import pyarrow as pa
@@ -107,7 +110,7 @@ def describe_data(pairs: Any) -> dict[str, Any]:
         for place in np.linspace(0, len(pairs) - 1, count).round().astype(int).tolist():
             item = {"text": pairs.texts(place)} if listed else _item(pairs, place)
             held.update(repr((item.get("text"), item.get("label"))).encode("utf-8", "surrogatepass"))
-    return {"pairs": len(pairs), "texts": held.hexdigest()}
+    return {"pairs": len(pairs), "texts": held.hexdigest(), "background": background}
 
 
 def _item(pairs: Any, place: int) -> Mapping[str, Any]:
@@ -130,8 +133,12 @@ def describe_processor(processor: Any) -> dict[str, Any]:
             "max_length": tokenizer.model_max_length,
         }
     if (images := getattr(processor, "image_processor", None)) is not None:
-        names = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "do_center_crop")
+        names = (
+            *("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor"),
+            *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
+        )
         found["pictures"] = {name: plain(getattr(images, name, None)) for name in names}
+        found["pictures"]["exif_transpose"] = turns_upright(processor)
     return found
 
 

@@ -80,10 +80,17 @@ class Walk:
                 continue
             if not is_unicode(entry.name):
                 yield Problem(ascii(entry.path), None, "the file's name is not valid UTF-8: rename it")
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 yield from self._visit(Path(entry.path), seen)
             else:
                 yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, which is named when it is opened
+        return False
 
 
 def is_image(path: PurePath | str) -> bool:

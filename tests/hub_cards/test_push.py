@@ -443,3 +443,12 @@ def test_card_command_on_data(tmp_path):
     assert "--repo belong to a model" in str(
         run("card", tmp_path / "cats.jsonl", "--dataset", "--repo", "a/b").exception
     )
+
+
+def test_a_card_does_not_replace_its_data(tmp_path):
+    tiny_picture(0).save(tmp_path / "0.png")
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"image": "0.png", "text": "猫"}\n', encoding="utf-8")
+    before = data.read_bytes()
+    assert "name another file" in str(run("card", data, "--dataset", "--output", data, "--overwrite").exception)
+    assert data.read_bytes() == before

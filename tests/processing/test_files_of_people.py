@@ -552,6 +552,15 @@ class TestFolders:
             (photos / "猫" / f"{name}.txt").write_text(name)
         assert load_pairs(tmp_path / "linked").keys() == list(listed(tmp_path / "linked")[0])
 
+    def test_a_link_that_leads_to_itself_costs_nothing_else(self, photos):
+        before = listed(photos)[0]
+        (photos / "loop.png").symlink_to("loop.png")
+        (photos / "loop").symlink_to("loop")
+        pictures, problems, _ = listed(photos)
+        assert {name: texts for name, texts in pictures.items() if name != "loop.png"} == before
+        assert [problem for problem in problems if "loop.png" not in problem.source] == []
+        assert len(tolerant(photos, format="classes")) == 4
+
     def test_a_name_that_is_no_unicode(self, photos):
         os.rename(photos / "猫/1.png", os.path.join(os.fsencode(photos / "猫"), b"\xff.png"))
         assert len(listed(photos)[1]) == 1

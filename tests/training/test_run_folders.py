@@ -117,6 +117,22 @@ def test_foreign_checkpoint_stops_the_run_before_it_begins(data, tmp_path):
     assert held(tmp_path) == before
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_run_does_not_replace_what_it_begins_with(verb, data, tmp_path):
+    """Were it to fail, checkpoint and model would be gone."""
+    output = tmp_path / "run"
+    done(pretrain(data, output))
+    before = held(output)
+    for source in (output, output / "checkpoint-2"):
+        options = ["--model", source, "--data", data / "pairs.jsonl", "--output", output, "--overwrite"]
+        outcome = CliRunner().invoke(app, [str(part) for part in ("finetune", "retrieval", *options)])
+        if verb == "pretrain":
+            outcome = CliRunner().invoke(app, [str(part) for part in (verb, *options, "--steps", 3)])
+        assert isinstance(outcome.exception, FileExistsError)
+        assert f"begins with {source}" in str(outcome.exception)
+        assert held(output) == before
+
+
 def test_output_that_is_a_file_or_below_one(data, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file" / "run"):

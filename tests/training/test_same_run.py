@@ -1,5 +1,6 @@
 """A resumed run is the same run, or is refused by name; a finished one is left alone; one run writes to a folder."""
 
+import copy
 import json
 import logging
 import os
@@ -141,6 +142,18 @@ def test_another_run_is_refused_by_name(changes, said, unfinished, processor):  
     with pytest.raises(ValueError, match="was made with") as error:
         resume(unfinished, processor, network, changes.pop("pairs", None), **changes)
     assert said in str(error.value)
+    assert names(unfinished) == ["checkpoint-3"]
+
+
+def test_other_pixels_of_the_same_files_are_another_run(unfinished, processor):  # noqa: F811
+    """Put on another colour, or read as stored."""
+    white, lying = Colours(), copy.deepcopy(processor)
+    white.background = "white"
+    lying.image_processor.exif_transpose = False
+    with pytest.raises(ValueError, match="data.background None, this run has white"):
+        resume(unfinished, processor, pairs=white)
+    with pytest.raises(ValueError, match=r"exif_transpose True, this run has False"):
+        resume(unfinished, lying)
     assert names(unfinished) == ["checkpoint-3"]
 
 
