@@ -90,7 +90,7 @@ def index(
     if built.resumed:
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
-        console.print(f"{built.duplicates:,} pictures have the same content as another")
+        console.print(f"pictures with the same content as another: {built.duplicates:,}")
     for note in noted.notes:
         console.print(note)
     if built.not_pruned:

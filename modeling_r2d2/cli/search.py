@@ -1,5 +1,6 @@
 """`r2d2 search`: find pictures, or captions, in an index."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,7 +86,9 @@ def search(
         if format == Format.table:
             _print(results, Terminal())
         else:
-            typer.echo(to_json(results) if format == Format.json else to_csv(results), nl=format == Format.json)
+            text = to_json(results) + "\n" if format == Format.json else to_csv(results)
+            # to a program every name as it is, to a terminal nothing that steers it
+            sys.stdout.write(printable(text, lines=True) if sys.stdout.isatty() else text)
         return
     with atomic_path(output) as path:
         if format == Format.json:

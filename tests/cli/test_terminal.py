@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_terminal_prints_what_it_is_given():
     assert "…" not in file.getvalue()
     assert steering(file.getvalue()) == set()
     assert any(line.rstrip().endswith(" [red]a[/b]") for line in lines)
-    assert one_line("a:\n\n  b\n c ") == "a: b c"
+    assert one_line("a:\n\n  b\n c ") == "a: b; c"
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,10 @@ def test_stdout_is_the_answer_alone(place, tmp_path):
     done = subprocess.run([*search, "--format", "json"], capture_output=True, check=True, timeout=120)
     assert json.loads(done.stdout)[0]["query"] == "猫"
     assert "Loading" not in done.stderr.decode()
+    done = subprocess.run([*search, "--format", "csv", "--top-k", "9"], capture_output=True, check=True, timeout=120)
+    paths = [row["path"] for row in csv.DictReader(io.StringIO(done.stdout.decode(), newline=""))]
+    assert any("\x1b[31m" in path for path in paths)
+    assert all(Path(path).is_file() for path in paths)  # a program gets names that open
     environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     shell = " ".join(f"'{part}'" for part in [*search, *["马"] * 200]) + " --format csv | head -n 1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, check=True, timeout=120, env=environment)
