@@ -29,7 +29,8 @@ _READ = re.compile(
     rf"|{_API}/(?:info/?|openapi\.json|theme\.css|startup-events|heartbeat/[^/]*|upload_progress|queue/data"
     r"|call/(?:v2/)?[^/]*/[^/]*)"
 )
-_POST = re.compile(rf"{_API}/(?:queue/join|call/(?:v2/)?[^/]*|cancel|reset/?)/?")
+#: An example that is clicked on comes by `run/predict`; Gradio refuses what has a queue there.
+_POST = re.compile(rf"{_API}/(?:queue/join|call/(?:v2/)?[^/]*|run/predict|cancel|reset/?)/?")
 _UPLOAD = f"{_API}/upload"
 _FILE = f"{_API}/file="
 

@@ -91,7 +91,7 @@ def test_what_cannot_be_opened(place, models):
     ("arguments", "message"),
     [
         ([], "--model DIR, or --index INDEX"),
-        (["--index", "{root}/nowhere"], "holds no index"),
+        (["--index", "{root}/nowhere"], "no such folder"),
         (["--model", "{root}/model", "--template", "无"], "{{}} where the label goes"),
     ],
 )

@@ -188,6 +188,12 @@ def test_the_queue_cannot_be_passed(address):
     body = json.dumps({"data": ["马", 3, 0, 0]}).encode()
     for route in ("gradio_api/run/search", "gradio_api/api/search", "gradio_api/component_server", "login"):
         assert ask(address + route, body, {"Content-Type": "application/json"})[0] == 404
+    config = json.loads(ask(f"{address}config")[1])
+    queued = [each["id"] for each in config["dependencies"] if each["queue"] is not False and each["backend_fn"]]
+    assert queued
+    for number in queued:  # by number too, though examples that are clicked on come this way
+        body = json.dumps({"data": ["马", 3, 0, 0], "fn_index": number}).encode()
+        assert ask(f"{address}gradio_api/run/predict", body, {"Content-Type": "application/json"})[0] == 404
 
 
 def test_bounds_of_requests(address):

@@ -57,6 +57,7 @@ def test_plan(folder):
     assert {name: why for name, why in plan.left_out.items() if not name.startswith("checkpoint")} == {
         ".env": "hidden",
         ".git/config": "hidden",
+        ".r2d2.json": "hidden",
         "notes.txt": "--exclude",
         "training_args.bin": "pickle of the training arguments, which the card states",
     }

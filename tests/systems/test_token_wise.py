@@ -111,7 +111,7 @@ def test_collation_crops_as_the_processor_does(pictures):
     torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=1e-5)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "image_ids", "return_loss"}
     processor.image_processor.crop_size = {"height": 64, "width": 64}
-    with pytest.raises(ValueError, match="does not squash to one size"):
+    with pytest.raises(ValueError, match="neither squashes to one size nor crops"):
         SampleEncoder(processor)
 
 
