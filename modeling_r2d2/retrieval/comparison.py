@@ -72,7 +72,7 @@ class Comparison:
     Attributes:
         kept: the rows of `known` and `pending` that the source still has, with the picture to remember instead where
             its place has changed. resumed, unchanged, moved: how many; moved ones are among the unchanged, or resumed.
-        seen: ids of the source. damaged: the source has errors, so what it does not name need not be gone.
+        seen: ids of the source. damaged: the source has errors, so what it does not name, pictures and captions, need not be gone.
         folders_without: folders that the source names and in which it has found no picture so far.
         problems: entries for the report of unreadable pictures, each with its number in the source.
     """
@@ -114,6 +114,8 @@ class Comparison:
                 continue
             self.seen[item.id] = number
             published, left = self._free(self.known, item.id), self._free(self.pending, item.id)
+            if self.damaged and published is not None and set(item.texts) < set(published.picture.texts):
+                item = replace(item, texts=published.picture.texts)  # the other captions may be behind the damage
             if published is not None and published.same(item):
                 self._keep(published, item)
             elif left is not None and left.same(item):

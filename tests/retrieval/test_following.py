@@ -539,6 +539,21 @@ class TestPrune:
         assert builder().add(pictures, prune=True).added == 1
 
 
+def test_captions_behind_damage_stay(builder, pictures, tmp_path):
+    names = [path.name for path in sorted(pictures.iterdir())]
+    lines = [json.dumps({"file_name": name, "text": f"第{n}张"}, ensure_ascii=False) for n, name in enumerate(names)]
+    captions = pictures / "metadata.jsonl"
+    captions.write_text("\n".join(lines), encoding="utf-8")
+    builder().add(pictures)
+    whole = content_of(tmp_path / "index")
+    captions.write_text("\n".join([lines[0], lines[1][:20], *lines[3:]]), encoding="utf-8")  # one torn, one lost
+    changed = builder().add(pictures)
+    assert (changed.changed, len(changed.unreadable)) == (0, 1)
+    assert [row for row, *_ in content_of(tmp_path / "index").values()] == [row for row, *_ in whole.values()]
+    captions.write_text("\n".join([*lines[:2], *lines[3:]]), encoding="utf-8")  # repaired, and one taken away
+    assert builder().add(pictures).changed == 1
+
+
 class TestAnew:
     """An index of another model, preprocessing or release is refused with a command that works as it stands."""
 
