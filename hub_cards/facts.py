@@ -249,9 +249,10 @@ def read_training_arguments(path: str | PathLike) -> dict[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # other bytes make an unpickler raise anything
-        raise ValueError(f"{path} holds no training arguments: {str(error) or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} holds no training arguments ({reason}): move it out of the folder") from error
     if not isinstance(held, _Inert):
-        raise ValueError(f"{path} holds no training arguments but a {type(held).__name__}")
+        raise ValueError(f"{path} holds no training arguments but a {type(held).__name__}: move it out of the folder")
     return {name: _plain(value) for name, value in vars(held).items()}
 
 

@@ -72,7 +72,8 @@ class Comparison:
     Attributes:
         kept: the rows of `known` and `pending` that the source still has, with the picture to remember instead where
             its place has changed. resumed, unchanged, moved: how many; moved ones are among the unchanged, or resumed.
-        seen: ids of the source. damaged: the source has errors, so what it does not name, pictures and captions, need not be gone.
+        seen: ids of the source. damaged: the source has errors, so what it does not name, pictures and captions, need
+            not be gone.
         folders_without: folders that the source names and in which it has found no picture so far.
         problems: entries for the report of unreadable pictures, each with its number in the source.
     """
