@@ -21,9 +21,9 @@ _REMEDIES = {
     "no space left on device": "free some space, then run the command again",
     "too many open files": "raise the limit (ulimit -n) or use fewer --workers",
 }
-#: Beyond these, which the package raises itself: what libraries raise where a file is broken.
 #: Modules whose distribution is called otherwise.
 _DISTRIBUTIONS = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
+#: What libraries raise where a file is broken, beyond what the package raises itself.
 _OF_FILES = ("SafetensorError", "BadZipFile", "ReadError", "UnpicklingError", "LZMAError", "YAMLError", "ParserError")
 
 
