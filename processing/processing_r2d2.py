@@ -4,6 +4,7 @@ This file travels to the Hub beside the weights, so it imports only numpy, PIL, 
 """
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
-from .images_r2d2 import turns_upright, upright_rgb
+from .images_r2d2 import open_image, turns_upright, upright_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -29,12 +30,12 @@ def _require_finite_scaling(image_processor: Any) -> None:
     Raises:
         ValueError: names the setting of preprocessor_config.json.
     """
-    for name in ("image_mean", "image_std", "rescale_factor"):
+    bounds = {"image_mean": "", "image_std": " above 0", "rescale_factor": " other than 0"}
+    for name, bound in bounds.items():
         value = getattr(image_processor, name, None)
         for number in value if isinstance(value, (list, tuple)) else [value]:
             wrong = not isinstance(number, (int, float)) or not math.isfinite(number)
-            if number is not None and (wrong or (name != "image_mean" and number <= 0)):
-                bound = "" if name == "image_mean" else " above 0"
+            if number is not None and (wrong or (bound and number == 0) or (name == "image_std" and number < 0)):
                 raise ValueError(f"{name} of the image processor is {value}; it must be finite numbers{bound}")
 
 
@@ -77,6 +78,11 @@ class R2D2Processor(ProcessorMixin):
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         """Encode images, texts or both.
 
+        Args:
+            images: one or several: PIL images, files (bytes too), arrays (H, W) or (H, W, 3) or (3, H, W) of 0..255
+                or 0..1, also a batch of them. Addresses and base64 are read as transformers reads them.
+            text: one or several.
+
         Returns:
             `pixel_values` (I, 3, S, S) float32, `input_ids`, `token_type_ids` and `attention_mask` (T, L).
 
@@ -88,6 +94,8 @@ class R2D2Processor(ProcessorMixin):
                 raise ValueError(f"{name} is an empty list")
         if not isinstance(text, (str, list, type(None))) and hasattr(text, "__iter__"):
             text = list(text)  # a tuple, an array or a column of a data set; transformers takes lists alone
+        if hasattr(images, "__next__"):  # a generator; transformers takes lists alone
+            images = list(images)
         if images is not None:
             images = _eight_bit(images, turns_upright(self), self._rescales(kwargs))
         encoded = super().__call__(images=images, text=text, **kwargs)
@@ -131,11 +139,15 @@ class R2D2Processor(ProcessorMixin):
 
 
 def _eight_bit(images, exif_transpose: bool, rescales: bool):
-    """Images as the image processor expects them: upright RGB, or arrays of 0..255."""
+    """Images as the image processor expects them: upright RGB, or arrays of 0..255 with channels."""
+    if isinstance(images, (bytes, os.PathLike)) or (isinstance(images, str) and os.path.exists(images)):
+        return open_image(images, exif_transpose=exif_transpose)
     if isinstance(images, Image.Image):
         return upright_rgb(images, exif_transpose=exif_transpose)
     if isinstance(images, (list, tuple)):
         return type(images)(_eight_bit(image, exif_transpose, rescales) for image in images)
+    if getattr(images, "ndim", None) == 2:  # grey
+        images = np.stack([images] * 3, axis=-1) if isinstance(images, np.ndarray) else images.expand(3, -1, -1)
     if rescales and hasattr(images, "dtype") and str(images.dtype).removeprefix("torch.") != "uint8":
         return _array_to_eight_bit(images)
     return images

@@ -290,3 +290,29 @@ def test_texts_of_every_sequence():
         assert torch.equal(processor(text=given, return_tensors="pt")["input_ids"], expected)
     with pytest.raises(ValueError, match="string or list of strings"):
         processor(text=3)
+
+
+def test_images_of_every_kind(tmp_path):
+    """A file by its name or its bytes, grey arrays, a generator: the same pixels as the picture itself."""
+    processor, picture = tiny_processor(), tiny_picture(0)
+    file = tmp_path / "图 1.png"
+    picture.save(file)
+    expected = processor(images=picture, return_tensors="pt")["pixel_values"]
+    for images in (file, str(file), file.read_bytes(), [file], (each for each in [picture])):
+        assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], expected)
+    grey = np.asarray(picture.convert("L"))
+    expected = processor(images=picture.convert("L"), return_tensors="pt")["pixel_values"]
+    for images in (grey, [grey], torch.from_numpy(grey.copy()), grey.astype(np.float32) / 255):
+        found = processor(images=images, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n", b""])
+def test_files_that_are_no_pictures(tmp_path, content):
+    file = tmp_path / "a.png"
+    file.write_bytes(content)
+    for images in (file, str(file), [file, file]):
+        with pytest.raises(ValueError, match=r"a\.png"):
+            tiny_processor()(images=images)
+    with pytest.raises(ValueError, match=r"no such file|nowhere"):
+        tiny_processor()(images=tmp_path / "nowhere.png")
