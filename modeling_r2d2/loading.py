@@ -50,7 +50,6 @@ _LARGEST = {
     "max_text_length": 1_000_000,
     "token_reduction": 65_536,
 }
-_INDEX = "it is an index: name the model that it was made with"
 _LONGEST_REASON = 400
 _LARGEST_MODEL = 20 * 10**9
 #: A configuration of so many times the weights in the files is of another model: refused before memory is taken.
@@ -268,7 +267,10 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
     if not Path(place).exists() and not _HUB_NAME.fullmatch(str(place)):
         raise FileNotFoundError(f"no such folder: {place}")
     if is_index(place):
-        raise LoadingError(f"{place} is not a model folder: it has no config.json; {_INDEX}")
+        raise LoadingError(
+            f"{place} is not a model folder: it has no config.json; it is an index: name the model that it was made "
+            "with"
+        )
     if not Path(place).exists() and not hub.HF_HUB_OFFLINE:
         _note_question(str(place))
     try:
@@ -477,9 +479,7 @@ def _other_kind(folder: Path) -> str:
 
 
 def _manifest_of(folder: Path) -> str:
-    """What the manifest.json of a folder that is no model says that it is."""
-    if is_index(folder):
-        return _INDEX
+    """What the manifest.json of a folder that is neither model nor index says that it is."""
     if is_onnx_export(folder):
         return "it holds ONNX graphs, which `r2d2 index`, `search`, `match` and `app` take"
     return "its manifest.json is of something else"
@@ -609,6 +609,7 @@ __all__ = [
     "load_with_report",
     "model_type",
     "one_line_errors",
+    "read_json",
     "read_json_object",
     "refuse_unsafe_pickles",
     "trusting_remote_code",

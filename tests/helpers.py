@@ -1,10 +1,12 @@
 """A tiny processor and pictures that the tests of processor, pipelines and evaluation share."""
 
 import contextlib
+import json
 import os
 import signal
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,25 @@ def tiny_picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Imag
     """A picture of coarse random colours."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """The same model in every call, with its processor."""
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def save_pairs(root: Path) -> Path:
+    """`pictures/` with four pictures, and `pairs.jsonl` with a caption of each."""
+    (root / "pictures").mkdir()
+    lines = []
+    for number, text in enumerate("猫狗马鱼"):
+        tiny_picture(number).save(root / "pictures" / f"{number}.png")
+        lines.append(json.dumps({"image": f"pictures/{number}.png", "text": text}))
+    (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return root / "pairs.jsonl"
 
 
 def in_a_child(action: Callable[[], Any]) -> int:

@@ -23,7 +23,7 @@ from modeling_r2d2.loading import (
     trusting_remote_code,
 )
 from modeling_r2d2.retrieval.retriever import load_model
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_pairs, tiny_model, tiny_picture, tiny_processor
 
 PLANT = "from pathlib import Path\nPath({mark!r}).write_text('ran')\n"
 
@@ -100,15 +100,9 @@ def test_no_verb_runs_code_of_a_folder(folder, tmp_path, monkeypatch, verb, kind
         plant(folder, mark)
         for name in ("tokenizer_config.json", "config.json"):
             edit(folder / name, lambda held: held.update(tokenizer_class="StrangerTokenizer"))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    lines = []
-    for number in range(4):
-        tiny_picture(number).save(pictures / f"{number}.png")
-        lines.append(json.dumps({"image": f"pictures/{number}.png", "text": "猫狗马鱼"[number]}))
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pictures, pairs = tmp_path / "pictures", save_pairs(tmp_path)
     monkeypatch.setattr("modeling_r2d2.app.launch_app", lambda *args, **kwargs: pytest.fail("the page opened"))
-    names = {"picture": pictures / "0.png", "pictures": pictures, "pairs": tmp_path / "pairs.jsonl"}
+    names = {"picture": pictures / "0.png", "pictures": pictures, "pairs": pairs}
     words = verb.format(model=folder, out=tmp_path / "out", **names).split()
     done = CliRunner().invoke(app, words, input="y\n" * 50)
     assert not mark.exists()

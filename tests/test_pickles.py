@@ -1,6 +1,5 @@
 """A pickle that writes a file when it is loaded, in every place where a folder of ours has one."""
 
-import json
 import pickle
 import zipfile
 from argparse import Namespace
@@ -20,7 +19,7 @@ from modeling_r2d2.hub_cards.facts import read_training_arguments
 from modeling_r2d2.loading import load_tensors, refuse_unsafe_pickles
 from modeling_r2d2.text_to_image.training import train_text_to_image
 from modeling_r2d2.training.pretraining import pretrain
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_pairs, tiny_model, tiny_processor
 from tests.text_to_image.conftest import tiny_pipeline
 from tests.text_to_image.test_training import data, pairs  # noqa: F401 (fixtures)
 from tests.text_to_image.test_training import settings as drawing_settings
@@ -100,13 +99,7 @@ def test_no_verb_loads_a_pickle_of_a_model_folder(tmp_path, mark, weights):
         plant(folder / name, mark, weights)
     if weights != "safetensors":
         (folder / "model.safetensors").unlink()
-    pictures.mkdir()
-    lines = []
-    for number in range(4):
-        tiny_picture(number).save(pictures / f"{number}.png")
-        lines.append(json.dumps({"image": f"pictures/{number}.png", "text": "猫狗马鱼"[number]}))
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    index, listed = tmp_path / "index", tmp_path / "pairs.jsonl"
+    index, listed = tmp_path / "index", save_pairs(tmp_path)
     verbs = [
         f"match {pictures / '0.png'} 猫 --model {folder}",
         f"index {pictures} --output {index} --model {folder}",

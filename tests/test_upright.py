@@ -20,7 +20,7 @@ from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.images import as_processor_reads, open_image, turns_upright
 from modeling_r2d2.retrieval.manifest import ModelIdentity, OtherModelError
 from modeling_r2d2.retrieval.retriever import R2D2Retriever
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_tiny_model, tiny_picture, tiny_processor
 
 COUNT = 9
 # how a camera stores a picture whose orientation it writes into the file: the inverse of what turns it upright
@@ -65,11 +65,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

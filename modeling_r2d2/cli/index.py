@@ -116,7 +116,8 @@ class IndexProgress:
     """A bar of the pictures that are done, given the number of all as soon as they are counted.
 
     Called as `IndexBuilder` calls: with how many were done since the last call, and with what was done to them. The
-    counting reads the list of pictures, not the pictures, while the first of them are encoded.
+    counting goes through the source while the first pictures are encoded: of folders and lists it reads the names
+    alone, of archives and tables their bytes too.
 
     Args:
         source, reading: as for `IndexBuilder.add`. source None: nothing is counted.

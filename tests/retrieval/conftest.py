@@ -1,9 +1,8 @@
 """A tiny model in a folder, a folder of pictures with awkward names, and what the model says of every pair."""
 
 import pytest
-import torch
 
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_tiny_model, tiny_picture
 
 NAMES = ["a.png", "一只 猫.png", "b c/狗🐶.jpg", "b c/d.webp", "e.PNG", "f.bmp", "g.png", "h.gif", "马.png"]
 
@@ -11,11 +10,7 @@ NAMES = ["a.png", "一只 猫.png", "b c/狗🐶.jpg", "b c/d.webp", "e.PNG", "f
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny R2D2 with its processor, as saved."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
