@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from common import DEMO_MODELS, ROOT, Check, Table, arguments, finish
 
-from modeling_r2d2.retrieval.calibrating import LabelledGallery, load_gallery, pairs_of
-from modeling_r2d2.retrieval.calibration import fit_calibration, reliability, reliability_plot
-from modeling_r2d2.retrieval.calibration_pairs import Gallery
-from modeling_r2d2.retrieval.retriever import load_model
+from modeling_r2d2.figures.reliability import reliability_plot
+from modeling_r2d2.inference.calibrating import LabelledGallery, load_gallery, pairs_of
+from modeling_r2d2.inference.calibration import fit_calibration, reliability
+from modeling_r2d2.inference.calibration_pairs import Gallery
+from modeling_r2d2.inference.models import load_model
 
 NEGATIVES = {"uniform": "drawn uniformly", "hard": "drawn as in FGR"}
 

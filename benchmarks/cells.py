@@ -15,9 +15,9 @@ import torch
 from common import QUICK_TABLES
 from rich.console import Console
 
+from modeling_r2d2.cli.demo_run import TEST_VENDORS, TRAINING_VENDORS, DemoSettings, demo_trainer, evaluate_demo
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.datasets.records import stable_ids
-from modeling_r2d2.training.demo import TEST_VENDORS, TRAINING_VENDORS, DemoSettings, demo_trainer, evaluate_demo
 from modeling_r2d2.training.recipes import Recipe
 
 WAYS = ("text_to_image", "image_to_text")

@@ -16,10 +16,10 @@ from common import Check, Table, arguments, finish, median
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_r2d2.cli.demo_run import TRAINING_VENDORS, DemoSettings, demo_trainer
+from modeling_r2d2.jobs.progress import LossProgressCallback
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.training import R2D2Trainer
-from modeling_r2d2.training.demo import TRAINING_VENDORS, DemoSettings, demo_trainer
-from modeling_r2d2.training.progress import LossProgressCallback
 
 
 class _Waits(TrainerCallback):

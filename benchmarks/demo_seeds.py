@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from common import QUICK_TABLES, Check, Table, arguments, finish
 
-from modeling_r2d2.training.demo import DemoSettings, run_demo
+from modeling_r2d2.cli.demo_run import DemoSettings, run_demo
 
 WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 STAGES = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}

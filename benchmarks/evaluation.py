@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from common import DEMO_MODELS, QUICK_TABLES, Table, arguments, finish
 
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
+from modeling_r2d2.cli.demo_run import TEST_VENDORS
 from modeling_r2d2.evaluation.results import figure, metric_title
-from modeling_r2d2.evaluation.runner import EvaluationSettings, evaluate_models
-from modeling_r2d2.training.demo import TEST_VENDORS
+from modeling_r2d2.evaluation.runner import evaluate_models
+from modeling_r2d2.evaluation.settings import EvaluationSettings
+from modeling_r2d2.inference.bootstrap import Bootstrap
 
 FINETUNED = "fine-tuned"
 NEGATIVES = {"uniform": "wrong pairs drawn uniformly", "fgr": "wrong pairs as FGR draws them"}

@@ -19,11 +19,11 @@ from common import DEMO_MODEL, QUICK_TABLES, Check, Table, arguments, finish
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Model, R2D2Processor
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.evaluation.captioning import captioning_metrics
-from modeling_r2d2.evaluation.gallery import Gallery
-from modeling_r2d2.evaluation.matching import matching_metrics
 from modeling_r2d2.evaluation.matching_pairs import MatchingPairs, make_matching_pairs, pair_probabilities
 from modeling_r2d2.finetuning import FinetuningSettings, finetune
+from modeling_r2d2.inference.matching import matching_metrics
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs, demo300_keys, emoji_concepts
+from modeling_r2d2.processing.datasets.gallery import Gallery
 
 TRAINING = ("apple", "facebook", "google", "joypixels")
 TEST = ("twitter", "windows")

@@ -19,7 +19,7 @@ from r2d2_step import TEXTS, batch_of, small_vit
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState
-from modeling_r2d2.modeling_r2d2 import normalize
+from modeling_r2d2.model.modeling_r2d2 import normalize
 from modeling_r2d2.training.grad_cache import cached_backward
 
 LENGTHS = TEXTS["captions of 12–33 characters"]

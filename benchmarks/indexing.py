@@ -20,8 +20,8 @@ from ranking import TINY
 from modeling_r2d2 import R2D2Config, R2D2Model, R2D2Processor
 from modeling_r2d2.evaluation import encode_images
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.cache import CacheOptions
+from modeling_r2d2.search.building import IndexBuilder
+from modeling_r2d2.search.cache import CacheOptions
 
 
 def write_pictures(folder: Path, count: int, side: int) -> list[Path]:

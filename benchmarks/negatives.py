@@ -19,11 +19,11 @@ from common import Check, Table, arguments, finish, interleave, median
 from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
-from modeling_r2d2 import pretraining_r2d2 as pretraining
-from modeling_r2d2.distributed_r2d2 import gather, gather_with_ids
-from modeling_r2d2.losses_r2d2 import draw_hard_negatives, same_identity, scaled_similarity
-from modeling_r2d2.modeling_r2d2 import normalize
-from modeling_r2d2.training.demo import IMAGE_SIZE, demo_config
+from modeling_r2d2.cli.demo_run import IMAGE_SIZE, demo_config
+from modeling_r2d2.model import pretraining_r2d2 as pretraining
+from modeling_r2d2.model.distributed_r2d2 import gather, gather_with_ids
+from modeling_r2d2.model.losses_r2d2 import draw_hard_negatives, same_identity, scaled_similarity
+from modeling_r2d2.model.modeling_r2d2 import normalize
 
 VOCABULARY = 800
 #: [CLS], a name of 1 to 10 characters as the demo's are, [SEP].

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
-from modeling_r2d2.masked_images_r2d2 import grey_blocks
-from modeling_r2d2.pretraining_r2d2 import R2D2PairFeatures
+from modeling_r2d2.model.masked_images_r2d2 import grey_blocks
+from modeling_r2d2.model.pretraining_r2d2 import R2D2PairFeatures
 
 VOCABULARY, PADDED = 800, 64
 #: Tokens of a text with [CLS] and [SEP]: names as the demo's, and captions of 12 to 33 characters.

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_r2d2 import R2D2Config, R2D2Model
-from modeling_r2d2.modeling_r2d2 import match_probability
-from modeling_r2d2.retrieval.cache import pack, unpack
-from modeling_r2d2.retrieval.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
+from modeling_r2d2.inference.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
+from modeling_r2d2.model.modeling_r2d2 import match_probability
+from modeling_r2d2.search.cache import pack, unpack
 
 PADDED = 64
 TINY = {
@@ -217,8 +217,8 @@ class DemoGallery:
 def demo_galleries(folder: Path, candidates: int) -> Iterator[DemoGallery]:
     """Those of the demo's test vendors."""
     from modeling_r2d2.evaluation import encode_images, encode_texts
+    from modeling_r2d2.inference.models import load_model
     from modeling_r2d2.processing.datasets.emoji import EmojiPairs
-    from modeling_r2d2.retrieval.retriever import load_model
 
     model, processor = load_model(folder)
     for vendor in ("twitter", "windows"):

@@ -28,13 +28,13 @@ from torch import nn
 from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor, WukongConfig, WukongModel
+from modeling_r2d2.cli.demo_run import IMAGE_SIZE, TEST_VENDORS, TRAINING_VENDORS, demo_config, evaluate_demo
 from modeling_r2d2.distillation import DualQueueSettings, DualQueueState
 from modeling_r2d2.evaluation.published import PUBLISHED, WUKONG_CLASSIFICATION, published_table
 from modeling_r2d2.evaluation.zero_shot import ClassificationSet, classification_metrics, classify
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
-from modeling_r2d2.training.demo import IMAGE_SIZE, TEST_VENDORS, TRAINING_VENDORS, demo_config, evaluate_demo
 from modeling_r2d2.training.pretraining import PretrainingSettings, build_trainer, count_parameters
 from modeling_r2d2.training.recipes import RECIPES, BriVLRecipe, Recipe
 from modeling_r2d2.training.trainer import R2D2Trainer

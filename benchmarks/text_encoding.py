@@ -15,8 +15,8 @@ from common import Check, Table, arguments, finish, interleave, median, ratio
 from torch import Tensor
 
 from modeling_r2d2 import R2D2Config, R2D2Model, R2D2Processor
-from modeling_r2d2.evaluation.retrieval import encode_texts
-from modeling_r2d2.modeling_r2d2 import normalize
+from modeling_r2d2.inference.encoding import encode_texts
+from modeling_r2d2.model.modeling_r2d2 import normalize
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x9FA6)]

@@ -20,8 +20,8 @@ import torch
 from common import Check, Table, arguments, finish, median
 from torch import Tensor, nn
 
-from modeling_r2d2.losses_r2d2 import contrastive_targets
-from modeling_r2d2.token_similarity_r2d2 import (
+from modeling_r2d2.model.losses_r2d2 import contrastive_targets
+from modeling_r2d2.model.token_similarity_r2d2 import (
     TokenWiseSimilarity,
     token_wise_contrastive_loss,
     token_wise_similarity,

@@ -15,8 +15,8 @@ import torch
 from cells import Cell, label, mean_recall, recall, run_cells, study_folder
 from common import Table, add_part, arguments, finish
 
+from modeling_r2d2.cli.demo_run import DemoSettings
 from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
-from modeling_r2d2.training.demo import DemoSettings
 from modeling_r2d2.training.recipes import Recipe
 
 TARGETS = TargetGuidedSettings(queue_size=450, alpha=0.4, alpha_ramp_steps=150)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from common import DEMO_MODEL, Check, Table, arguments, finish, median
 
-from modeling_r2d2.retrieval.vectors import FaissVectors, build_vectors, require_faiss
+from modeling_r2d2.search.vectors import FaissVectors, build_vectors, require_faiss
 
 K = 128
 DIMENSION = 768
@@ -34,9 +34,9 @@ def gaussian(count: int, dimension: int, seed: int) -> np.ndarray:
 def model_embeddings(folder: Path, passes: int) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of all vendors' pictures, each augmented `passes` times: (P, N, D); and of the captions (T, D)."""
     from modeling_r2d2.evaluation import encode_images, encode_texts
+    from modeling_r2d2.inference.models import load_model
     from modeling_r2d2.processing.augmentation import R2D2Augmentation
     from modeling_r2d2.processing.datasets.emoji import EmojiPairs
-    from modeling_r2d2.retrieval.retriever import load_model
 
     model, processor = load_model(folder)
     pairs = EmojiPairs(concepts="all")

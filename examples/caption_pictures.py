@@ -10,7 +10,7 @@ import argparse
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2Processor
 from modeling_r2d2.finetuning import FinetuningSettings, finetune
-from modeling_r2d2.loading import load_processor, load_whole
+from modeling_r2d2.inference.loading import load_processor, load_whole
 from modeling_r2d2.processing import open_image
 from modeling_r2d2.processing.datasets import load_pairs
 

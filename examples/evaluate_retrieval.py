@@ -10,7 +10,8 @@ import argparse
 
 import modeling_r2d2  # noqa: F401  (registers the Auto classes)
 from modeling_r2d2.evaluation.results import markdown_report
-from modeling_r2d2.evaluation.runner import EvaluationSettings, evaluate_models
+from modeling_r2d2.evaluation.runner import evaluate_models
+from modeling_r2d2.evaluation.settings import EvaluationSettings
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.finetuning import FinetuningSettings, LoRASettings, finetune, load_adapter, merge_adapter
-from modeling_r2d2.loading import load_processor, load_whole
+from modeling_r2d2.inference.loading import load_processor, load_whole
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs, demo300_keys, emoji_concepts
 
 

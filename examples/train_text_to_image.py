@@ -27,7 +27,7 @@ from diffusers import UNet2DConditionModel
 from transformers import AutoProcessor
 
 from modeling_r2d2 import R2D2Model, R2D2TextToImagePipeline
-from modeling_r2d2.loading import load_part, load_processor, load_whole, trusting_remote_code
+from modeling_r2d2.inference.loading import load_part, load_processor, load_whole, trusting_remote_code
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.text_to_image.components import adapt_pretrained, is_own_pipeline, plain_text_encoder
 from modeling_r2d2.text_to_image.demo import DemoSettings, demo_scheduler, demo_settings, run_demo

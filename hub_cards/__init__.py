@@ -1,6 +1,6 @@
 """Cards of models and data sets: templates, what fills and checks them, and the upload to the Hub."""
 
-from .cards import converted_card, demo_card
+from .cards import demo_card
 from .checking import CardError, check_card
 from .dataset import dataset_card
 from .licences import DataSource
@@ -14,7 +14,6 @@ __all__ = [
     "PushRefusedError",
     "Speed",
     "check_card",
-    "converted_card",
     "dataset_card",
     "demo_card",
     "measure_speed",

@@ -3,18 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-if TYPE_CHECKING:
-    from ..configuration_r2d2 import R2D2Config
-    from ..conversion.official import ConversionReport
-
 _TEMPLATES = Path(__file__).parent
-_PIPELINE_TAG = "zero-shot-image-classification"
-_TAGS = ("r2d2", "vision-language", "image-text-retrieval", "image-text-matching", "chinese", "custom_code")
+PIPELINE_TAG = "zero-shot-image-classification"
+TAGS = ("r2d2", "vision-language", "image-text-retrieval", "image-text-matching", "chinese", "custom_code")
 
 DEMO_LIMITS = (
     "Trained for minutes on a few thousand pictures of emoji: it knows those concepts in those drawing styles, and "
@@ -24,48 +20,6 @@ DEMO_LIMITS = (
     "The vendors of the test pictures drew the same concepts as the training vendors: the figures measure transfer "
     "to an unseen drawing style, not to unseen concepts.",
 )
-
-
-def converted_card(
-    config: "R2D2Config",
-    report: "ConversionReport",
-    *,
-    model_name: str,
-    checkpoint: str,
-    sha256: str,
-    source: str | None = None,
-    parameters: int | None = None,
-) -> ModelCard:
-    """The card of a checkpoint in the authors' format that was converted.
-
-    Args:
-        config, report: of the conversion. model_name: how the card calls the model.
-        checkpoint: file name of the checkpoint, sha256: its digest.
-        source: where it was obtained, as far as the user said. parameters: their number.
-    """
-    kind = "PRD2" if config.cross_encoder_config is None else "R2D2"
-    data = ModelCardData(
-        language="zh",
-        license="other",
-        license_name="not-stated-in-the-checkpoint",
-        library_name="transformers",
-        pipeline_tag=_PIPELINE_TAG,
-        tags=[kind.lower(), *_TAGS],
-    )
-    return _fill(
-        "converted_model.md.jinja",
-        data,
-        kind=kind,
-        model_name=model_name,
-        checkpoint=checkpoint,
-        sha256=sha256,
-        source=source,
-        parameters=parameters,
-        config=config,
-        report=report,
-        unused=report.unused_by_reason(),
-        transformers_version=transformers.__version__,
-    )
 
 
 def demo_card(
@@ -118,12 +72,12 @@ def demo_card(
         license="other",
         license_name="research-demo",
         library_name="transformers",
-        pipeline_tag=_PIPELINE_TAG,
-        tags=[*_TAGS, "emoji"],
+        pipeline_tag=PIPELINE_TAG,
+        tags=[*TAGS, "emoji"],
         model_name=model_name,
         eval_results=results,
     )
-    return _fill(
+    return fill(
         "demo_model.md.jinja",
         data,
         model_name=model_name,
@@ -141,7 +95,7 @@ def demo_card(
     )
 
 
-def _fill(template: str, data: ModelCardData, **values: Any) -> ModelCard:
+def fill(template: str, data: ModelCardData, **values: Any) -> ModelCard:
     return ModelCard.from_template(data, template_path=str(_TEMPLATES / template), **values)
 
 
@@ -155,4 +109,4 @@ def _metric_type(measure: str) -> str:
     return f"recall_at_{match[1]}" if match else _slug(measure).replace("-", "_") or "score"
 
 
-__all__ = ["DEMO_LIMITS", "converted_card", "demo_card"]
+__all__ = ["DEMO_LIMITS", "PIPELINE_TAG", "TAGS", "demo_card", "fill"]

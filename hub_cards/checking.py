@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .licences import HUB_LICENCES, is_hub_name
+from ..jobs.record import is_hub_name
+from .licences import HUB_LICENCES
 
 Kind = Literal["model", "dataset"]
 REQUIRED = {

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..finite import require_finite, require_finite_file
-from ..loading import is_index, load_config, read_json_object
-from .record import FINETUNING_FILE, RunRecord
+from ..inference.finite import require_finite, require_finite_file
+from ..inference.loading import is_index, load_config, read_json_object
+from ..jobs.record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
 #: Class that a folder was saved by -> what it is for on the Hub, and what the card calls its task.

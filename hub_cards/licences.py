@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from ..jobs.record import is_hub_name
 
 _IDENTIFIERS = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -55,15 +55,6 @@ class DataSource:
         return self.name if "/" in self.name and is_hub_name(self.name) else None
 
 
-def is_hub_name(name: object) -> bool:
-    """`owner/name` or a bare name, in the letters that the Hub allows."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
 def licence_fields(licence: str | None) -> dict[str, str]:
     """Header fields of a licence: one that the Hub knows, or another by its name (`license: other`). None: unknown."""
     if licence is None:
@@ -75,4 +66,4 @@ def licence_fields(licence: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-") or "own-terms"}
 
 
-__all__ = ["HUB_LICENCES", "STATED_TERMS", "DataSource", "is_hub_name", "licence_fields"]
+__all__ = ["HUB_LICENCES", "STATED_TERMS", "DataSource", "licence_fields"]

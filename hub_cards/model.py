@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..processing.files import note_written, write_text
+from ..processing.files.writing import note_written, write_text
 from .checking import require_valid
 from .facts import ModelFacts, read_facts
 from .licences import DataSource, licence_fields
@@ -141,7 +141,7 @@ def read_results(path: str | PathLike) -> list[EvaluationResult]:
         ValueError: another file; names it.
     """
     from ..evaluation.results import EvaluationResult
-    from ..loading import read_json
+    from ..inference.loading import read_json
 
     held = read_json(Path(path))
     if isinstance(held, dict) and "vendors" in held:  # of the demo

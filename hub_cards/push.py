@@ -16,8 +16,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..finite import NotFiniteError, require_finite_file
-from ..loading import read_json_object
+from ..inference.finite import NotFiniteError, require_finite_file
+from ..inference.loading import read_json_object
 from .checking import check_card, code_blocks
 from .inspection import problems_of
 

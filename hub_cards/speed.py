@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from ..loading import load_processor, load_whole, read_json_object
+from ..inference.loading import load_processor, load_whole, read_json_object
 
 _TEXT = "一只棕色的小狗在草地上追着一个红色的球"
 

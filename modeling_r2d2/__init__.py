@@ -1,120 +1,117 @@
 """R2D2 and PRD2 (arXiv 2205.03860), Chinese vision–language models for the Hugging Face ecosystem.
 
-Importing this package registers the models with transformers' Auto classes; everything beyond configuration,
-model and processor is imported on first use.
+Importing this package registers its classes with transformers' Auto classes and pipelines. Every name is imported on
+first use, so that what needs neither torch nor transformers does not wait for them.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForImageTextToText,
-    AutoModelForPreTraining,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
-
-from .captioning_r2d2 import R2D2ForConditionalGeneration
-from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
-from .configuration_wukong import WukongConfig, WukongTextConfig
-from .image_classification_r2d2 import R2D2ForImageClassification
-from .image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
-from .modeling_r2d2 import (
-    R2D2ForImageTextMatching,
-    R2D2MatchOutput,
-    R2D2Model,
-    R2D2Output,
-    R2D2PreTrainedModel,
-    R2D2TextModel,
-)
-from .modeling_wukong import WukongModel, WukongOutput, WukongPreTrainedModel
-from .pretraining_r2d2 import (
-    R2D2FeatureGuidance,
-    R2D2ForPreTraining,
-    R2D2ForPreTrainingOutput,
-    R2D2TargetGuidance,
-    R2D2TeacherTargets,
-)
-from .processing.processing_r2d2 import R2D2Processor
-from .processing.processing_wukong import WukongProcessor
+from .registration import register_models, register_present
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "DualQueueContrastiveCallback": ".distillation.dual_queue",
-    "FeatureGuidedDistillationCallback": ".distillation.callbacks",
-    "TargetGuidedDistillationCallback": ".distillation.callbacks",
-    "TwoWayDistillationCallback": ".distillation.callbacks",
-    "R2D2OnnxModel": ".export.onnx_model",
-    "R2D2Retriever": ".retrieval.retriever",
-    "R2D2Trainer": ".training.trainer",
-    "R2D2TrainingArguments": ".training.arguments",
-    "R2D2TextToImagePipeline": ".pipelines.text_to_image",
-    "R2D2ImageTextMatchingPipeline": ".pipelines.image_text_matching",
-    "R2D2ZeroShotImageClassificationPipeline": ".pipelines.zero_shot_image_classification",
-    "convert_official_checkpoint": ".conversion.official",
-    "convert_wukong_checkpoint": ".conversion.wukong",
-    "export_onnx": ".export.folder",
+_MODULES = {
+    "integrations.official": ["convert_official_checkpoint"],
+    "integrations.wukong": ["convert_wukong_checkpoint"],
+    "distillation.callbacks": [
+        "FeatureGuidedDistillationCallback",
+        "TargetGuidedDistillationCallback",
+        "TwoWayDistillationCallback",
+    ],
+    "distillation.dual_queue": ["DualQueueContrastiveCallback"],
+    "inference.onnx_model": ["R2D2OnnxModel"],
+    "integrations.onnx_export": ["export_onnx"],
+    "model.captioning_r2d2": ["R2D2ForConditionalGeneration"],
+    "model.configuration_r2d2": ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"],
+    "model.configuration_wukong": ["WukongConfig", "WukongTextConfig"],
+    "model.image_classification_r2d2": ["R2D2ForImageClassification"],
+    "model.image_text_retrieval_r2d2": ["R2D2ForImageTextRetrieval"],
+    "model.modeling_r2d2": [
+        "R2D2ForImageTextMatching",
+        "R2D2MatchOutput",
+        "R2D2Model",
+        "R2D2Output",
+        "R2D2PreTrainedModel",
+        "R2D2TextModel",
+    ],
+    "model.modeling_wukong": ["WukongModel", "WukongOutput", "WukongPreTrainedModel"],
+    "model.pipeline_image_text_matching": ["R2D2ImageTextMatchingPipeline"],
+    "model.pipeline_text_to_image": ["R2D2TextToImagePipeline"],
+    "model.pipeline_zero_shot_image_classification": ["R2D2ZeroShotImageClassificationPipeline"],
+    "model.pretraining_r2d2": [
+        "R2D2FeatureGuidance",
+        "R2D2ForPreTraining",
+        "R2D2ForPreTrainingOutput",
+        "R2D2TargetGuidance",
+        "R2D2TeacherTargets",
+    ],
+    "model.processing_r2d2": ["R2D2Processor"],
+    "model.processing_wukong": ["WukongProcessor"],
+    "search.retriever": ["R2D2Retriever"],
+    "training.arguments": ["R2D2TrainingArguments"],
+    "training.trainer": ["R2D2Trainer"],
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 if TYPE_CHECKING:
-    from .conversion.official import convert_official_checkpoint
-    from .conversion.wukong import convert_wukong_checkpoint
     from .distillation.callbacks import (
         FeatureGuidedDistillationCallback,
         TargetGuidedDistillationCallback,
         TwoWayDistillationCallback,
     )
     from .distillation.dual_queue import DualQueueContrastiveCallback
-    from .export.folder import export_onnx
-    from .export.onnx_model import R2D2OnnxModel
-    from .pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
-    from .pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
-    from .retrieval.retriever import R2D2Retriever
+    from .inference.onnx_model import R2D2OnnxModel
+    from .integrations.official import convert_official_checkpoint
+    from .integrations.onnx_export import export_onnx
+    from .integrations.wukong import convert_wukong_checkpoint
+    from .model.captioning_r2d2 import R2D2ForConditionalGeneration
+    from .model.configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
+    from .model.configuration_wukong import WukongConfig, WukongTextConfig
+    from .model.image_classification_r2d2 import R2D2ForImageClassification
+    from .model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
+    from .model.modeling_r2d2 import (
+        R2D2ForImageTextMatching,
+        R2D2MatchOutput,
+        R2D2Model,
+        R2D2Output,
+        R2D2PreTrainedModel,
+        R2D2TextModel,
+    )
+    from .model.modeling_wukong import WukongModel, WukongOutput, WukongPreTrainedModel
+    from .model.pipeline_image_text_matching import R2D2ImageTextMatchingPipeline
+    from .model.pipeline_text_to_image import R2D2TextToImagePipeline
+    from .model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+    from .model.pretraining_r2d2 import (
+        R2D2FeatureGuidance,
+        R2D2ForPreTraining,
+        R2D2ForPreTrainingOutput,
+        R2D2TargetGuidance,
+        R2D2TeacherTargets,
+    )
+    from .model.processing_r2d2 import R2D2Processor
+    from .model.processing_wukong import WukongProcessor
+    from .search.retriever import R2D2Retriever
     from .training.arguments import R2D2TrainingArguments
     from .training.trainer import R2D2Trainer
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _MODULE_OF[name]
+    if module.startswith("model."):
+        register_models()
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_MODULE_OF})
 
 
-def _from_vision_text_pretrained(cls, clip, roberta, config=None, **overrides):
-    """Warm start from an image tower and a Chinese BERT; see `conversion.warm_start.from_vision_text_pretrained`."""
-    from .conversion.warm_start import from_vision_text_pretrained
-
-    return from_vision_text_pretrained(cls, clip, roberta, config, **overrides)
-
-
-AutoConfig.register(R2D2Config.model_type, R2D2Config, exist_ok=True)
-AutoConfig.register(R2D2CrossEncoderConfig.model_type, R2D2CrossEncoderConfig, exist_ok=True)
-AutoModel.register(R2D2Config, R2D2Model, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(R2D2Config, R2D2Model, exist_ok=True)
-AutoModelForImageClassification.register(R2D2Config, R2D2ForImageClassification, exist_ok=True)
-AutoModelForImageTextToText.register(R2D2Config, R2D2ForConditionalGeneration, exist_ok=True)
-AutoModelForPreTraining.register(R2D2Config, R2D2ForPreTraining, exist_ok=True)
-AutoProcessor.register(R2D2Config, R2D2Processor, exist_ok=True)
-AutoConfig.register(WukongConfig.model_type, WukongConfig, exist_ok=True)
-AutoModel.register(WukongConfig, WukongModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(WukongConfig, WukongModel, exist_ok=True)
-AutoProcessor.register(WukongConfig, WukongProcessor, exist_ok=True)
-R2D2Config.register_for_auto_class()
-R2D2Processor.register_for_auto_class("AutoProcessor")
-WukongConfig.register_for_auto_class()
-WukongProcessor.register_for_auto_class("AutoProcessor")
-R2D2Model.from_vision_text_pretrained = classmethod(_from_vision_text_pretrained)
-importlib.import_module(".pipelines", __name__)  # registers their task names
+register_present()
 
 __all__ = [
     "DualQueueContrastiveCallback",
@@ -140,6 +137,7 @@ __all__ = [
     "R2D2TeacherTargets",
     "R2D2TextConfig",
     "R2D2TextModel",
+    "R2D2TextToImagePipeline",
     "R2D2Trainer",
     "R2D2TrainingArguments",
     "R2D2VisionConfig",

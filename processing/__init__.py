@@ -11,14 +11,12 @@ _NAMES = {
     "batch_augmentation": ["BatchAugmentation"],
     "collation": ["PretrainingDataset", "R2D2PretrainingCollator", "StreamingPretrainingDataset"],
     "datasets.emoji": ["EmojiPairs"],
-    "datasets.images": ["ImageReadError", "open_image"],
+    "files.images": ["ImageReadError", "open_image"],
     "datasets.pairs": ["PairDataset", "load_pairs"],
     "datasets.records": ["stable_id", "stable_ids"],
     "datasets.report": ["DataRefusedError", "ErrorReport", "Problem"],
     "datasets.streaming": ["StreamingPairs"],
     "masking": ["TextMasking", "mask_tokens"],
-    "processing_r2d2": ["R2D2Processor"],
-    "processing_wukong": ["WukongProcessor"],
     "tokenization": ["build_character_tokenizer"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

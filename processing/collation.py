@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .augmentation import Augmentation
 from .batch_augmentation import BatchAugmentation
-from .datasets.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .datasets.records import stable_id, stable_ids
+from .files.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .masking import IGNORE_INDEX, TextMasking
 from .sampling import batched_permutation
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modeling_r2d2 import R2D2Config, R2D2Model
-from modeling_r2d2.conversion import convert_official_checkpoint
+from modeling_r2d2.integrations import convert_official_checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

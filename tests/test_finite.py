@@ -19,10 +19,10 @@ from modeling_r2d2 import (
 )
 from modeling_r2d2.cli import main
 from modeling_r2d2.evaluation import evaluate_retrieval
-from modeling_r2d2.evaluation.matching import matching_metrics
 from modeling_r2d2.evaluation.results import EvaluationResult
-from modeling_r2d2.evaluation.retrieval import encode_images
-from modeling_r2d2.finite import (
+from modeling_r2d2.inference.calibration import Calibration
+from modeling_r2d2.inference.encoding import encode_images
+from modeling_r2d2.inference.finite import (
     NotFiniteError,
     is_finite,
     names_not_finite,
@@ -31,9 +31,9 @@ from modeling_r2d2.finite import (
     require_finite_weights,
     to_json,
 )
-from modeling_r2d2.ranges_r2d2 import require_number
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.calibration import Calibration
+from modeling_r2d2.inference.matching import matching_metrics
+from modeling_r2d2.model.ranges_r2d2 import require_number
+from modeling_r2d2.search.building import IndexBuilder
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 
@@ -245,7 +245,7 @@ def test_metrics_of_an_evaluation():
 
 
 def test_sentence_transformers(folders):
-    from modeling_r2d2.interoperation.sentence_transformers import sentence_transformer
+    from modeling_r2d2.integrations.sentence_transformers import sentence_transformer
 
     encoder = sentence_transformer(folders / "good")
     encoder[0].model.vision_projection.weight.data.fill_(3e38)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.conversion.names import official_name
-from modeling_r2d2.losses_r2d2 import (
+from modeling_r2d2.integrations.official_names import official_name
+from modeling_r2d2.model.losses_r2d2 import (
     HardNegatives,
     contrastive_targets,
     hard_negative_weights,
@@ -17,7 +17,7 @@ from modeling_r2d2.losses_r2d2 import (
     same_identity,
     scaled_similarity,
 )
-from modeling_r2d2.modeling_r2d2 import normalize
+from modeling_r2d2.model.modeling_r2d2 import normalize
 from tests import golden
 from tests.golden import ATOL_GRADIENT, ATOL_SCALED, close
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from modeling_r2d2 import R2D2Processor
-from modeling_r2d2.conversion import build_tokenizer, find_vocabulary
+from modeling_r2d2.integrations import build_tokenizer, find_vocabulary
 from tests.golden import GOLDEN
 
 

@@ -1,4 +1,4 @@
-"""`modeling_r2d2.loading`: no code of strangers, all weights of the file, one line about what is wrong."""
+"""`modeling_r2d2.inference.loading`: no code of strangers, all weights of the file, one line about what is wrong."""
 
 import ast
 import json
@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model, R2D2Processor, WukongModel
 from modeling_r2d2.cli import app
-from modeling_r2d2.conversion.warm_start import from_vision_text_pretrained
-from modeling_r2d2.loading import (
+from modeling_r2d2.inference.loading import (
     load_config,
     load_processor,
     load_tokenizer,
     load_whole,
     trusting_remote_code,
 )
-from modeling_r2d2.retrieval.retriever import load_model
+from modeling_r2d2.inference.models import load_model
+from modeling_r2d2.integrations.warm_start import from_vision_text_pretrained
 from tests.helpers import save_pairs, tiny_model, tiny_picture, tiny_processor
 
 PLANT = "from pathlib import Path\nPath({mark!r}).write_text('ran')\n"

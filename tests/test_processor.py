@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BertTokenizer
 
 from modeling_r2d2 import R2D2Processor
-from modeling_r2d2.processing import processing_r2d2
-from modeling_r2d2.processing.datasets.images import open_image
+from modeling_r2d2.model import processing_r2d2
+from modeling_r2d2.processing.files.images import open_image
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 DATA = Path(__file__).parent / "data"

@@ -7,10 +7,10 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from modeling_r2d2 import R2D2Config, R2D2TrainingArguments, TwoWayDistillationCallback, WukongConfig
 from modeling_r2d2.cli import app
-from modeling_r2d2.configuration_r2d2 import R2D2CrossEncoderConfig
 from modeling_r2d2.distillation import DualQueueSettings, FeatureGuidedSettings, Schedule, TargetGuidedSettings
 from modeling_r2d2.finetuning import FinetuningSettings, LoRASettings
-from modeling_r2d2.retrieval.calibration import threshold_for
+from modeling_r2d2.inference.calibration import threshold_for
+from modeling_r2d2.model.configuration_r2d2 import R2D2CrossEncoderConfig
 from modeling_r2d2.text_to_image import TextToImageSettings
 from modeling_r2d2.training.pretraining import PretrainingSettings
 from modeling_r2d2.training.recipes import RECIPES, Recipe

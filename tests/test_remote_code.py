@@ -242,7 +242,7 @@ def test_saved_pipelines_travel(folder, tmp_path):
     """`pipeline.save_pretrained` takes our pipelines' own code along."""
     own = {}
     for task in ("r2d2-zero-shot-image-classification", "image-text-matching"):
-        import modeling_r2d2.pipelines  # noqa: F401 (registers the tasks)
+        import modeling_r2d2  # noqa: F401 (registers the tasks)
 
         own[task] = pipeline(task, model=str(folder))
         own[task].save_pretrained(tmp_path / task)

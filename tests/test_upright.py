@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from modeling_r2d2 import R2D2Model, R2D2Processor
-from modeling_r2d2.evaluation.gallery import Gallery
-from modeling_r2d2.evaluation.retrieval import encode_images
-from modeling_r2d2.pipelines.image_text_matching import R2D2ImageTextMatchingPipeline
-from modeling_r2d2.pipelines.zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+from modeling_r2d2.inference.encoding import encode_images
+from modeling_r2d2.inference.identity import ModelIdentity, OtherModelError
+from modeling_r2d2.model.pipeline_image_text_matching import R2D2ImageTextMatchingPipeline
+from modeling_r2d2.model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
 from modeling_r2d2.processing.collation import PretrainingDataset, StreamingPretrainingDataset
 from modeling_r2d2.processing.datasets import load_pairs
-from modeling_r2d2.processing.datasets.images import as_processor_reads, open_image, turns_upright
-from modeling_r2d2.retrieval.manifest import ModelIdentity, OtherModelError
-from modeling_r2d2.retrieval.retriever import R2D2Retriever
+from modeling_r2d2.processing.datasets.gallery import Gallery
+from modeling_r2d2.processing.files.images import as_processor_reads, open_image, turns_upright
+from modeling_r2d2.search.retriever import R2D2Retriever
 from tests.helpers import save_tiny_model, tiny_picture, tiny_processor
 
 COUNT = 9
@@ -163,7 +163,7 @@ class TestRetrieval:
     def test_an_index_from_before_is_refused(self, model, monkeypatch):
         """Its identity does not speak of orientation, and its photographs lie as they were stored."""
         now = ModelIdentity.of(model, tiny_processor())
-        monkeypatch.setattr("modeling_r2d2.retrieval.manifest.canonical", _without_orientation)
+        monkeypatch.setattr("modeling_r2d2.inference.identity.canonical", _without_orientation)
         before = ModelIdentity.of(model, tiny_processor())
         assert before.weights == now.weights
         with pytest.raises(OtherModelError, match="before photographs were turned upright"):
@@ -257,7 +257,7 @@ class TestEvaluation:
         assert np.array_equal(pairs.image(0), expected_image(5, processor))
 
     def test_export_measures_on_what_the_tower_sees(self, processor, photographs):
-        from modeling_r2d2.export.folder import _batches
+        from modeling_r2d2.integrations.onnx_export import _batches
 
         paths = [photographs / f"{number}.png" for number in range(COUNT)]
         pixels = torch.cat([batch["pixel_values"] for batch in _batches(processor, paths)])
@@ -266,7 +266,7 @@ class TestEvaluation:
 
 def test_sentence_transformers(model_folder, photographs, model, tmp_path):
     pytest.importorskip("sentence_transformers")
-    from modeling_r2d2.interoperation.sentence_transformers import sentence_transformer
+    from modeling_r2d2.integrations.sentence_transformers import sentence_transformer
 
     R2D2Model.from_pretrained(model_folder).save_pretrained(tmp_path)
     authors_processor().save_pretrained(tmp_path)

@@ -43,7 +43,7 @@ PAGES = (
                 "modeling_r2d2",
                 "WukongModel WukongPreTrainedModel WukongOutput WukongConfig WukongTextConfig WukongProcessor",
             ),
-            Part("Prompts of Wukong", "modeling_r2d2.modeling_wukong", "class_prompts"),
+            Part("Prompts of Wukong", "modeling_r2d2.model.modeling_wukong", "class_prompts"),
         ),
     ),
     Page(
@@ -51,7 +51,7 @@ PAGES = (
         "Weights from elsewhere",
         "Guide: [load](../load.md).",
         (
-            Part("Official checkpoints and warm starts", "modeling_r2d2.conversion"),
+            Part("Official checkpoints and warm starts", "modeling_r2d2.integrations"),
             Part("Wukong", "modeling_r2d2", "convert_wukong_checkpoint"),
         ),
     ),
@@ -112,20 +112,20 @@ PAGES = (
         (
             Part(
                 "Pre-ranking, ranking, masked language modelling",
-                "modeling_r2d2.losses_r2d2",
+                "modeling_r2d2.model.losses_r2d2",
                 "scaled_similarity same_identity contrastive_targets soft_cross_entropy pre_ranking_loss "
                 "hard_negative_weights draw_hard_negatives hardest_negatives HardNegatives ranking_loss match_weights "
                 "masked_language_modeling_loss",
             ),
             Part(
                 "Two-way distillation",
-                "modeling_r2d2.distillation_losses_r2d2",
+                "modeling_r2d2.model.distillation_losses_r2d2",
                 "soft_targets target_guided_loss teacher_distribution feature_guided_loss cosine_agreement",
             ),
-            Part("Dual queue (BriVL)", "modeling_r2d2.dual_queue_losses_r2d2", "dual_queue_loss"),
+            Part("Dual queue (BriVL)", "modeling_r2d2.distillation.dual_queue_losses", "dual_queue_loss"),
             Part(
                 "Token-wise similarity (FILIP, Wukong)",
-                "modeling_r2d2.token_similarity_r2d2",
+                "modeling_r2d2.model.token_similarity_r2d2",
                 "TokenWiseSimilarity token_wise_similarity gathered_token_wise_similarity token_wise_contrastive_loss",
             ),
         ),
@@ -147,14 +147,14 @@ PAGES = (
             Part("Retrieval", "modeling_r2d2.evaluation"),
             Part("Any task", "modeling_r2d2.evaluation.runner", "evaluate_models EvaluationSettings"),
             Part("Results", "modeling_r2d2.evaluation.results", "EvaluationResult markdown_report write_report"),
-            Part("Matching", "modeling_r2d2.evaluation.matching", "matching_metrics roc_auc best_threshold"),
+            Part("Matching", "modeling_r2d2.inference.matching", "matching_metrics roc_auc best_threshold"),
             Part(
                 "Captioning",
                 "modeling_r2d2.evaluation.captioning",
                 "captioning_metrics caption_tokens bleu4 rouge_l cider",
             ),
-            Part("Intervals", "modeling_r2d2.evaluation.bootstrap", "Bootstrap"),
-            Part("Figures", "modeling_r2d2.evaluation.figures"),
+            Part("Intervals", "modeling_r2d2.inference.bootstrap", "Bootstrap"),
+            Part("Figures", "modeling_r2d2.figures"),
         ),
     ),
     Page(
@@ -162,11 +162,11 @@ PAGES = (
         "Search",
         "Guide: [search](../search.md).",
         (
-            Part("Two-stage search", "modeling_r2d2.retrieval"),
-            Part("Building an index", "modeling_r2d2.retrieval.building", "IndexBuilder Built"),
-            Part("Nearest neighbours", "modeling_r2d2.retrieval.vectors", "FaissVectors"),
-            Part("Calibration in figures", "modeling_r2d2.retrieval.calibration", "Reliability Threshold"),
-            Part("Milvus", "modeling_r2d2.retrieval.milvus", "MilvusVectors"),
+            Part("Two-stage search", "modeling_r2d2.search"),
+            Part("Building an index", "modeling_r2d2.search.building", "IndexBuilder Built"),
+            Part("Nearest neighbours", "modeling_r2d2.search.vectors", "FaissVectors"),
+            Part("Calibration in figures", "modeling_r2d2.inference.calibration", "Reliability Threshold"),
+            Part("Milvus", "modeling_r2d2.search.milvus", "MilvusVectors"),
         ),
     ),
     Page(
@@ -188,7 +188,7 @@ PAGES = (
             Part("ONNX", "modeling_r2d2.export"),
             Part(
                 "sentence-transformers",
-                "modeling_r2d2.interoperation.sentence_transformers",
+                "modeling_r2d2.integrations.sentence_transformers",
                 "sentence_transformer cross_encoder R2D2Encoder R2D2Ranker",
             ),
             Part("Demo page", "modeling_r2d2.app"),

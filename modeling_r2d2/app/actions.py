@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from ..pipelines.inputs import text_limit, unknown_parts
-from ..processing.datasets.images import ImageReadError, turns_upright
-from ..processing.decoding import PictureDecoder
-from ..processing.printable import printable
-from ..retrieval import SearchHit
+from ..model.pipeline_inputs import text_limit, unknown_parts
+from ..processing.files.images import ImageReadError, turns_upright
+from ..processing.files.printable import printable
+from ..search import SearchHit
+from .decoding import PictureDecoder
 from .models import AppModels
 
 MAX_CHARACTERS, MAX_TEXTS = 500, 100

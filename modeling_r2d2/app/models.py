@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..loading import load_part
-from ..pipelines import R2D2ZeroShotImageClassificationPipeline
-from ..processing.printable import printable
-from ..retrieval import Calibration, R2D2Retriever
-from ..retrieval.retriever import load_model
+from ..inference.loading import load_part
+from ..inference.models import load_model
+from ..model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+from ..processing.files.printable import printable
+from ..search import Calibration, R2D2Retriever
 
 if TYPE_CHECKING:
-    from ..pipelines.text_to_image import R2D2TextToImagePipeline
+    from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class AppModels:
 
 def _open_text_to_image(folder: str | PathLike, device: str | torch.device | None) -> "R2D2TextToImagePipeline":
     try:
-        from ..pipelines.text_to_image import R2D2TextToImagePipeline
+        from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
     except ImportError as error:
         raise ImportError("text-to-image needs diffusers: pip install 'modeling-r2d2[diffusers]'") from error
 

@@ -1,12 +1,13 @@
 """The `r2d2` command: one module per verb, each thin over the Python interface of the same name."""
 
+import importlib.metadata
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from ..processing import bars
+from ..processing.files import progress as bars
 from .app import app as app_page
 from .calibrate import calibrate
 from .card import card
@@ -57,9 +58,7 @@ _settings = {"traceback": False}
 
 def _version(asked: bool) -> None:
     if asked:
-        from .. import __version__
-
-        typer.echo(f"r2d2 {__version__}")
+        typer.echo(f"r2d2 {importlib.metadata.version('modeling-r2d2')}")
         raise typer.Exit
 
 

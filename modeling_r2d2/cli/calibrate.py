@@ -38,9 +38,10 @@ def calibrate(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Fit a calibration on held-out pairs, store it with the model, report its error before and after."""
-    from ..evaluation.drawings import refuse_foreign_drawing
-    from ..retrieval.calibrating import calibrate_model, load_gallery, measure
-    from ..retrieval.calibration import Calibration, reliability_plot, threshold_for
+    from ..figures.drawings import refuse_foreign_drawing
+    from ..figures.reliability import reliability_plot
+    from ..inference.calibrating import calibrate_model, load_gallery, measure
+    from ..inference.calibration import Calibration, threshold_for
 
     console = Terminal()
     if test_data is None and test_split is not None:

@@ -47,7 +47,7 @@ def card(
     encoding: Encoding = None,
 ) -> None:
     """Write a card from what the folder, measurements and you say; what nobody said is stated as unknown."""
-    from ..processing.files import refuse_output, write_text
+    from ..processing.files.writing import refuse_output, write_text
 
     console = Terminal()
     refuse_output(speed_output, *(results or ()))
@@ -80,7 +80,7 @@ def card(
         if speed is not None:
             rates = Speed.read(speed)
         if rates is not None and speed_output is not None:
-            from ..finite import to_json
+            from ..inference.finite import to_json
 
             write_text(speed_output, to_json(rates.to_dict(), speed_output, indent=2) + "\n")
         made = model_card(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..configuration_r2d2 import PRESETS, R2D2Config
-from ..configuration_wukong import PRESETS as WUKONG_PRESETS
-from ..configuration_wukong import WukongConfig
+from ..model.configuration_r2d2 import PRESETS, R2D2Config
+from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..model.configuration_wukong import WukongConfig
 from .options import TrustRemoteCode
 from .terminal import Terminal
 
@@ -36,10 +36,10 @@ def convert(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
-    from ..conversion.folder import convert_to_folder
-    from ..conversion.official import read_checkpoint
-    from ..conversion.wukong import convert_wukong_to_folder, is_wukong_state_dict
-    from ..loading import load_config
+    from ..inference.loading import load_config
+    from ..integrations.official import read_checkpoint
+    from ..integrations.official_folder import convert_to_folder
+    from ..integrations.wukong import convert_wukong_to_folder, is_wukong_state_dict
 
     wukong = is_wukong_state_dict(read_checkpoint(checkpoint))
     if wukong and head:

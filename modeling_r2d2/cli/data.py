@@ -38,10 +38,10 @@ def check(
     max_pixels: MaxPixels = None,
 ):
     """Decode every picture, count, measure; name broken rows by file and line."""
-    from ..evaluation.drawings import refuse_foreign_drawing
+    from ..figures.drawings import refuse_foreign_drawing
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
-    from ..processing.files import refuse_output, write_text
+    from ..processing.files.writing import refuse_output, write_text
 
     if not 0 <= max_error_rate <= 1:
         raise ValueError(f"--max-error-rate is {max_error_rate}; it is a share between 0 and 1")
@@ -72,7 +72,7 @@ def check(
         write_text(report, json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n")
         console.print(f"report: {report}")
     if sheet is not None and found.sample:
-        from ..evaluation.pair_sheet import pair_sheet
+        from ..figures.pair_sheet import pair_sheet
 
         pair_sheet(found.sample, sheet, title=f"{Path(data).name}: {len(found.sample)} of {found.pairs:,} pairs")
         console.print(f"contact sheet: {sheet}")
@@ -102,9 +102,9 @@ def matching_pairs(
 
     `r2d2 evaluate --task matching --data DATA --pairs LIST` reads it.
     """
-    from ..evaluation.gallery import Gallery, open_pairs
     from ..evaluation.matching_pairs import make_matching_pairs
-    from ..processing.files import refuse_output
+    from ..processing.datasets.gallery import Gallery, open_pairs
+    from ..processing.files.writing import refuse_output
 
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} is there already: results on another list are not comparable (--overwrite)")
@@ -118,7 +118,7 @@ def matching_pairs(
     gallery = Gallery.from_pairs(open_pairs(data, **options))
     network = processor = None
     if model is not None:
-        from ..retrieval.retriever import load_model
+        from ..inference.models import load_model
 
         network, processor = load_model(model)
     pairs = make_matching_pairs(gallery, negatives, seed, network, processor)

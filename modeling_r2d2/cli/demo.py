@@ -17,7 +17,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
 ):
     """Pre-train a small R2D2 on emoji pictures and their Chinese names, evaluate it on unseen vendors, show it."""
-    from ..training.demo import DemoSettings, run_demo
+    from .demo_run import DemoSettings, run_demo
 
     chosen = {"steps": steps, "workers": workers, "held_out": tuple(held_out) if held_out else None}
     settings = {name: value for name, value in chosen.items() if value is not None}

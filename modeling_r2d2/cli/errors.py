@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from ..processing.printable import printable
+from ..processing.files.printable import printable
 from .terminal import Terminal, one_line
 
 USER, DEFECT, INTERRUPTED = 2, 1, 130

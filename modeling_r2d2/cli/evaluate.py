@@ -46,10 +46,11 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""
-    from ..evaluation.bootstrap import Bootstrap
     from ..evaluation.results import is_report_file, markdown_report, refuse_foreign_report, write_report
-    from ..evaluation.runner import EvaluationSettings, evaluate_models
+    from ..evaluation.runner import evaluate_models
+    from ..evaluation.settings import EvaluationSettings
     from ..evaluation.zero_shot import PROMPTS, read_prompts
+    from ..inference.bootstrap import Bootstrap
 
     reading = {
         "format": format,

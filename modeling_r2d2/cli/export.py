@@ -28,7 +28,7 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""
-    from ..export import export_onnx
+    from ..integrations.onnx_export import export_onnx
 
     console = Terminal()
     chosen = None
@@ -70,9 +70,9 @@ class _Opened(Sequence):
 
 def _readable(source: Path) -> tuple[_Opened, list[str]]:
     """The first `RANGE_PICTURES` that can be read, and what is wrong with those before that cannot."""
-    from ..processing.datasets.images import ImageReadError
     from ..processing.datasets.report import Problem
-    from ..retrieval.pictures import list_pictures
+    from ..processing.files.images import ImageReadError
+    from ..search.pictures import list_pictures
 
     found, problems = [], []
     for picture in list_pictures(str(source)):

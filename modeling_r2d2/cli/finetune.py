@@ -74,10 +74,10 @@ def finetune(
     from ..finetuning import finetune as run
     from ..finetuning.data import class_names
     from ..finetuning.report import check_splits
-    from ..hub_cards.record import TrainingData
+    from ..jobs.outputs import refuse_existing_model
+    from ..jobs.record import TrainingData
     from ..processing.datasets import load_pairs
     from ..processing.datasets.classes import class_format
-    from ..training.pretraining import refuse_existing_model
 
     console = Terminal()
     chosen = {

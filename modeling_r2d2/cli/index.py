@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..processing.bars import bar
+from ..processing.files.progress import bar
 from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
@@ -45,11 +45,11 @@ def index(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""
+    from ..inference.models import load_model
     from ..processing.datasets.report import ErrorReport
-    from ..retrieval.building import IndexBuilder
-    from ..retrieval.cache import CacheOptions
-    from ..retrieval.manifest import MANIFEST, Manifest
-    from ..retrieval.retriever import load_model
+    from ..search.building import IndexBuilder
+    from ..search.cache import CacheOptions
+    from ..search.manifest import MANIFEST, Manifest
 
     if not pictures and not remove:
         raise ValueError("name the pictures to index, or --remove ID")
@@ -146,7 +146,7 @@ class IndexProgress:
         self._bar.update(count)
 
     def _count(self) -> None:
-        from ..retrieval.pictures import list_pictures
+        from ..search.pictures import list_pictures
 
         with suppress(Exception):  # the indexing itself says what is wrong
             # the indexing itself says what is ignored, too

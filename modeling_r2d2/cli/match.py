@@ -22,9 +22,10 @@ def match(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Match probability and cosine of a picture with texts, most probable first."""
-    from ..evaluation.drawings import refuse_foreign_drawing, save_drawing
-    from ..retrieval.calibration import Calibration
-    from ..retrieval.retriever import R2D2Retriever, load_model
+    from ..figures.drawings import refuse_foreign_drawing, save_drawing
+    from ..inference.calibration import Calibration
+    from ..inference.models import load_model
+    from ..search.retriever import R2D2Retriever
     from .notes import note_unknown
 
     refuse_foreign_drawing(heat_map)
@@ -41,7 +42,7 @@ def match(
     ]
     rows.sort(key=lambda row: -row["match_probability"])
     if as_json:
-        from ..finite import to_json
+        from ..inference.finite import to_json
 
         typer.echo(to_json(rows, "match", indent=2))
     else:

@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from ..pipelines.inputs import text_limit, unknown_parts
+from ..model.pipeline_inputs import text_limit, unknown_parts
 from .terminal import Terminal
 
 SHOWN = 10

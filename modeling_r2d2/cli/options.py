@@ -9,7 +9,7 @@ import typer
 
 def _trust(context: typer.Context, value: bool) -> bool:
     if value:
-        from ..loading import trusting_remote_code
+        from ..inference.loading import trusting_remote_code
 
         context.with_resource(trusting_remote_code())
     return value
@@ -23,7 +23,7 @@ TrustRemoteCode = Annotated[
         help="Run code that a model, tokenizer or processor brings in its folder; without it none runs.",
     ),
 ]
-"""For every verb that loads a model: within the verb, `modeling_r2d2.loading` trusts what it loads."""
+"""For every verb that loads a model: within the verb, `modeling_r2d2.inference.loading` trusts what it loads."""
 
 @contextmanager
 def _reading_pixels(limit: int) -> Iterator[None]:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..configuration_r2d2 import PRESETS
-from ..configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..model.configuration_r2d2 import PRESETS
+from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
 from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 
@@ -96,15 +96,16 @@ def pretrain(
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed
 
-    from ..conversion.preprocessing import describe_pictures
-    from ..hub_cards.record import RecordCallback, RunRecord, TrainingData, describe_start
+    from ..integrations.warm_preprocessing import describe_pictures
+    from ..jobs.outputs import refuse_existing_model
+    from ..jobs.progress import evaluation_line
+    from ..jobs.record import RecordCallback, RunRecord, TrainingData, describe_start
     from ..processing.augmentation import R2D2Augmentation
     from ..processing.collation import picture_size
     from ..processing.datasets import load_pairs
-    from ..processing.datasets.images import turns_upright
-    from ..training.pretraining import PretrainingSettings, count_parameters, refuse_existing_model
+    from ..processing.files.images import turns_upright
+    from ..training.pretraining import PretrainingSettings, count_parameters
     from ..training.pretraining import pretrain as run
-    from ..training.progress import evaluation_line
     from ..training.recipes import find_recipe, recipe_for
     from ..training.start import StartingPoint, starting_point
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..processing.printable import printable
+from ..processing.files.printable import printable
 from .options import Device, MaxPixels, TrustRemoteCode
 from .terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..retrieval.results import SearchResult
+    from ..search.results import SearchResult
 
 
 class Format(StrEnum):
@@ -55,9 +55,9 @@ def search(
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
-    from ..processing.files import atomic_path, refuse_output
-    from ..retrieval.results import refuse_foreign_hits, refuse_foreign_sheet, to_csv, to_json, write_sheet
-    from ..retrieval.retriever import R2D2Retriever
+    from ..processing.files.writing import atomic_path, refuse_output
+    from ..search.results import refuse_foreign_hits, refuse_foreign_sheet, to_csv, to_json, write_sheet
+    from ..search.retriever import R2D2Retriever
     from .notes import note_gone, note_unknown
 
     format = _format(format, output)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..processing.printable import printable
+from ..processing.files.printable import printable
 
 
 class Terminal(Console):
@@ -74,7 +74,7 @@ def quiet_libraries() -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_verbosity_error()  # or its retries stand for half a minute before the answer …
-    logging.getLogger("modeling_r2d2.loading").setLevel(logging.INFO)  # … that there is no such folder here
+    logging.getLogger("modeling_r2d2.inference.loading").setLevel(logging.INFO)  # … that there is no such folder here
     downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if downloads and sys.stderr.isatty():

@@ -1,10 +1,6 @@
 """Two-way distillation: a momentum teacher, its feature queue and centre, and the callbacks that train with them."""
 
-from .callbacks import (
-    FeatureGuidedDistillationCallback,
-    TargetGuidedDistillationCallback,
-    TwoWayDistillationCallback,
-)
+from .callbacks import FeatureGuidedDistillationCallback, TargetGuidedDistillationCallback, TwoWayDistillationCallback
 from .centre import FeatureCentre
 from .dual_queue import DualQueueContrastiveCallback, DualQueueSettings, DualQueueState
 from .queue import FeatureQueue

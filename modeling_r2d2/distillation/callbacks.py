@@ -17,10 +17,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..distributed_r2d2 import world_size
-from ..divergence import DivergenceCallback
-from ..running_means import RunningMeans
-from .checkpoints import load_state, mark_complete, require_complete, save_state
+from ..jobs.checkpoints import load_state, mark_complete, require_complete, save_state
+from ..jobs.divergence import DivergenceCallback
+from ..jobs.running_means import RunningMeans
+from ..model.distributed_r2d2 import world_size
 from .schedules import Schedule, constant, require_momentum
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
 from .state import DistillationState
@@ -121,7 +121,7 @@ class DistillationCallback(TrainerCallback):
     Per optimizer step: every micro-batch passes the teacher, enters the queue and is compared with it; after the
     step the teacher follows the student, reliability weights decay and the centre moves. Evaluation, and forward
     passes without gradient, leave all of it alone. A step that the optimizer skipped (fp16 overflow) moves neither
-    teacher nor reliability nor centre. A run that diverges stops at that step (`modeling_r2d2.divergence`).
+    teacher nor reliability nor centre. A run that diverges stops at that step (`modeling_r2d2.jobs.divergence`).
 
     Checkpoints get `distillation.safetensors`, and at last `complete.json`; a resumed run equals an uninterrupted
     one. The stock Trainer writes checkpoints in place, rotates them before its callbacks save, and does not say where

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..distributed_r2d2 import world_size
+from ..model.distributed_r2d2 import world_size
 
 
 class FeatureCentre(nn.Module):

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState, TrainingArguments
 
-from ..batch_norms_r2d2 import batch_norms, constant_running_statistics
-from ..distillation_losses_r2d2 import cosine_agreement
-from ..distributed_r2d2 import gather, gather_with_ids, world_size
-from ..dual_queue_losses_r2d2 import dual_queue_loss
-from ..ranges_r2d2 import COUNT, POSITIVE, require_numbers
+from ..model.batch_norms_r2d2 import batch_norms, constant_running_statistics
+from ..model.distillation_losses_r2d2 import cosine_agreement
+from ..model.distributed_r2d2 import gather, gather_with_ids, world_size
+from ..model.ranges_r2d2 import COUNT, POSITIVE, require_numbers
 from .callbacks import _RUNS, DistillationCallback, _Run, _settings, _unwrapped
+from .dual_queue_losses import dual_queue_loss
 from .queue import FeatureQueue
 from .schedules import Schedule
 from .teacher import MomentumTeacher

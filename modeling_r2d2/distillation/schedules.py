@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ranges_r2d2 import COUNT_OR_NONE, SHARE, require_number
+from ..model.ranges_r2d2 import COUNT_OR_NONE, SHARE, require_number
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..distillation_losses_r2d2 import ReliabilityPlacement
-from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
+from ..model.distillation_losses_r2d2 import ReliabilityPlacement
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distillation_losses_r2d2 import cosine_agreement, soft_targets, teacher_distribution
-from ..distributed_r2d2 import gather, gather_with_ids, process_index
-from ..masked_images_r2d2 import draw_kept, mask_grid
-from ..pretraining_r2d2 import R2D2FeatureGuidance, R2D2TargetGuidance, R2D2TeacherTargets
+from ..model.distillation_losses_r2d2 import cosine_agreement, soft_targets, teacher_distribution
+from ..model.distributed_r2d2 import gather, gather_with_ids, process_index
+from ..model.masked_images_r2d2 import draw_kept, mask_grid
+from ..model.pretraining_r2d2 import R2D2FeatureGuidance, R2D2TargetGuidance, R2D2TeacherTargets
 from .centre import FeatureCentre
 from .queue import FeatureQueue
 from .settings import FeatureGuidedSettings, TargetGuidedSettings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..modeling_r2d2 import normalize
+from ..model.modeling_r2d2 import normalize
 
 #: Parts of the student that no objective asks the teacher for.
 _STUDENT_ONLY = (

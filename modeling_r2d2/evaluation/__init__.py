@@ -6,17 +6,10 @@ it; the tasks' own modules are `matching`, `matching_pairs`, `zero_shot`, `capti
 `zero_shot_accuracy`, `chinese_captioning`) are imported on their own: they need packages of the extra `[train]`.
 """
 
-from .recall import first_hit_ranks, positive_pairs, recall_at, recall_both_ways, retrieval_metrics
-from .retrieval import (
-    EncodedImages,
-    EncodedTexts,
-    RetrievalResult,
-    encode_images,
-    encode_texts,
-    evaluate_retrieval,
-    match_probabilities,
-    two_stage_scores,
-)
+from ..inference.encoding import EncodedImages, EncodedTexts, encode_images, encode_texts, match_probabilities
+from ..inference.recall import first_hit_ranks, recall_at, recall_both_ways, retrieval_metrics
+from ..processing.datasets.gallery import positive_pairs
+from .retrieval import RetrievalResult, evaluate_retrieval, two_stage_scores
 
 __all__ = [
     "EncodedImages",

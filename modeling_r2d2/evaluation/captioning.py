@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .bootstrap import Bootstrap, weighted_means
+from ..inference.bootstrap import Bootstrap, weighted_means
 
 _TOKEN = re.compile(r"[a-z0-9]+|[^\W_]")
 _ORDERS = 4

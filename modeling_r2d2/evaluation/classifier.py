@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..finite import require_finite
-from ..processing.datasets.images import open_image
-from .retrieval import evaluating, name_of
+from ..inference.encoding import evaluating, name_of
+from ..inference.finite import require_finite
+from ..processing.files.images import open_image
 
 if TYPE_CHECKING:
-    from ..image_classification_r2d2 import R2D2ForImageClassification
-    from ..processing.processing_r2d2 import R2D2Processor
+    from ..model.image_classification_r2d2 import R2D2ForImageClassification
+    from ..model.processing_r2d2 import R2D2Processor
     from .zero_shot import ClassificationSet
 
 

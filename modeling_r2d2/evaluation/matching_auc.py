@@ -9,7 +9,7 @@ metric.compute(predictions=[0.9, 0.2, 0.6], references=[1, 0, 1])  # {"auc": 100
 import datasets
 import evaluate
 
-from modeling_r2d2.evaluation.matching import matching_metrics
+from modeling_r2d2.inference.matching import matching_metrics
 
 _DESCRIPTION = "How well match probabilities separate matching pairs from others: ROC-AUC, best-threshold accuracy."
 _INPUTS = """
@@ -22,7 +22,7 @@ Returns:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class MatchingAUC(evaluate.Metric):
-    """ROC-AUC, best-threshold accuracy and the threshold; see `modeling_r2d2.evaluation.matching`."""
+    """ROC-AUC, best-threshold accuracy and the threshold; see `modeling_r2d2.inference.matching`."""
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..finite import require_finite
-from ..modeling_r2d2 import R2D2Model
-from ..processing.bars import bar
+from ..inference.encoding import encode_images, encode_texts, evaluating, name_of, pre_ranking_scores
+from ..inference.finite import require_finite
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.processing_r2d2 import R2D2Processor
+from ..processing.datasets.gallery import Gallery, text_positives
 from ..processing.datasets.records import read_label
-from ..processing.files import write_text
-from ..processing.processing_r2d2 import R2D2Processor
-from .gallery import Gallery, text_positives
-from .retrieval import encode_images, encode_texts, evaluating, name_of, pre_ranking_scores
+from ..processing.files.progress import bar
+from ..processing.files.writing import write_text
 
 Negatives = Literal["uniform", "fgr"]
 _VERSION = 1

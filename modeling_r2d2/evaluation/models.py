@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
-from ..image_classification_r2d2 import R2D2ForImageClassification
-from ..loading import config_values, load_processor, load_whole
-from .retrieval import encode_texts, evaluating
+from ..inference.encoding import encode_texts, evaluating
+from ..inference.loading import config_values, load_processor, load_whole
+from ..model.image_classification_r2d2 import R2D2ForImageClassification
 
 if TYPE_CHECKING:
-    from .runner import EvaluationSettings
+    from .settings import EvaluationSettings
 
 _OWN_TYPES = ("r2d2", "wukong")
 #: One that is trimmed, and one that it is padded beside.
@@ -31,7 +31,7 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
             that would be judged wrongly; says which.
     """
     if settings.task == "captioning":
-        from .. import R2D2ForConditionalGeneration as kind
+        from ..model.captioning_r2d2 import R2D2ForConditionalGeneration as kind
     elif settings.task == "classification" and is_classifier(place):
         kind = R2D2ForImageClassification
     else:

@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import torch
 
-from modeling_r2d2.evaluation.recall import first_hit_ranks, recall_at
+from modeling_r2d2.inference.recall import first_hit_ranks, recall_at
 
 _DESCRIPTION = "Share of queries, in percent, whose first right item is among the K best; ties count as misses."
 _INPUTS = """

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..finite import require_finite, to_json
-from ..processing.files import refuse_no_folder, write_text
+from ..inference.finite import require_finite, to_json
+from ..processing.files.writing import refuse_no_folder, write_text
 from .published import published_table
 
 _TASKS = {

@@ -1,51 +1,29 @@
-"""Retrieval both ways: by pre-ranking (cosine of the towers' embeddings) and by pre-ranking + ranking.
+"""Recall of retrieval both ways, by pre-ranking and by both stages, of a gallery that a model encodes."""
 
-Two-stage scores as in the authors' evaluation (arXiv 2205.03860 and its published code): the k best by cosine, the
-candidates, get match probability + cosine; everything else stays below them in the order of its cosine.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import EvalPrediction
+from torch import Tensor
 
-from ..finite import require_finite
-from ..modeling_r2d2 import R2D2Model, normalize
-from ..processing.bars import bar
-from ..processing.datasets.images import as_processor_reads, open_image, turns_upright, upright_rgb
-from ..processing.processing_r2d2 import R2D2Processor
-from .recall import ImageId, TextId, positive_pairs, recall_both_ways, retrieval_metrics
-
-Direction = Literal["text_to_image", "image_to_text"]
-
-#: Added to the cosine of what is not a candidate: candidates score within [-1, 2], the rest within [-5, -3].
-NOT_A_CANDIDATE = -4.0
-
-
-@dataclass
-class EncodedImages:
-    """I encoded pictures: embeds (I, D) float32, L2-normalised, or (I, N, D) of a model that compares token by token;
-    hidden_states (I, N, E), None where not kept."""
-
-    embeds: Tensor
-    hidden_states: Tensor | None = None
-
-
-@dataclass
-class EncodedTexts:
-    """T encoded texts: embeds (T, D) float32, L2-normalised, or token by token (T, L, D), zero behind a text's end;
-    hidden_states (T, L, D), None where not kept, zero there too; attention_mask (T, L), L the longest text."""
-
-    embeds: Tensor
-    attention_mask: Tensor
-    hidden_states: Tensor | None = None
+from ..inference.encoding import (
+    NOT_A_CANDIDATE,
+    Direction,
+    EncodedImages,
+    EncodedTexts,
+    candidate_pairs,
+    encode_images,
+    encode_texts,
+    is_token_wise,
+    match_probabilities,
+    pre_ranking_scores,
+)
+from ..inference.recall import recall_both_ways
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.processing_r2d2 import R2D2Processor
+from ..processing.datasets.gallery import ImageId, TextId, positive_pairs
 
 
 @dataclass(frozen=True)
@@ -76,222 +54,6 @@ class RetrievalResult:
             "pre_ranking": dict(self.pre_ranking),
             "two_stage": None if self.two_stage is None else dict(self.two_stage),
         }
-
-
-def encode_images(
-    model: R2D2Model,
-    processor: R2D2Processor,
-    images: Sequence[Image.Image | str | PathLike | Tensor],
-    batch_size: int = 32,
-    keep_states: bool = True,
-    device: torch.device | str | None = None,
-) -> EncodedImages:
-    """Encode pictures, batch by batch, in evaluation mode and without gradient.
-
-    Args:
-        images: PIL pictures or paths, of any size and mode, or what `pixels_of` made of them.
-        keep_states: keep the states that ranking reads (a ViT-B/16 at 224 px: 0.6 MB a picture in float32).
-        device: where the result is kept; default: the model's device.
-
-    Raises:
-        ValueError: no images. ImageReadError: a file that cannot be read, by name.
-    """
-    if len(images) == 0:
-        raise ValueError("images is empty: there is nothing to encode")
-    embeds, states = [], []
-    images = as_processor_reads(images, processor)
-    with evaluating(model), bar(doing="encoding pictures", total=len(images)) as shown:
-        for start in range(0, len(images), batch_size):
-            batch = [pixels_of(images[i], processor) for i in range(start, min(start + batch_size, len(images)))]
-            pixel_values = torch.stack(batch)
-            output = model.get_image_features(pixel_values.to(model.device, model.dtype))
-            embeds.append(normalize(output.pooler_output.float()).to(device or model.device))
-            if keep_states:
-                states.append(output.last_hidden_state.to(device or model.device))
-            shown.update(len(batch))
-    encoded = EncodedImages(torch.cat(embeds), torch.cat(states) if keep_states else None)
-    require_finite(encoded.embeds, f"picture embeddings of {name_of(model)}", [_named(image) for image in images])
-    return encoded
-
-
-def name_of(model: nn.Module) -> str:
-    """The folder or Hub name that a model was loaded from, else its class: for messages."""
-    return getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
-
-
-def _named(image: Any) -> str:
-    return str(image) if isinstance(image, str | PathLike) else f"a {type(image).__name__}"
-
-
-def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R2D2Processor) -> Tensor:
-    """One picture as the tower takes it, (3, S, S) float32: of many large ones, no two are in memory at a time.
-    Upright, unless the processor takes pictures as they are stored.
-
-    Raises:
-        ImageReadError: a file that cannot be read, by name.
-    """
-    if isinstance(image, Tensor):
-        return image
-    read = upright_rgb if isinstance(image, Image.Image) else open_image
-    image = read(image, exif_transpose=turns_upright(processor))  # the processor of another model would not turn it
-    return processor(images=[image], return_tensors="pt")["pixel_values"][0]
-
-
-def encode_texts(
-    model: R2D2Model,
-    processor: R2D2Processor,
-    texts: Sequence[str],
-    batch_size: int = 256,
-    keep_states: bool = True,
-    device: torch.device | str | None = None,
-) -> EncodedTexts:
-    """Encode texts in evaluation mode and without gradient, the results in the order of `texts`.
-
-    Batches are made of texts of similar length and trimmed to their longest, which costs a half to a third of
-    padding everything to the model's length and changes nothing else.
-
-    Args:
-        texts: truncated to the model's length, with one warning.
-        keep_states, device: as for `encode_images`.
-
-    Raises:
-        ValueError: no texts. TypeError: one string instead of a sequence.
-    """
-    if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, not one string: pass [text]")
-    if len(texts) == 0:
-        raise ValueError("texts is empty: there is nothing to encode")
-    tokens = processor(text=list(texts), padding=True, return_tensors="pt")
-    input_ids, attention_mask = tokens["input_ids"], tokens["attention_mask"]
-    lengths = attention_mask.sum(dim=1)
-    device = torch.device(device or model.device)
-    embeds = states = None
-    with evaluating(model), bar(doing="encoding texts", total=len(texts), unit="texts") as shown:
-        for rows in lengths.argsort(stable=True).split(batch_size):
-            longest = int(lengths[rows].max())
-            output = model.get_text_features(
-                input_ids[rows, :longest].to(model.device), attention_mask[rows, :longest].to(model.device)
-            )
-            batch = normalize(output.pooler_output.float()).to(device)
-            if embeds is None:
-                shape = (len(texts), batch.shape[1]) if batch.dim() == 2 else (*input_ids.shape, batch.shape[2])
-                embeds = batch.new_zeros(shape)
-                if keep_states:
-                    hidden = output.last_hidden_state
-                    states = torch.zeros(*input_ids.shape, hidden.shape[2], dtype=hidden.dtype, device=device)
-            if batch.dim() == 2:
-                embeds[rows.to(device)] = batch
-            else:
-                embeds[rows.to(device), :longest] = batch
-            if keep_states:
-                states[rows.to(device), :longest] = output.last_hidden_state.to(device)
-            shown.update(len(rows))
-    require_finite(embeds, f"text embeddings of {name_of(model)}", texts)
-    return EncodedTexts(embeds, attention_mask.to(device), states)
-
-
-def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedImages) -> tuple[Tensor, Tensor]:
-    """Similarities of all encoded texts and pictures, as the model compares them: cosines, or token by token.
-
-    Returns:
-        (T, I) of the texts over the pictures and (I, T) of the pictures over the texts, float32, on the CPU; the one is
-        the transpose of the other unless the model is token-wise.
-    """
-    if not is_token_wise(model):
-        cosine = (texts.embeds @ images.embeds.t().to(texts.embeds)).cpu()
-        return cosine, cosine.t()
-    with torch.no_grad():
-        found = model.similarities(images.embeds, texts.embeds.to(images.embeds), texts.attention_mask.bool())
-    return found.per_text.cpu(), found.per_image.cpu()
-
-
-def is_token_wise(model: nn.Module) -> bool:
-    """Whether the model compares token by token (FILIP, Wukong), so that pictures and texts have a matrix each."""
-    return getattr(model, "is_token_wise", False)
-
-
-def candidate_pairs(cosine: Tensor, candidates: int, direction: Direction) -> Tensor:
-    """The pairs that go into the second stage: for each query the `candidates` best by cosine.
-
-    Args:
-        cosine: (T, I). candidates: k; at least the size of the gallery means everything.
-
-    Returns:
-        (T, I) boolean.
-    """
-    if candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates}")
-    gallery = {"text_to_image": 1, "image_to_text": 0}[direction]
-    best = cosine.topk(min(candidates, cosine.shape[gallery]), dim=gallery).indices
-    return torch.zeros_like(cosine, dtype=torch.bool).scatter_(gallery, best, True)
-
-
-def match_probabilities(
-    model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor, batch_size: int = 256
-) -> Tensor:
-    """Match probability of chosen pairs of encoded texts and pictures.
-
-    Every text's and picture's states go to the ranker once per batch, however many pairs need them; pairs are
-    batched by the length of their text.
-
-    Args:
-        pairs: (T, I) boolean, which pairs to rank. batch_size: pairs at a time.
-
-    Returns:
-        (T, I) float32, NaN where a pair was not asked for.
-
-    Raises:
-        ValueError: a model without a ranker (PRD2), or states that were not kept.
-    """
-    if texts.hidden_states is None or images.hidden_states is None:
-        raise ValueError("ranking needs the states of the towers: encode with keep_states=True")
-    lengths = texts.attention_mask.sum(dim=1)
-    by_length = lengths.argsort(stable=True).to(pairs.device)
-    position, image_index = pairs[by_length].nonzero(as_tuple=True)
-    text_index = by_length[position]
-    probability = torch.full(pairs.shape, torch.nan, device=pairs.device)
-    with evaluating(model), bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
-        for text_rows, image_rows in zip(text_index.split(batch_size), image_index.split(batch_size), strict=True):
-            own_texts, text_of_pair = text_rows.to(lengths.device).unique(return_inverse=True)
-            own_images, image_of_pair = image_rows.to(images.hidden_states.device).unique(return_inverse=True)
-            longest = int(lengths[own_texts].max())
-            output = model.rank(
-                texts.hidden_states[own_texts, :longest].to(model.device),
-                images.hidden_states[own_images].to(model.device),
-                attention_mask=texts.attention_mask[own_texts, :longest].to(model.device),
-                text_index=text_of_pair.to(model.device),
-                image_index=image_of_pair.to(model.device),
-                cls_only=True,
-            )
-            require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
-            probability[text_rows, image_rows] = output.match_probability.to(pairs.device)
-            shown.update(len(text_rows))
-    return probability
-
-
-def two_stage_scores(
-    model: R2D2Model,
-    texts: EncodedTexts,
-    images: EncodedImages,
-    candidates: int,
-    direction: Direction = "text_to_image",
-    batch_size: int = 256,
-) -> Tensor:
-    """Scores of pre-ranking + ranking: match probability + cosine for the candidates of every query.
-
-    Whatever is not a candidate gets cosine + `NOT_A_CANDIDATE`: below all candidates, in the order of its cosine.
-
-    Args:
-        candidates: k, how many of the gallery go into the second stage (the authors: 128 on Flickr30k-CNA, 64 on
-            ICR and IQR); at least the size of the gallery means everything.
-        batch_size: pairs that the ranker sees at a time.
-
-    Returns:
-        (T, I) for `text_to_image`, (I, T) for `image_to_text`; float32.
-    """
-    cosine = texts.embeds @ images.embeds.t().to(texts.embeds)
-    pairs = candidate_pairs(cosine, candidates, direction)
-    return _combine(cosine, match_probabilities(model, texts, images, pairs, batch_size), pairs, direction)
 
 
 def evaluate_retrieval(
@@ -395,34 +157,6 @@ def score_both_ways(
     return cosine, image_to_text, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
 
 
-def retrieval_metrics_of(model: nn.Module, ks: Sequence[int] = (1, 5, 10)) -> Callable[[EvalPrediction], dict]:
-    """`compute_metrics` of a Trainer for a model of this package: `retrieval_metrics`, or the same recalls by
-    token-wise similarity.
-
-    Of a token-wise model the Trainer keeps every token's embedding, N·D numbers a picture: evaluate on thousands of
-    pairs while training, not on millions.
-    """
-    if not is_token_wise(model):
-        # Wukong's output has the mask of the texts behind the embeddings
-        return lambda found: retrieval_metrics(EvalPrediction(found.predictions[:2], found.label_ids), ks)
-
-    def metrics(found: EvalPrediction) -> dict[str, float]:
-        image_ids = np.asarray(found.label_ids[0] if isinstance(found.label_ids, (tuple, list)) else found.label_ids)
-        texts, images = (torch.as_tensor(np.asarray(e), dtype=torch.float32) for e in found.predictions[:2])
-        _, first = np.unique(image_ids, return_index=True)
-        first.sort()
-        # real tokens have length 1; padding is zero, or what the Trainer fills up with, whose length is not 1
-        mask = (texts.norm(dim=2) - 1).abs() < 0.1
-        texts = texts * mask[:, :, None]
-        device = model.device
-        with torch.no_grad():
-            scores = model.similarities(images[torch.from_numpy(first)].to(device), texts.to(device), mask.to(device))
-        positives = torch.from_numpy(image_ids[:, None] == image_ids[None, first])
-        return recall_both_ways(scores.per_text.cpu(), scores.per_image.cpu(), positives, ks)
-
-    return metrics
-
-
 def _refuse_ranking(model: R2D2Model, candidates: int | None) -> None:
     if candidates is not None and not model.can_rank:
         raise ValueError(
@@ -445,19 +179,31 @@ def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, te
     return positive_pairs(image_ids, text_ids)
 
 
+def two_stage_scores(
+    model: R2D2Model,
+    texts: EncodedTexts,
+    images: EncodedImages,
+    candidates: int,
+    direction: Direction = "text_to_image",
+    batch_size: int = 256,
+) -> Tensor:
+    """Scores of pre-ranking + ranking: match probability + cosine for the candidates of every query.
+
+    Whatever is not a candidate gets cosine + `NOT_A_CANDIDATE`: below all candidates, in the order of its cosine.
+
+    Args:
+        candidates: k, how many of the gallery go into the second stage (the authors: 128 on Flickr30k-CNA, 64 on
+            ICR and IQR); at least the size of the gallery means everything.
+        batch_size: pairs that the ranker sees at a time.
+
+    Returns:
+        (T, I) for `text_to_image`, (I, T) for `image_to_text`; float32.
+    """
+    cosine = texts.embeds @ images.embeds.t().to(texts.embeds)
+    pairs = candidate_pairs(cosine, candidates, direction)
+    return _combine(cosine, match_probabilities(model, texts, images, pairs, batch_size), pairs, direction)
+
+
 def _combine(cosine: Tensor, probability: Tensor, pairs: Tensor, direction: Direction) -> Tensor:
     scores = cosine + torch.where(pairs, probability.to(cosine), NOT_A_CANDIDATE)
     return scores if direction == "text_to_image" else scores.t()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -6,136 +6,42 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from ..finite import to_json
-from ..image_classification_r2d2 import R2D2ForImageClassification
-from ..loading import read_json_object
-from ..processing.bars import bar
-from ..processing.datasets.formats import BENCHMARKS
-from ..processing.datasets.images import as_processor_reads
+from ..inference.bootstrap import Bootstrap, weighted_means
+from ..inference.finite import to_json
+from ..inference.loading import read_json_object
+from ..inference.matching import matching_metrics
+from ..inference.recall import first_hit_ranks
+from ..model.image_classification_r2d2 import R2D2ForImageClassification
+from ..processing.datasets.gallery import Gallery, Pairs, Pictures, data_hash, open_pairs
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
-from ..processing.files import write_text
-from .bootstrap import Bootstrap, weighted_means
+from ..processing.files.digests import digest_of_file
+from ..processing.files.images import as_processor_reads
+from ..processing.files.progress import bar
+from ..processing.files.writing import write_text
 from .captioning import captioning_metrics
 from .classifier import classifier_scores
-from .gallery import Gallery, Pairs, Pictures, data_hash, open_pairs
-from .matching import matching_metrics
 from .matching_pairs import MatchingPairs, pair_probabilities
 from .models import load_model
-from .recall import first_hit_ranks
 from .results import EvaluationResult
 from .retrieval import score_both_ways
-from .zero_shot import PROMPTS, ClassificationSet, classification_folder, classification_metrics, classification_pairs
+from .settings import _OF_FOLDERS, EvaluationSettings, _split_of
+from .zero_shot import ClassificationSet, classification_folder, classification_metrics, classification_pairs
 from .zero_shot import classify as classify_pictures
 
-Task = Literal["retrieval", "matching", "classification", "captioning"]
-TASKS = ("retrieval", "matching", "classification", "captioning")
 #: Part of every cache key: raise it when a metric changes its value.
 _VERSION = 2
 Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]
-
-
-@dataclass
-class EvaluationSettings:
-    """What to evaluate, and how.
-
-    task: of `TASKS`. data: what `load_pairs` takes, a folder of classes (classification), or `emoji:VENDOR`.
-    reading: options of `load_pairs`. name: what the data set is called in reports; a published set's name prints its
-    published figures. two_stage: retrieval also with the ranker; candidates: k of it, default as the authors' for the
-    set, else 128. pairs: a saved list of matching pairs. prompts: templates of classification; labels: file of the
-    classes' names. captions: file of captions in place of a model. generation: arguments of `generate`.
-
-    Raises:
-        ValueError: an unknown task, or a setting of another one.
-    """
-
-    task: Task
-    data: str
-    reading: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    two_stage: bool = False
-    candidates: int | None = None
-    ks: tuple[int, ...] = (1, 5, 10)
-    pairs: Path | None = None
-    prompts: Sequence[str] = PROMPTS
-    labels: Path | None = None
-    captions: Path | None = None
-    generation: dict[str, Any] = field(default_factory=lambda: {"num_beams": 3, "max_new_tokens": 30})
-    batch_size: int = 32
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}; use one of {', '.join(TASKS)}")
-        if self.two_stage and self.task != "retrieval":
-            raise ValueError(f"two_stage belongs to retrieval; {self.task} does not rank candidates")
-        for name, task in (("pairs", "matching"), ("labels", "classification"), ("captions", "captioning")):
-            if getattr(self, name) is not None and self.task != task:
-                raise ValueError(f"{name} belongs to the task {task}, not to {self.task}")
-        if self.two_stage and self.candidates is None:
-            benchmark = BENCHMARKS.get(self.reading.get("format"))
-            self.candidates = benchmark.candidates if benchmark else 128
-        if not self.two_stage and self.candidates is not None:
-            raise ValueError("candidates are ranked in the second stage: set two_stage")
-
-    @property
-    def data_name(self) -> str:
-        """How reports call the data set, and of matching by a list that list, so that two lists stay apart."""
-        name = self.name or self._plain_name()
-        return name if self.pairs is None else f"{name}, {self.pairs.stem}"
-
-    def _plain_name(self) -> str:
-        benchmark = BENCHMARKS.get(self.reading.get("format"))
-        name = benchmark.title if benchmark and benchmark.name != "chinese-clip" else Path(self.data).name
-        split = self.reading.get("split")
-        # COCO-CN and AIC-ICC have one test split that is meant in tables; theirs goes by the set's name
-        return name if split in (None, "test") else f"{name} {split}"
-
-    def described(self) -> dict[str, Any]:
-        """All that the figures depend on, but data and model."""
-        values: dict[str, Any] = {"resamples": self.bootstrap.resamples, "confidence": self.bootstrap.confidence}
-        values["bootstrap_seed"] = self.bootstrap.seed
-        if self.task == "retrieval":
-            values |= {"candidates": self.candidates, "ks": list(self.ks)}
-        elif self.task == "matching" and self.pairs is not None:
-            about = MatchingPairs.load(self.pairs).about
-            values |= {"pairs": _digest(self.pairs), "negatives": about.get("negatives"), "list": about}
-        elif self.task == "classification":
-            values |= {"prompts": list(self.prompts), "labels": self.labels and _digest(self.labels)}
-        elif self.task == "captioning":
-            values |= {"captions": _digest(self.captions)} if self.captions else {"generation": self.generation}
-        return values
-
-
-#: Options of `load_pairs` that a folder of classes has too.
-_OF_FOLDERS = ("max_error_rate", "encoding", "on_error", "check_images")
-
-
-def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
-    """The folder of classes, or its sub-folder of the split.
-
-    Raises:
-        ValueError: what only lists of pairs have.
-        FileNotFoundError: no such sub-folder.
-    """
-    for name, option in (("image_root", "--image-root"), ("columns", "--label")):
-        if reading.get(name) is not None:
-            raise ValueError(f"{option} belongs to lists of pairs; {folder} is a folder of classes")
-    if (split := reading.get("split")) is None:
-        return folder
-    if not (folder / split).is_dir():
-        raise FileNotFoundError(f"{folder} has no folder of the split {split!r}")
-    return folder / split
 
 
 class Evaluation:
@@ -274,7 +180,7 @@ def evaluate_models(
     evaluation = Evaluation(settings)
     results = []
     for place in map(str, models):
-        digest = _digest(settings.captions) if settings.captions else model_hash(place)
+        digest = digest_of_file(settings.captions) if settings.captions else model_hash(place)
         key = _cache_key(settings, evaluation.data_hash, digest)
         kept = None if cache is None or digest is None else Path(cache) / f"{key}.json"
         if kept is not None and kept.is_file():
@@ -413,20 +319,13 @@ def model_hash(place: str | PathLike) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
-        digest.update(f"{path.name}:{_digest(path)}".encode())
+        digest.update(f"{path.name}:{digest_of_file(path)}".encode())
     return digest.hexdigest()
 
 
-def _digest(path: str | PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def _cache_key(settings: EvaluationSettings, data: str, model: str | None) -> str:
-    from .. import __version__
-
     parts = {"version": _VERSION, "task": settings.task, "data": data, "model": model}
-    parts |= {"settings": settings.described(), "package": __version__}
+    parts |= {"settings": settings.described(), "package": version("modeling-r2d2")}
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

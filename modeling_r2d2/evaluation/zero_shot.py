@@ -19,19 +19,19 @@ from PIL import Image
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..modeling_r2d2 import R2D2Model, normalize
+from ..inference.bootstrap import Bootstrap, weighted_means
+from ..inference.encoding import encode_images, encode_texts, is_token_wise, pre_ranking_scores
+from ..inference.recall import first_hit_ranks
+from ..model.modeling_r2d2 import R2D2Model, normalize
+from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets import load_pairs
 from ..processing.datasets.classes import classes_in, read_class_names
+from ..processing.datasets.gallery import Pairs, Pictures
 from ..processing.datasets.text_files import decode_text
-from ..processing.processing_r2d2 import R2D2Processor
-from .bootstrap import Bootstrap, weighted_means
-from .gallery import Pairs, Pictures
-from .recall import first_hit_ranks
-from .retrieval import encode_images, encode_texts, is_token_wise, pre_ranking_scores
 
 if TYPE_CHECKING:
-    from ..modeling_wukong import WukongModel
-    from ..processing.processing_wukong import WukongProcessor
+    from ..model.modeling_wukong import WukongModel
+    from ..model.processing_wukong import WukongProcessor
 
 #: Ours; Wukong's 80 prompts may be given as a file instead.
 PROMPTS = (

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..loading import one_line_errors
-from ..processing.files import make_readable, save_safetensors
+from ..inference.loading import one_line_errors
+from ..processing.files.writing import make_readable, save_safetensors
 from .parameters import matches, plain_name
 from .settings import LoRASettings
 

@@ -3,8 +3,8 @@
 import numpy as np
 from transformers import EvalPrediction
 
-from ..evaluation.matching import roc_auc
-from ..evaluation.recall import retrieval_metrics
+from ..inference.matching import roc_auc
+from ..inference.recall import retrieval_metrics
 
 
 def matching_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-from ..captioning_r2d2 import R2D2ForConditionalGeneration
-from ..configuration_r2d2 import R2D2Config
-from ..finite import to_json
-from ..image_classification_r2d2 import R2D2ForImageClassification
-from ..image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
-from ..loading import check_loading, load_config, load_processor, load_whole, load_with_report
-from ..modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
+from ..inference.finite import to_json
+from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report
+from ..jobs.outputs import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
+from ..jobs.same_run import checkpoint_to_resume, only_run, weights_digest
+from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
+from ..model.configuration_r2d2 import R2D2Config
+from ..model.image_classification_r2d2 import R2D2ForImageClassification
+from ..model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
+from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
+from ..model.processing_r2d2 import R2D2Processor
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.records import require_true_pairs
-from ..processing.files import staged_folder
-from ..processing.processing_r2d2 import R2D2Processor
+from ..processing.files.writing import staged_folder
 from ..training.arguments import R2D2TrainingArguments
-from ..training.pretraining import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
-from ..training.same_run import checkpoint_to_resume, only_run, weights_digest
 from ..training.start import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
@@ -34,7 +34,7 @@ from .settings import FinetuningSettings
 from .trainer import FinetuningTrainer
 
 if TYPE_CHECKING:
-    from ..hub_cards.record import RunRecord, TrainingData
+    from ..jobs.record import RunRecord, TrainingData
 
 #: The class that a task trains.
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -267,7 +267,7 @@ def finetune(
         ValueError: as `load_for` and `build_trainer`; nothing to resume, or a checkpoint of another run.
         NotFiniteError: the run has diverged. OSError: another run writes to `output`.
     """
-    from ..hub_cards.record import RunRecord, describe_start
+    from ..jobs.record import RunRecord, describe_start
 
     with only_run(settings.output):
         needs = () if settings.lora is None else (ADAPTER_FOLDER,)
@@ -331,7 +331,7 @@ def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: Finetuni
 
 def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: "RunRecord") -> None:
     """Into finetuning.json: before the run, for one that is interrupted, and after it."""
-    from ..hub_cards.record import FINETUNING_FILE
+    from ..jobs.record import FINETUNING_FILE
 
     held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}
     text = to_json({**held, "settings": _plain(trainer.settings)}, FINETUNING_FILE, indent=2)

@@ -1,1 +1,1 @@
-"""R2D2 inside other libraries."""
+"""Where saved folders look for what is now `modeling_r2d2.integrations`."""

@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from ..loading import load_component, one_line_errors
-from ..modeling_r2d2 import R2D2Model
-from ..pipelines.text_to_image import R2D2TextToImagePipeline
+from ..inference.loading import load_component, one_line_errors
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 
 _UNET_LORA = ["to_q", "to_k", "to_v", "to_out.0"]
 _TEXT_LORA = ["query", "key", "value"]

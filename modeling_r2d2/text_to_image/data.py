@@ -188,7 +188,7 @@ class ConditionedUNet(nn.Module):
         if states is None:
             hidden = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             states = hidden * attention_mask[..., None].to(hidden.dtype)
-        from ..pipelines.text_to_image import padding_mask
+        from ..model.pipeline_text_to_image import padding_mask
 
         return self.unet(
             sample,

@@ -14,20 +14,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from rich.console import Console
 from transformers import AutoProcessor
 
-from ..loading import load_processor, load_whole
-from ..modeling_r2d2 import R2D2Model
-from ..pipelines.text_to_image import R2D2TextToImagePipeline
+from ..inference.loading import load_processor, load_whole
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
-from ..processing.files import claim_folder, staged_folder
+from ..processing.files.writing import claim_folder, staged_folder
 from .components import plain_text_encoder
 from .data import CaptionedPictures
-from .evaluation import (
-    evaluate_generated,
-    feature_kid,
-    generate,
-    image_features,
-    nearest_pictures,
-)
+from .evaluation import evaluate_generated, feature_kid, generate, image_features, nearest_pictures
 from .settings import TextToImageSettings
 from .sheet import sample_sheet
 from .training import train_text_to_image

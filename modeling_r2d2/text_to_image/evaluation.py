@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.recall import first_hit_ranks, recall_at
-from ..evaluation.retrieval import encode_images, encode_texts, match_probabilities
-from ..modeling_r2d2 import R2D2Model
-from ..pipelines.text_to_image import R2D2TextToImagePipeline
-from ..processing.processing_r2d2 import R2D2Processor
+from ..inference.encoding import encode_images, encode_texts, match_probabilities
+from ..inference.recall import first_hit_ranks, recall_at
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
+from ..model.processing_r2d2 import R2D2Processor
 
 
 @dataclass(frozen=True)

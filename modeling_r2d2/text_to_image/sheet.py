@@ -5,8 +5,8 @@ from os import PathLike
 
 from PIL import Image, ImageDraw
 
-from ..evaluation.drawings import save_drawing
-from ..evaluation.fonts import ChineseFont
+from ..figures.drawings import save_drawing
+from ..figures.fonts import ChineseFont
 
 _TILE, _GAP, _MARGIN, _LABEL, _BELOW = 160, 16, 40, 260, 34
 _INK, _GREY, _PALE, _GREEN = "#1f2933", "#7b8794", "#e4e7eb", "#1a9850"

@@ -22,28 +22,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distillation.checkpoints import (
+from ..inference.finite import to_json
+from ..inference.loading import one_line_errors, refuse_unsafe_pickles
+from ..jobs.checkpoints import (
     mark_complete,
     place_checkpoint,
     refuse_foreign_checkpoints,
     remove_checkpoint,
     rotate_checkpoints,
 )
-from ..divergence import DivergenceGuard
-from ..finite import to_json
-from ..loading import one_line_errors, refuse_unsafe_pickles
-from ..pipelines.text_to_image import R2D2TextToImagePipeline
-from ..processing.files import (
-    claim_folder,
-    explained,
-    make_readable,
-    partial_path,
-    remove_owned,
-    save_safetensors,
-    staged_folder,
-)
-from ..training.pretraining import refuse_replaced_source
-from ..training.same_run import (
+from ..jobs.divergence import DivergenceGuard
+from ..jobs.outputs import refuse_replaced_source
+from ..jobs.same_run import (
     checkpoint_to_resume,
     describe_data,
     describe_processor,
@@ -52,6 +42,16 @@ from ..training.same_run import (
     plain,
     require_same_run,
     weights_digest,
+)
+from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
+from ..processing.files.writing import (
+    claim_folder,
+    explained,
+    make_readable,
+    partial_path,
+    remove_owned,
+    save_safetensors,
+    staged_folder,
 )
 from .components import choose_trained, merge_lora
 from .data import CaptionFeatures, ConditionedUNet, batches

@@ -1,6 +1,6 @@
 """Training with transformers' Trainer."""
 
-from ..divergence import DivergenceCallback
+from ..jobs.divergence import DivergenceCallback
 from .arguments import R2D2TrainingArguments
 from .trainer import R2D2Trainer
 

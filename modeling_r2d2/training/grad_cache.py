@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..batch_norms_r2d2 import batch_norms
-from ..distributed_r2d2 import world_size
-from ..losses_r2d2 import HardNegatives, match_weights
-from ..pretraining_r2d2 import (
+from ..model.batch_norms_r2d2 import batch_norms
+from ..model.distributed_r2d2 import world_size
+from ..model.losses_r2d2 import HardNegatives, match_weights
+from ..model.pretraining_r2d2 import (
     R2D2ForPreTraining,
     R2D2ForPreTrainingOutput,
     R2D2TeacherTargets,

@@ -1,32 +1,29 @@
 """Pre-training as one call: pairs in, a model folder out. `r2d2 pretrain` and `r2d2 demo` are thin over it."""
 
-import errno
 import logging
 import math
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..distillation.checkpoints import refuse_foreign_checkpoints, remove_checkpoint
-from ..evaluation.retrieval import retrieval_metrics_of
-from ..loading import load_config, load_processor
-from ..modeling_wukong import WukongModel
-from ..pretraining_r2d2 import R2D2ForPreTraining
+from ..inference.loading import load_config, load_processor
+from ..inference.recall import retrieval_metrics_of
+from ..jobs.outputs import refuse_existing_model, refuse_replaced_source, remove_replaced_run
+from ..jobs.same_run import checkpoint_to_resume, only_run
+from ..model.modeling_wukong import WukongModel
+from ..model.pretraining_r2d2 import R2D2ForPreTraining
+from ..model.processing_r2d2 import R2D2Processor
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, StreamingPretrainingDataset
 from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
-from ..processing.files import claim_folder, remove_owned
 from ..processing.masking import TextMasking
-from ..processing.processing_r2d2 import R2D2Processor
-from ..ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
 from .arguments import R2D2TrainingArguments
 from .recipes import RECIPES, Recipe, recipe_for
-from .same_run import checkpoint_to_resume, only_run
 from .trainer import R2D2Trainer
 
 logger = logging.getLogger(__name__)
@@ -99,53 +96,6 @@ _RANGES = {
 
 #: What a run depends on beside the arguments, the model, the processor, the data and the callbacks.
 _FIXED = ("augmentation", "mask_ratio", "whole_words", "distinct_ids", "channels_last")
-
-#: Where fine-tuning leaves its adapters alone, beside the merged model.
-ADAPTER_FOLDER = "adapter"
-
-
-def refuse_existing_model(
-    output: Path, overwrite: bool = False, resume: bool = False, needs: tuple[str, ...] = ()
-) -> None:
-    """Nothing is overwritten by accident, and nothing of others at all.
-
-    Raises:
-        FileExistsError: `output` holds a model, checkpoints or something else, and neither `overwrite` nor `resume` was
-            asked for; or it holds somebody's files of names that the run needs. NotADirectoryError: a file is there.
-    """
-    claim_folder(output, needs=needs, overwrite=overwrite, resume=resume)
-    if overwrite:
-        refuse_foreign_checkpoints(output)
-
-
-def refuse_replaced_source(output: Path, source: str | PathLike | None) -> None:
-    """Raise where a run begins with a model of the folder that it replaces: if it fails, nothing would be left of it.
-
-    Args:
-        source: folder or Hub name that the run begins with; None: no model's.
-
-    Raises:
-        FileExistsError: names both.
-    """
-    if source and Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
-        raise FileExistsError(
-            errno.EEXIST,
-            f"the run begins with {source}, which --overwrite would replace in {output}: choose another --output",
-        )
-
-
-def remove_replaced_run(output: Path) -> None:
-    """Delete the records, checkpoints and adapters of the run that is replaced: nothing may describe or resume it.
-
-    Its card stays, and so does everything that no stamp or mark of ours names.
-    """
-    from ..hub_cards.record import remove_records
-
-    remove_records(output)
-    remove_owned(output, [f"{ADAPTER_FOLDER}/*"])
-    for folder in output.glob("checkpoint-*"):
-        remove_checkpoint(folder)
-
 
 def build_trainer(
     model: R2D2ForPreTraining | WukongModel,

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..configuration_wukong import WukongConfig
 from ..distillation import (
     DualQueueContrastiveCallback,
     DualQueueSettings,
@@ -16,6 +15,7 @@ from ..distillation import (
 )
 from ..distillation.callbacks import DistillationCallback
 from ..distillation.schedules import require_momentum
+from ..model.configuration_wukong import WukongConfig
 
 #: How a model compares pictures and texts, in the words of error messages.
 _COMPARES = {

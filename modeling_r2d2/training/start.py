@@ -6,15 +6,15 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from ..configuration_r2d2 import PRESETS, R2D2Config
-from ..configuration_wukong import PRESETS as WUKONG_PRESETS
-from ..configuration_wukong import WukongConfig
-from ..conversion.preprocessing import warm_processor
-from ..loading import load_config, load_processor, load_tokenizer, load_whole, model_type
-from ..modeling_wukong import WukongModel
-from ..pretraining_r2d2 import R2D2ForPreTraining
-from ..processing.processing_r2d2 import R2D2Processor
-from ..processing.processing_wukong import WukongProcessor
+from ..inference.loading import load_config, load_processor, load_tokenizer, load_whole, model_type
+from ..integrations.warm_preprocessing import warm_processor
+from ..model.configuration_r2d2 import PRESETS, R2D2Config
+from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..model.configuration_wukong import WukongConfig
+from ..model.modeling_wukong import WukongModel
+from ..model.pretraining_r2d2 import R2D2ForPreTraining
+from ..model.processing_r2d2 import R2D2Processor
+from ..model.processing_wukong import WukongProcessor
 from ..processing.tokenization import build_character_tokenizer
 
 

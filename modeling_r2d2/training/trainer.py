@@ -17,9 +17,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from ..batch_norms_r2d2 import batch_norms
 from ..distillation.callbacks import DistillationCallback, distillation_of
-from ..distillation.checkpoints import (
+from ..inference.finite import require_finite
+from ..inference.loading import one_line_errors, refuse_unsafe_pickles
+from ..jobs.checkpoints import (
     mark_complete,
     place_checkpoint,
     require_complete,
@@ -27,14 +28,10 @@ from ..distillation.checkpoints import (
     save_state,
     steps_of,
 )
-from ..divergence import DivergenceGuard
-from ..finite import require_finite
-from ..loading import one_line_errors, refuse_unsafe_pickles
-from ..processing.files import clean_leftovers, explained, is_partial, make_readable, partial_path, staged_folder
-from ..running_means import RunningMeans
-from .grad_cache import average_gradients, cached_backward
-from .progress import LossProgressCallback
-from .same_run import (
+from ..jobs.divergence import DivergenceGuard
+from ..jobs.progress import LossProgressCallback
+from ..jobs.running_means import RunningMeans
+from ..jobs.same_run import (
     checkpoint_to_resume,
     describe_data,
     describe_model,
@@ -45,6 +42,16 @@ from .same_run import (
     require_same_run,
     tell_lengthened,
 )
+from ..model.batch_norms_r2d2 import batch_norms
+from ..processing.files.writing import (
+    clean_leftovers,
+    explained,
+    is_partial,
+    make_readable,
+    partial_path,
+    staged_folder,
+)
+from .grad_cache import average_gradients, cached_backward
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Readers: one for a user's own pairs in any common format, and the demo set."""
 
-from .pairs import PairDataset, load_pairs
+from .loading import load_pairs
+from .pairs import PairDataset
 
 __all__ = ["PairDataset", "load_pairs"]

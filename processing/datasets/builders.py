@@ -26,7 +26,8 @@ from typing import Any
 import datasets
 
 from .formats import BENCHMARKS, find_sources
-from .pairs import PairDataset, load_pairs
+from .loading import load_pairs
+from .pairs import PairDataset
 from .sources import expand
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..files.images import IMAGE_SUFFIXES
 from .folder import read_caption_lines
-from .images import IMAGE_SUFFIXES
 from .json_records import read_json_objects
 from .records import PLAIN, RawPair, Reading, make_pair, read_label
 from .report import Problem

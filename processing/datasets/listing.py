@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from .images import IMAGE_SUFFIXES
+from ..files.images import IMAGE_SUFFIXES
 from .records import is_unicode
 from .report import Note, Problem
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .images import ImageReadError, open_image
+from ..files.images import ImageReadError, open_image
 from .places import located
 from .records import LABEL, PLAIN, RawPair, Reading, picture_folder, picture_id
 from .report import ErrorReport, Note, Problem

@@ -15,7 +15,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
 from modeling_r2d2.app import AppModels
-from modeling_r2d2.retrieval import R2D2Retriever
+from modeling_r2d2.search import R2D2Retriever
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 NAMES = ["一只猫", "马", "小船", "黄鸟", "红花", "白狗", "大山", "鱼"]

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from modeling_r2d2.app import AppModels, actions
 from modeling_r2d2.app.actions import InputError
-from modeling_r2d2.retrieval import Calibration, R2D2Retriever
+from modeling_r2d2.search import Calibration, R2D2Retriever
 from tests.app.conftest import NAMES, Place, save_model
 from tests.helpers import tiny_picture
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor

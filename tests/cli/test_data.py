@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.evaluation.pair_sheet import pair_sheet
+from modeling_r2d2.figures.pair_sheet import pair_sheet
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.check import Spread, check_pairs
 from tests.helpers import tiny_picture

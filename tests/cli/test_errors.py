@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import EXAMPLES, app, errors, main
 from modeling_r2d2.cli.terminal import one_line, quiet_libraries
-from modeling_r2d2.loading import one_line_errors
-from modeling_r2d2.processing.datasets.images import ImageReadError
+from modeling_r2d2.inference.loading import one_line_errors
+from modeling_r2d2.processing.files.images import ImageReadError
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 
@@ -299,7 +299,7 @@ def test_a_torn_result_is_computed_again(place, tmp_path, monkeypatch, capsys, t
 
 def test_a_mistyped_folder_is_named_before_the_hub_is_asked(monkeypatch, caplog):
     """Who waits for the Hub knows why; its retries are not shown."""
-    monkeypatch.setattr("modeling_r2d2.loading.hub.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("modeling_r2d2.inference.loading.hub.HF_HUB_OFFLINE", False)
     quiet_libraries()
 
     @one_line_errors("mistyped", object)

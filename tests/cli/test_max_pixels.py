@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from modeling_r2d2.cli import app
 from modeling_r2d2.cli.data import check
 from modeling_r2d2.cli.options import _reading_pixels
-from modeling_r2d2.processing.datasets.images import ImageReadError, check_image, open_image
+from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image
 from tests.helpers import tiny_picture
 
 VERBS = ("index", "search", "match", "pretrain", "finetune", "evaluate", "calibrate", "export")

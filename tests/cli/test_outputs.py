@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.evaluation.drawings import refuse_foreign_drawing, save_drawing
+from modeling_r2d2.figures.drawings import refuse_foreign_drawing, save_drawing
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 
@@ -96,7 +96,7 @@ def test_what_commands_wrote_before_they_write_again(made, tmp_path):
 
 
 def test_plot_is_there_although_the_threshold_cannot_be(made, tmp_path, monkeypatch):
-    from modeling_r2d2.retrieval import calibration
+    from modeling_r2d2.inference import calibration
 
     def none(*_):
         raise ValueError("no threshold")

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.processing import bars
+from modeling_r2d2.processing.files import progress as bars
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 pytest.importorskip("faiss")

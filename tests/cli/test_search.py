@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForImageClassification
 from modeling_r2d2.cli import app, main
-from modeling_r2d2.retrieval.calibrating import load_gallery
+from modeling_r2d2.inference.calibrating import load_gallery
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.tiny import tiny_config
 

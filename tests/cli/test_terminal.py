@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.cli.terminal import Terminal, one_line
-from modeling_r2d2.processing.printable import printable
-from modeling_r2d2.retrieval import SearchHit, SearchResult, to_csv
+from modeling_r2d2.processing.files.printable import printable
+from modeling_r2d2.search import SearchHit, SearchResult, to_csv
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 pytest.importorskip("faiss")

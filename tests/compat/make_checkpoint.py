@@ -15,7 +15,7 @@ from transformers import BertTokenizer
 
 import modeling_r2d2
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model, R2D2Processor
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 
 DATA = Path(__file__).parent.parent / "data"
 IMAGE_SIZE = 32

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from modeling_r2d2 import R2D2Config, R2D2Model
-from modeling_r2d2.conversion.names import official_name
+from modeling_r2d2.integrations.official_names import official_name
 
 SIZES = {"num_hidden_layers": 2, "intermediate_size": 96}
 

@@ -12,8 +12,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Model, R2D2Processor
-from modeling_r2d2.conversion import build_tokenizer, convert_to_folder, find_vocabulary, folder
-from modeling_r2d2.processing.files import is_partial
+from modeling_r2d2.integrations import build_tokenizer, convert_to_folder, find_vocabulary
+from modeling_r2d2.integrations import official_folder as folder
+from modeling_r2d2.processing.files.writing import is_partial
 from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 from tests.helpers import die, killed
 

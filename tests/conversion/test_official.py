@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model
-from modeling_r2d2.conversion import (
+from modeling_r2d2.integrations import (
     CheckpointError,
     convert_official_checkpoint,
     convert_state_dict,
     infer_config,
     read_checkpoint,
 )
-from modeling_r2d2.conversion.names import model_name, official_name, unused_reason
+from modeling_r2d2.integrations.official_names import model_name, official_name, unused_reason
 from tests import golden
 from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 

@@ -36,7 +36,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.conversion.preprocessing import describe_pictures
+from modeling_r2d2.integrations.warm_preprocessing import describe_pictures
 from modeling_r2d2.training.start import StartingPoint, starting_point
 from tests.helpers import tiny_picture, tiny_processor
 from tests.tiny import TEXT, VIT

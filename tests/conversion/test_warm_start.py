@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model
-from modeling_r2d2.conversion import from_vision_text_pretrained
+from modeling_r2d2.integrations import from_vision_text_pretrained
 from tests.tiny import CROSS, TEXT, VIT
 
 VISION = {**VIT, "image_size": 32, "patch_size": 16}

@@ -19,7 +19,7 @@ from modeling_r2d2 import (
 )
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, Schedule, TargetGuidedSettings
 from modeling_r2d2.distillation.callbacks import distillation_of
-from modeling_r2d2.distillation.checkpoints import STATE_FILE, is_complete
+from modeling_r2d2.jobs.checkpoints import STATE_FILE, is_complete
 from tests.distillation.runs import BATCH, STEPS, Pairs, callback, everything, trainer
 from tests.tiny import tiny_config
 
@@ -177,7 +177,7 @@ def reference(accumulation: int, steps: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_trainer_does_what_the_loop_written_out_does(kind, accumulation, tmp_path, monkeypatch):
-    from modeling_r2d2 import pretraining_r2d2
+    from modeling_r2d2.model import pretraining_r2d2
 
     monkeypatch.setattr(pretraining_r2d2, "draw_hard_negatives", pretraining_r2d2.hardest_negatives)
     distillation = callback()

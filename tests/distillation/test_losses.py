@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_r2d2.distillation_losses_r2d2 import (
+from modeling_r2d2.model.distillation_losses_r2d2 import (
     cosine_agreement,
     feature_guided_loss,
     soft_targets,

@@ -8,7 +8,7 @@ import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
 from modeling_r2d2.distillation import FeatureCentre, FeatureQueue, MomentumTeacher, Schedule
-from modeling_r2d2.masked_images_r2d2 import draw_kept, drops_patches, grey_blocks, mask_grid
+from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, grey_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
 
 

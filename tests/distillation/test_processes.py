@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.distillation import state as state_module
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
 STEPS, PAIRS = 3, 8

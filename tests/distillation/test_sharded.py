@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, MomentumTeacher, TargetGuidedSettings
 from modeling_r2d2.distillation import state as state_module
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.distillation.test_processes import IMAGE, PAIRS, TEXT, batches
 from tests.tiny import tiny_config
 

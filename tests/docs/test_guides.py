@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.hub_cards.record import RunRecord
+from modeling_r2d2.jobs.record import RunRecord
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.tiny import CROSS, TEXT, VIT, tiny_config
 
@@ -86,7 +86,7 @@ def data(scope, monkeypatch):
 def trainer_parts(scope, monkeypatch):
     """What the guides of distillation and of the systems call model, arguments, data and collator."""
     from modeling_r2d2 import R2D2ForPreTraining, R2D2TrainingArguments
-    from modeling_r2d2.configuration_r2d2 import PRESETS
+    from modeling_r2d2.model.configuration_r2d2 import PRESETS
     from modeling_r2d2.processing import PretrainingDataset, R2D2PretrainingCollator, TextMasking
     from modeling_r2d2.processing.datasets import load_pairs
 
@@ -125,7 +125,7 @@ def finetune(scope, monkeypatch):
 
 
 def wukong(scope, monkeypatch):
-    from modeling_r2d2.configuration_wukong import PRESETS
+    from modeling_r2d2.model.configuration_wukong import PRESETS
     from tests.hub_cards.conftest import make
 
     folder = make(Path("runs/wukong"), "wukong")

@@ -90,7 +90,7 @@ def test_names_lead_to_what_python_imports():
         ("modeling_r2d2", "R2D2Retriever"),
         ("modeling_r2d2.processing", "TextMasking"),
         ("modeling_r2d2.processing", "load_pairs"),
-        ("modeling_r2d2.evaluation.figures", "contact_sheet"),
+        ("modeling_r2d2.figures", "contact_sheet"),
         ("modeling_r2d2.hub_cards", "model_card"),
     ):
         found = getattr(importlib.import_module(module), name)

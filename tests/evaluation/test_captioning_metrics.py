@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
 from modeling_r2d2.evaluation.captioning import bleu4, caption_tokens, captioning_metrics, cider, rouge_l
 from modeling_r2d2.evaluation.chinese_captioning import ChineseCaptioning
+from modeling_r2d2.inference.bootstrap import Bootstrap
 
 CAPTIONS = [
     "一只小狗在草地上奔跑",

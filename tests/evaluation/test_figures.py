@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from modeling_r2d2.evaluation import contact_sheet as sheet_module
-from modeling_r2d2.evaluation import fonts
-from modeling_r2d2.evaluation.contact_sheet import _wrap
-from modeling_r2d2.evaluation.figures import Hit, Query, best_hits, contact_sheet, training_curves
+from modeling_r2d2.figures import Hit, Query, best_hits, contact_sheet, fonts, training_curves
+from modeling_r2d2.figures import contact_sheet as sheet_module
+from modeling_r2d2.figures.contact_sheet import _wrap
 from tests.helpers import tiny_picture
 
 GREEN = (0x1A, 0x98, 0x50)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
-from modeling_r2d2.evaluation.gallery import Gallery
-from modeling_r2d2.evaluation.matching import best_threshold, matching_metrics, roc_auc
 from modeling_r2d2.evaluation.matching_auc import MatchingAUC
 from modeling_r2d2.evaluation.matching_pairs import MatchingPairs, make_matching_pairs, pair_probabilities
+from modeling_r2d2.inference.bootstrap import Bootstrap
+from modeling_r2d2.inference.matching import best_threshold, matching_metrics, roc_auc
+from modeling_r2d2.processing.datasets.gallery import Gallery
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "马"]

@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForImageClassification
 from modeling_r2d2.cli import app
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
 from modeling_r2d2.evaluation.models import load_model
-from modeling_r2d2.evaluation.runner import EvaluationSettings, evaluate_models
+from modeling_r2d2.evaluation.runner import evaluate_models
+from modeling_r2d2.evaluation.settings import EvaluationSettings
+from modeling_r2d2.inference.bootstrap import Bootstrap
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.tiny import TEXT, VIT, tiny_config
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor

@@ -5,13 +5,7 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from modeling_r2d2.evaluation import (
-    first_hit_ranks,
-    positive_pairs,
-    recall_at,
-    recall_both_ways,
-    retrieval_metrics,
-)
+from modeling_r2d2.evaluation import first_hit_ranks, positive_pairs, recall_at, recall_both_ways, retrieval_metrics
 
 
 def brute_force_rank(scores: list[float], positives: list[bool]) -> int:

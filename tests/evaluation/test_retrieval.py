@@ -17,7 +17,8 @@ from modeling_r2d2.evaluation import (
     recall_at,
     two_stage_scores,
 )
-from modeling_r2d2.evaluation.recall import first_hit_ranks, positive_pairs
+from modeling_r2d2.inference.recall import first_hit_ranks
+from modeling_r2d2.processing.datasets.gallery import positive_pairs
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "abc123", "黄鸟"]

@@ -11,19 +11,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModel, AutoProcessor
 
 from modeling_r2d2.evaluation import evaluate_retrieval, recall_both_ways
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
-from modeling_r2d2.evaluation.gallery import Gallery, data_hash, open_pairs
 from modeling_r2d2.evaluation.matching_pairs import make_matching_pairs
 from modeling_r2d2.evaluation.published import PUBLISHED, published_recalls, published_table
 from modeling_r2d2.evaluation.results import EvaluationResult, markdown_report, metric_title, write_report
 from modeling_r2d2.evaluation.retrieval import score_both_ways
-from modeling_r2d2.evaluation.runner import (
-    EvaluationSettings,
-    evaluate_models,
-    model_hash,
-    read_captions,
-    recalls_with_intervals,
-)
+from modeling_r2d2.evaluation.runner import evaluate_models, model_hash, read_captions, recalls_with_intervals
+from modeling_r2d2.evaluation.settings import EvaluationSettings
+from modeling_r2d2.inference.bootstrap import Bootstrap
+from modeling_r2d2.processing.datasets.gallery import Gallery, data_hash, open_pairs
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 

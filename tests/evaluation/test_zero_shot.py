@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from modeling_r2d2.evaluation.bootstrap import Bootstrap
 from modeling_r2d2.evaluation.zero_shot import (
     ClassificationSet,
     class_embeddings,
@@ -15,6 +14,7 @@ from modeling_r2d2.evaluation.zero_shot import (
     read_prompts,
 )
 from modeling_r2d2.evaluation.zero_shot_accuracy import ZeroShotAccuracy
+from modeling_r2d2.inference.bootstrap import Bootstrap
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("onnxruntime")
 
 from modeling_r2d2 import R2D2Model, R2D2Processor, export_onnx
-from modeling_r2d2.export import folder
+from modeling_r2d2.integrations import onnx_export as folder
 from tests.helpers import tiny_picture, tiny_processor
 from tests.tiny import tiny_config
 

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Config, R2D2Model, R2D2Processor, WukongConfig, export_onnx
 from modeling_r2d2.cli import app
-from modeling_r2d2.export import OnnxManifest, folder, ranker_weights
-from modeling_r2d2.export.graphs import graphs_of, write_graph
-from modeling_r2d2.processing.files import is_partial, note_written
+from modeling_r2d2.inference import onnx_ranker as ranker_weights
+from modeling_r2d2.inference.onnx_manifest import OnnxManifest
+from modeling_r2d2.integrations import onnx_export as folder
+from modeling_r2d2.integrations.onnx_graphs import graphs_of, write_graph
+from modeling_r2d2.processing.files.writing import is_partial, note_written
 from tests.helpers import die, killed, tiny_model, tiny_picture
 
 IMAGES, TEXTS = (1, 2, 7), ((1, 2), (4, 9), (6, 16))
@@ -275,7 +277,7 @@ def test_where_an_export_may_go(prd2, traced_before, tmp_path):
 
 def test_killed_export_leaves_nothing_for_long(prd2, traced_before, tmp_path, monkeypatch):
     """While its graphs are written, and before its files are moved to their place: the earlier one is whole."""
-    from modeling_r2d2.processing import files
+    from modeling_r2d2.processing.files import writing as files
 
     traced_before(prd2)
     output = tmp_path / "out"

@@ -8,8 +8,8 @@ import torch
 
 from modeling_r2d2 import R2D2OnnxModel, R2D2Retriever
 from modeling_r2d2.evaluation import evaluate_retrieval
-from modeling_r2d2.export import OnnxFolderError
-from modeling_r2d2.retrieval import OtherModelError
+from modeling_r2d2.inference.onnx_manifest import OnnxFolderError
+from modeling_r2d2.search import OtherModelError
 
 TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "abc123", "黄鸟"]
 

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from modeling_r2d2.finetuning.parameters import freeze
 from modeling_r2d2.finetuning.run import MODEL_CLASSES, UNREAD
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
 NEGATIVES = HardNegatives(

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeling_r2d2.hub_cards import check_card, converted_card, dataset_card, demo_card, model_card
+from modeling_r2d2.hub_cards import check_card, dataset_card, demo_card, model_card
 from modeling_r2d2.hub_cards.checking import code_blocks
 from modeling_r2d2.hub_cards.facts import read_facts
+from modeling_r2d2.integrations.converted_card import converted_card
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.check import check_pairs
 from tests.helpers import tiny_picture

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Model
 from modeling_r2d2.cli import app
-from modeling_r2d2.conversion import convert_to_folder
 from modeling_r2d2.hub_cards import plan_push
 from modeling_r2d2.hub_cards.checking import load_card
+from modeling_r2d2.integrations import convert_to_folder
 from tests.conversion.official_files import official_tensors, wide_config
 from tests.hub_cards.conftest import FINETUNING
 from tests.tiny import tiny_config

@@ -16,7 +16,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.finetuning import FinetuningSettings, finetune
 from modeling_r2d2.hub_cards import DataSource, check_card, model_card, plan_push
 from modeling_r2d2.hub_cards.checking import load_card
-from modeling_r2d2.hub_cards.record import FINETUNING_FILE, RECORD_FILE, RunRecord, TrainingData, describe_start
+from modeling_r2d2.jobs.record import FINETUNING_FILE, RECORD_FILE, RunRecord, TrainingData, describe_start
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training.start import StartingPoint

@@ -14,7 +14,7 @@ pytest.importorskip("sentence_transformers")
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from modeling_r2d2.interoperation.sentence_transformers import (
+from modeling_r2d2.integrations.sentence_transformers import (
     R2D2Encoder,
     R2D2Ranker,
     cross_encoder,
@@ -266,6 +266,6 @@ def test_files_of_every_suffix_are_pictures(encoder, tmp_path, suffix):
     path = tmp_path / f"一只 猫.{suffix}"
     picture = tiny_picture(3)
     picture.save(path, {"jfif": "JPEG", "ICO": "ICO"}.get(suffix))
-    from modeling_r2d2.processing.datasets.images import open_image
+    from modeling_r2d2.processing.files.images import open_image
 
     assert np.allclose(encoder.encode([str(path)]), encoder.encode([open_image(path)]), atol=1e-6)

@@ -23,7 +23,7 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as ranking
 from sentence_transformers.sentence_transformer import losses as embedding
 
-from modeling_r2d2.interoperation.sentence_transformers import cross_encoder, sentence_transformer
+from modeling_r2d2.integrations.sentence_transformers import cross_encoder, sentence_transformer
 
 TEXTS = ["一只猫", "两条红色的鱼在水", "船", "马"]
 LABELS = [1.0, 0.0, 1.0, 0.0]

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, pipeline
 
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2ForPreTraining
-from modeling_r2d2.captioning_r2d2 import R2D2CaptionDecoder
-from modeling_r2d2.modeling_r2d2 import R2D2CrossEncoder
+from modeling_r2d2.model.captioning_r2d2 import R2D2CaptionDecoder
+from modeling_r2d2.model.modeling_r2d2 import R2D2CrossEncoder
 from tests.helpers import tiny_picture, tiny_processor
 from tests.test_remote_code import fresh_process
 from tests.tiny import TEXT, tiny_batch, tiny_config

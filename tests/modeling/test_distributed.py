@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.distributed_r2d2 import RowExchange, exchange_rows, gather, global_mean
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.distributed_r2d2 import RowExchange, exchange_rows, gather, global_mean
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
 NEGATIVES = HardNegatives(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_r2d2 import losses_r2d2 as L
+from modeling_r2d2.model import losses_r2d2 as L
 
 rng = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2TargetGuidance, R2D2TeacherTargets
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.tiny import tiny_batch, tiny_config
 
 NEGATIVES = HardNegatives(torch.tensor([1, 2, 3, 4, 5, 0]), torch.tensor([5, 4, 0, 2, 1, 3]), torch.ones(6).bool())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_r2d2.pipelines import inputs
-from modeling_r2d2.pipelines.inputs import read_picture, text_limit, tokenize
+from modeling_r2d2.model import pipeline_inputs as inputs
+from modeling_r2d2.model.pipeline_inputs import read_picture, text_limit, tokenize
 from tests.helpers import tiny_picture
 from tests.tiny import tiny_config
 

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from modeling_r2d2.processing.augmentation import (
-    OPERATIONS,
-    WHITE,
-    R2D2Augmentation,
-    affine,
-    random_resized_crop,
-)
+from modeling_r2d2.processing.augmentation import OPERATIONS, WHITE, R2D2Augmentation, affine, random_resized_crop
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -7,8 +7,8 @@ import time
 import pytest
 from PIL import Image
 
-from modeling_r2d2.processing.datasets.images import ImageReadError
-from modeling_r2d2.processing.decoding import PictureDecoder
+from modeling_r2d2.app.decoding import PictureDecoder
+from modeling_r2d2.processing.files.images import ImageReadError
 from tests.helpers import tiny_picture
 
 

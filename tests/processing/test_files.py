@@ -8,8 +8,8 @@ import stat
 import pytest
 import torch
 
-from modeling_r2d2.processing import files
-from modeling_r2d2.processing.files import (
+from modeling_r2d2.processing.files import writing as files
+from modeling_r2d2.processing.files.writing import (
     STAMP,
     Stamp,
     atomic_path,

@@ -17,7 +17,7 @@ import pytest
 
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.report import Note, Problem
-from modeling_r2d2.retrieval.pictures import Picture, list_pictures
+from modeling_r2d2.search.pictures import Picture, list_pictures
 
 from .conftest import png
 from .test_streaming import write_tar

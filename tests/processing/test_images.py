@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_r2d2.processing.datasets.images import ImageReadError, check_image, open_image, to_rgb
+from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image, to_rgb
 from tests.helpers import tiny_processor
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "preprocess"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_r2d2.pipelines import images_r2d2 as travelling
-from modeling_r2d2.pipelines.inputs import read_picture
-from modeling_r2d2.processing import images_r2d2
-from modeling_r2d2.processing.datasets.images import ImageReadError, check_image, open_image
+from modeling_r2d2.model import images_r2d2
+from modeling_r2d2.model import images_r2d2 as travelling
+from modeling_r2d2.model.pipeline_inputs import read_picture
+from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image
 from tests.helpers import tiny_processor
 
 ORIENTATION = 0x0112
@@ -65,13 +65,6 @@ def eps(path: Path) -> Path:
     Image.new("RGB", (8, 8), "red").save(buffer, "EPS")
     path.write_bytes(buffer.getvalue())
     return path
-
-
-def test_both_copies_of_the_travelling_file_are_the_same():
-    copy = Path(travelling.__file__)
-    assert copy.read_bytes() == Path(images_r2d2.__file__).read_bytes(), (
-        f"copy processing/images_r2d2.py over {copy}: what travels is taken from the folder of the importing file"
-    )
 
 
 class TestUpright:

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_r2d2.processing.datasets import PairDataset, load_pairs
-from modeling_r2d2.processing.datasets.images import ImageReadError
 from modeling_r2d2.processing.datasets.records import stable_id, stable_ids
 from modeling_r2d2.processing.datasets.report import DataRefusedError, ErrorReport, Note, Problem
+from modeling_r2d2.processing.files.images import ImageReadError
 
 from .conftest import png
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from modeling_r2d2.processing.datasets import load_pairs
-from modeling_r2d2.processing.datasets.images import ImageReadError
 from modeling_r2d2.processing.datasets.report import DataRefusedError
 from modeling_r2d2.processing.datasets.streaming import StreamingPairs
+from modeling_r2d2.processing.files.images import ImageReadError
 
 from .conftest import png
 

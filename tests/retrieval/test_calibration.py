@@ -8,15 +8,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from modeling_r2d2.retrieval.calibration import (
-    Calibration,
-    fit_calibration,
-    ranker_digest,
-    reliability,
-    reliability_plot,
-    threshold_for,
-)
-from modeling_r2d2.retrieval.calibration_pairs import Gallery, draw_pairs
+from modeling_r2d2.figures.reliability import reliability_plot
+from modeling_r2d2.inference.calibration import Calibration, fit_calibration, ranker_digest, reliability, threshold_for
+from modeling_r2d2.inference.calibration_pairs import Gallery, draw_pairs
 from tests.helpers import tiny_picture
 
 

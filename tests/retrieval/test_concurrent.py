@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.retrieval import PictureIndex
-from modeling_r2d2.retrieval.building import IndexBuilder
+from modeling_r2d2.search import PictureIndex
+from modeling_r2d2.search.building import IndexBuilder
 from tests.retrieval.conftest import save_pictures
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
@@ -18,7 +18,7 @@ pytest.importorskip("faiss")  # of the extra [retrieval]
 WRITER = """
 import sys, time
 from modeling_r2d2 import R2D2Model, R2D2Processor
-from modeling_r2d2.retrieval.building import IndexBuilder
+from modeling_r2d2.search.building import IndexBuilder
 folder, pictures, root, seconds = sys.argv[1:]
 model, processor = R2D2Model.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
 print("ready", flush=True)

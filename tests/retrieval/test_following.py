@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import app
-from modeling_r2d2.retrieval import CacheOptions, IndexFileError, OtherModelError, PictureIndex, manifest
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.manifest import Manifest
+from modeling_r2d2.search import CacheOptions, IndexFileError, OtherModelError, PictureIndex, manifest
+from modeling_r2d2.search.building import IndexBuilder
+from modeling_r2d2.search.manifest import Manifest
 from tests.helpers import tiny_model, tiny_picture
 from tests.retrieval.conftest import NAMES, save_pictures
 

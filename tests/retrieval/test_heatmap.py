@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.retrieval.heatmap import heat_map
+from modeling_r2d2.search.heatmap import heat_map
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Processor, R2D2Retriever
-from modeling_r2d2.retrieval import CacheOptions, IndexFileError, IndexLockedError, OtherModelError, PictureIndex, store
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.locking import only_writer
-from modeling_r2d2.retrieval.manifest import ModelIdentity
+from modeling_r2d2.inference.identity import ModelIdentity
+from modeling_r2d2.processing.files.locking import only_writer
+from modeling_r2d2.search import CacheOptions, IndexFileError, IndexLockedError, OtherModelError, PictureIndex, store
+from modeling_r2d2.search.building import IndexBuilder
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.retrieval.conftest import NAMES, save_pictures
 
@@ -81,8 +81,8 @@ def test_every_picture_with_its_embedding(builder, model, processor, pictures, t
 KILLED = """
 import os, signal, sys
 from modeling_r2d2 import R2D2Model, R2D2Processor
-from modeling_r2d2.retrieval import CacheOptions
-from modeling_r2d2.retrieval import building
+from modeling_r2d2.search import CacheOptions
+from modeling_r2d2.search import building
 folder, pictures, root, after = sys.argv[1:]
 done = 0
 def kill(*_):

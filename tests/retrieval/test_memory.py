@@ -13,7 +13,7 @@ pytest.importorskip("faiss")  # of the extra [retrieval]
 PEAKS = """
 import resource, sys
 from modeling_r2d2 import R2D2Model, R2D2Processor, R2D2Retriever
-from modeling_r2d2.retrieval.building import IndexBuilder
+from modeling_r2d2.search.building import IndexBuilder
 folder, small, large, root = sys.argv[1:]
 model, processor = R2D2Model.from_pretrained(folder), R2D2Processor.from_pretrained(folder)
 for pictures in (small, large):

@@ -5,10 +5,10 @@ import stat
 
 import pytest
 
-from modeling_r2d2.retrieval import IndexFileError, PictureIndex
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.manifest import Manifest
-from modeling_r2d2.retrieval.ownership import BUILDING
+from modeling_r2d2.search import IndexFileError, PictureIndex
+from modeling_r2d2.search.building import IndexBuilder
+from modeling_r2d2.search.manifest import Manifest
+from modeling_r2d2.search.ownership import BUILDING
 from tests.helpers import die, killed
 from tests.retrieval.conftest import save_pictures
 
@@ -113,7 +113,7 @@ def test_file_in_the_place_of_one_of_ours_is_named(make, pictures, tmp_path, nam
 
 @pytest.mark.parametrize("moment", ["shard", "report", "clearing"])
 def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_path, monkeypatch, moment):
-    from modeling_r2d2.retrieval import building, ownership, store
+    from modeling_r2d2.search import building, ownership, store
 
     root = tmp_path / "index"
     make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
@@ -142,7 +142,7 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_
 
 
 def test_every_file_is_readable_by_whom_umask_allows(make, pictures, tmp_path, model_folder):
-    from modeling_r2d2.retrieval.cache import CacheOptions
+    from modeling_r2d2.search.cache import CacheOptions
 
     before = os.umask(0o022)
     try:

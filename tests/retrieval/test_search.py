@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import BertConfig
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.retrieval import Calibration, to_csv, to_json, write_sheet
-from modeling_r2d2.retrieval.retriever import load_model
+from modeling_r2d2.inference.models import load_model
+from modeling_r2d2.search import Calibration, to_csv, to_json, write_sheet
 from tests.helpers import tiny_model, tiny_picture, tiny_processor
 from tests.retrieval.conftest import NAMES, save_pictures
 

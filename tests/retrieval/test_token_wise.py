@@ -8,8 +8,8 @@ import torch
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.evaluation.retrieval import score_both_ways
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.manifest import OtherModelError
+from modeling_r2d2.inference.identity import OtherModelError
+from modeling_r2d2.search.building import IndexBuilder
 from tests.helpers import tiny_picture
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 

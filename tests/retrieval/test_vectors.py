@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.retrieval import IndexFileError, OtherModelError, PictureIndex, building
-from modeling_r2d2.retrieval.building import IndexBuilder
-from modeling_r2d2.retrieval.milvus import MilvusVectors
-from modeling_r2d2.retrieval.vectors import FaissVectors, build_vectors, choose_kind
+from modeling_r2d2.search import IndexFileError, OtherModelError, PictureIndex, building
+from modeling_r2d2.search.building import IndexBuilder
+from modeling_r2d2.search.milvus import MilvusVectors
+from modeling_r2d2.search.vectors import FaissVectors, build_vectors, choose_kind
 from tests.retrieval.conftest import NAMES, save_pictures
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
@@ -201,7 +201,7 @@ def test_milvus_takes_any_id_and_deletes_no_other(model, processor, pictures, mi
 
 
 def test_milvus_deletes_many(model, processor, pictures, milvus, monkeypatch, tmp_path):
-    monkeypatch.setattr("modeling_r2d2.retrieval.milvus._BATCH", 2)
+    monkeypatch.setattr("modeling_r2d2.search.milvus._BATCH", 2)
     builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4)
     builder.add(pictures)
     assert milvus.synchronise(PictureIndex(tmp_path / "index")) == (9, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_r2d2.dual_queue_losses_r2d2 import dual_queue_loss
+from modeling_r2d2.distillation.dual_queue_losses import dual_queue_loss
 
 TAU = 0.07
 

@@ -7,13 +7,9 @@ from transformers import AutoModel, EvalPrediction, pipeline
 
 import modeling_r2d2  # noqa: F401 (registers the Auto classes)
 from modeling_r2d2.evaluation import evaluate_retrieval, recall_both_ways
-from modeling_r2d2.evaluation.retrieval import (
-    encode_images,
-    encode_texts,
-    retrieval_metrics_of,
-    score_both_ways,
-    score_gallery,
-)
+from modeling_r2d2.evaluation.retrieval import score_both_ways, score_gallery
+from modeling_r2d2.inference.encoding import encode_images, encode_texts
+from modeling_r2d2.inference.recall import retrieval_metrics_of
 from modeling_r2d2.processing.collation import PretrainingDataset, R2D2PretrainingCollator, SampleEncoder
 from tests.helpers import tiny_picture
 from tests.wukong import reference

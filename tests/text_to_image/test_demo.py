@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2TextToImagePipeline
+from modeling_r2d2.model.processing_r2d2 import R2D2Processor
 from modeling_r2d2.processing import build_character_tokenizer
 from modeling_r2d2.processing.datasets.emoji import demo300_keys
-from modeling_r2d2.processing.processing_r2d2 import R2D2Processor
 from modeling_r2d2.text_to_image.demo import NEW_PROMPTS, SHEET_PROMPTS, DemoSettings, demo_settings, run_demo
 from tests.helpers import tiny_model
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from modeling_r2d2 import R2D2TextToImagePipeline
 from modeling_r2d2.processing.datasets import load_pairs
-from modeling_r2d2.processing.files import is_partial
+from modeling_r2d2.processing.files.writing import is_partial
 from modeling_r2d2.text_to_image import training
 from modeling_r2d2.text_to_image.components import adapt_pretrained, choose_trained, is_own_pipeline, merge_lora
 from modeling_r2d2.text_to_image.data import CaptionedPictures, CaptionFeatures, batches, sample_order

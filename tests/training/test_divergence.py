@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_r2d2.cli import main
-from modeling_r2d2.divergence import MOST_SKIPPED, DivergenceCallback, DivergenceGuard
-from modeling_r2d2.finite import NotFiniteError, is_finite
+from modeling_r2d2.inference.finite import NotFiniteError, is_finite
+from modeling_r2d2.jobs.divergence import MOST_SKIPPED, DivergenceCallback, DivergenceGuard
 from tests.cli.test_cli import arguments, data  # noqa: F401
 from tests.distillation import runs
 

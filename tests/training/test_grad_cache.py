@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
-from modeling_r2d2.losses_r2d2 import HardNegatives
+from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from modeling_r2d2.training.grad_cache import average_gradients, cached_backward
 from tests.distillation.runs import callback, everything, trainer
 from tests.tiny import tiny_batch, tiny_config
@@ -92,7 +92,7 @@ def test_batch_statistics_are_refused_unless_frozen():
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_trainer_with_chunks_equals_trainer_without(accumulation, tmp_path, monkeypatch):
-    from modeling_r2d2 import pretraining_r2d2
+    from modeling_r2d2.model import pretraining_r2d2
 
     monkeypatch.setattr(pretraining_r2d2, "draw_hard_negatives", pretraining_r2d2.hardest_negatives)
     results = []

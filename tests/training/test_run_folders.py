@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.distillation.checkpoints import (
+from modeling_r2d2.jobs.checkpoints import (
     COMPLETE_FILE,
     complete_checkpoints,
     is_complete,
@@ -19,7 +19,7 @@ from modeling_r2d2.distillation.checkpoints import (
     remove_checkpoint,
     rotate_checkpoints,
 )
-from modeling_r2d2.processing.files import STAMP, is_partial
+from modeling_r2d2.processing.files.writing import STAMP, is_partial
 from modeling_r2d2.training import trainer as trainer_module
 from tests.helpers import die, killed
 from tests.tiny import tiny_config

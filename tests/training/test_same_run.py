@@ -12,9 +12,9 @@ from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.finetuning import FinetuningSettings
+from modeling_r2d2.jobs.same_run import describe_data, only_run, plain, weights_digest
 from modeling_r2d2.training.pretraining import build_trainer, pretrain
 from modeling_r2d2.training.recipes import Recipe
-from modeling_r2d2.training.same_run import describe_data, only_run, plain, weights_digest
 from tests.tiny import tiny_config
 from tests.training.test_trainer import Colours, assert_equal, processor, settings, weights  # noqa: F401
 

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from modeling_r2d2 import WukongConfig, WukongModel, WukongProcessor
-from modeling_r2d2.configuration_wukong import PRESETS
-from modeling_r2d2.modeling_wukong import WukongTokenReduction, class_prompts
+from modeling_r2d2.model.configuration_wukong import PRESETS
+from modeling_r2d2.model.modeling_wukong import WukongTokenReduction, class_prompts
 from tests.helpers import tiny_picture
 from tests.wukong import reference
 from tests.wukong.tiny import KINDS, tiny_wukong, tiny_wukong_batch, tiny_wukong_processor

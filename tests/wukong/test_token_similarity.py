@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_r2d2.losses_r2d2 import contrastive_targets, same_identity
-from modeling_r2d2.token_similarity_r2d2 import (
+from modeling_r2d2.model.losses_r2d2 import contrastive_targets, same_identity
+from modeling_r2d2.model.token_similarity_r2d2 import (
     TokenWiseSimilarity,
     _TokenWise,
     token_wise_contrastive_loss,
@@ -158,7 +158,7 @@ def test_arithmetic_is_float32_in_half_precision(inputs, dtype):
 
 def test_texts_are_trimmed_to_their_block(inputs, monkeypatch):
     """No product is made for padding that a whole block shares."""
-    from modeling_r2d2 import token_similarity_r2d2 as module
+    from modeling_r2d2.model import token_similarity_r2d2 as module
 
     shapes, original = [], module._products
 

@@ -1,0 +1,113 @@
+"""What is evaluated, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..inference.bootstrap import Bootstrap
+from ..processing.datasets.formats import BENCHMARKS
+from ..processing.files.digests import digest_of_file
+from .matching_pairs import MatchingPairs
+from .zero_shot import PROMPTS
+
+TASKS = ("retrieval", "matching", "classification", "captioning")
+
+
+@dataclass
+class EvaluationSettings:
+    """What to evaluate, and how.
+
+    task: of `TASKS`. data: what `load_pairs` takes, a folder of classes (classification), or `emoji:VENDOR`.
+    reading: options of `load_pairs`. name: what the data set is called in reports; a published set's name prints its
+    published figures. two_stage: retrieval also with the ranker; candidates: k of it, default as the authors' for the
+    set, else 128. pairs: a saved list of matching pairs. prompts: templates of classification; labels: file of the
+    classes' names. captions: file of captions in place of a model. generation: arguments of `generate`.
+
+    Raises:
+        ValueError: an unknown task, or a setting of another one.
+    """
+
+    task: Task
+    data: str
+    reading: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    two_stage: bool = False
+    candidates: int | None = None
+    ks: tuple[int, ...] = (1, 5, 10)
+    pairs: Path | None = None
+    prompts: Sequence[str] = PROMPTS
+    labels: Path | None = None
+    captions: Path | None = None
+    generation: dict[str, Any] = field(default_factory=lambda: {"num_beams": 3, "max_new_tokens": 30})
+    batch_size: int = 32
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}; use one of {', '.join(TASKS)}")
+        if self.two_stage and self.task != "retrieval":
+            raise ValueError(f"two_stage belongs to retrieval; {self.task} does not rank candidates")
+        for name, task in (("pairs", "matching"), ("labels", "classification"), ("captions", "captioning")):
+            if getattr(self, name) is not None and self.task != task:
+                raise ValueError(f"{name} belongs to the task {task}, not to {self.task}")
+        if self.two_stage and self.candidates is None:
+            benchmark = BENCHMARKS.get(self.reading.get("format"))
+            self.candidates = benchmark.candidates if benchmark else 128
+        if not self.two_stage and self.candidates is not None:
+            raise ValueError("candidates are ranked in the second stage: set two_stage")
+
+    @property
+    def data_name(self) -> str:
+        """How reports call the data set, and of matching by a list that list, so that two lists stay apart."""
+        name = self.name or self._plain_name()
+        return name if self.pairs is None else f"{name}, {self.pairs.stem}"
+
+    def _plain_name(self) -> str:
+        benchmark = BENCHMARKS.get(self.reading.get("format"))
+        name = benchmark.title if benchmark and benchmark.name != "chinese-clip" else Path(self.data).name
+        split = self.reading.get("split")
+        # COCO-CN and AIC-ICC have one test split that is meant in tables; theirs goes by the set's name
+        return name if split in (None, "test") else f"{name} {split}"
+
+    def described(self) -> dict[str, Any]:
+        """All that the figures depend on, but data and model."""
+        values: dict[str, Any] = {"resamples": self.bootstrap.resamples, "confidence": self.bootstrap.confidence}
+        values["bootstrap_seed"] = self.bootstrap.seed
+        if self.task == "retrieval":
+            values |= {"candidates": self.candidates, "ks": list(self.ks)}
+        elif self.task == "matching" and self.pairs is not None:
+            about = MatchingPairs.load(self.pairs).about
+            values |= {"pairs": digest_of_file(self.pairs), "negatives": about.get("negatives"), "list": about}
+        elif self.task == "classification":
+            values |= {"prompts": list(self.prompts), "labels": self.labels and digest_of_file(self.labels)}
+        elif self.task == "captioning":
+            values |= {"captions": digest_of_file(self.captions)} if self.captions else {"generation": self.generation}
+        return values
+
+
+Task = Literal["retrieval", "matching", "classification", "captioning"]
+
+
+#: Options of `load_pairs` that a folder of classes has too.
+_OF_FOLDERS = ("max_error_rate", "encoding", "on_error", "check_images")
+
+
+def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
+    """The folder of classes, or its sub-folder of the split.
+
+    Raises:
+        ValueError: what only lists of pairs have.
+        FileNotFoundError: no such sub-folder.
+    """
+    for name, option in (("image_root", "--image-root"), ("columns", "--label")):
+        if reading.get(name) is not None:
+            raise ValueError(f"{option} belongs to lists of pairs; {folder} is a folder of classes")
+    if (split := reading.get("split")) is None:
+        return folder
+    if not (folder / split).is_dir():
+        raise FileNotFoundError(f"{folder} has no folder of the split {split!r}")
+    return folder / split

@@ -1,0 +1,327 @@
+"""A match probability that means what it says: temperature or Platt scaling, fitted on pairs kept out of training.
+
+The ranker was trained with one true pair to two drawn, hard ones, and its true pairs weigh double: its probability
+orders pairs well, but it is no share of true pairs. With z = log p / (1 − p) of the model's probability p,
+
+    temperature:  P(match) = σ(z / t)          Platt:  P(match) = σ(a z + b)
+
+The better of the two by the likelihood of pairs that a fit has not seen is taken. Both answer for the share of true
+pairs among those fitted; for another share π (the prior) the logit moves by logit π − logit π_fitted.
+Guo et al. 2017 (arXiv 1706.04599); Platt 1999.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.ranges_r2d2 import COUNT, POSITIVE, require_number, require_numbers
+from ..processing.files.writing import write_text
+from .finite import require_finite, to_json
+from .identity import canonical, tensor_bytes
+
+logger = logging.getLogger(__name__)
+
+FILE = "calibration.json"
+_EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """σ(slope · logit(p) + intercept), moved from the fitted share of true pairs to `prior`.
+
+    method: "temperature" (intercept 0) or "platt". true_share: of the pairs fitted. prior: share of true pairs where
+    probabilities will be used; None: `true_share`. pairs: fitted on. held_out: mean log-likelihood of unseen pairs for
+    "uncalibrated", "temperature" and "platt". ranker: digest of the ranker that it belongs to.
+
+    Raises:
+        ValueError: a prior that is no share between 0 and 1; numbers that are not finite or out of their range.
+    """
+
+    method: Literal["temperature", "platt"]
+    slope: float
+    intercept: float
+    true_share: float
+    pairs: int
+    held_out: dict[str, float]
+    prior: float | None = None
+    ranker: str | None = None
+
+    def __post_init__(self):
+        bounds = {"slope": POSITIVE, "intercept": {}, "true_share": {"above": 0, "below": 1}, "pairs": COUNT}
+        require_numbers(self, bounds)
+        require_finite(self.held_out, "held_out")
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise ValueError(f"the prior is {self.prior}; it is a share of true pairs between 0 and 1")
+
+    def __call__(self, probability: Tensor) -> Tensor:
+        """Calibrated probabilities for the model's: any shape, float32."""
+        values = torch.as_tensor(probability).double().clamp(_EPSILON, 1 - _EPSILON)
+        shift = 0.0 if self.prior is None else _logit(self.prior) - _logit(self.true_share)
+        return torch.sigmoid(self.slope * torch.logit(values) + self.intercept + shift).float()
+
+    def with_prior(self, prior: float | None) -> "Calibration":
+        """The same calibration for another share of true pairs."""
+        return replace(self, prior=prior)
+
+    def save(self, folder: str | PathLike) -> Path:
+        """Write `calibration.json` into the model's folder, where the retriever finds it.
+
+        Raises:
+            FileNotFoundError, FileExistsError: as `refuse_foreign`.
+        """
+        self.refuse_foreign(folder)
+        folder = Path(folder)
+        write_text(folder / FILE, to_json(asdict(self), folder / FILE, indent=1) + "\n")
+        return folder / FILE
+
+    @classmethod
+    def refuse_foreign(cls, folder: str | PathLike) -> None:
+        """Raise unless a calibration may be stored in a folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder. FileExistsError: its `calibration.json` is none of ours.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder: a calibration is stored with the model it belongs to")
+        try:
+            cls.load(folder)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            raise FileExistsError(f"{folder / FILE} is in the way and no calibration: move it away") from error
+
+    @classmethod
+    def load(cls, folder: str | PathLike) -> "Calibration":
+        """Read `calibration.json` from a model's folder.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: it is torn, or no calibration.
+        """
+        path = Path(folder) / FILE
+        text = path.read_text(encoding="utf-8")
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no calibration ({error}): move it away and run `r2d2 calibrate` again"
+            ) from error
+
+    @classmethod
+    def of_model(cls, source: object, model: torch.nn.Module) -> "Calibration | None":
+        """The calibration stored with a model, None where there is none; one that was fitted on another ranker (the
+        model was trained further since) is left out with a warning."""
+        folder = (
+            Path(source) if isinstance(source, str | PathLike) else Path(getattr(model.config, "_name_or_path", ""))
+        )
+        if not (folder / FILE).is_file():
+            return None
+        found = cls.load(folder)
+        if found.ranker is not None and found.ranker != ranker_digest(model):
+            logger.warning(
+                "%s belongs to other weights of this model and is not used: run `r2d2 calibrate` again", folder / FILE
+            )
+            return None
+        return found
+
+
+def ranker_digest(model: torch.nn.Module) -> str:
+    """Digest of the weights that a match probability depends on: everything but an MLM head."""
+    import hashlib
+
+    digest = hashlib.blake2b(canonical({"pooling": model.config.vision_pooling}), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("mlm_head.") and name != "temperature":
+            digest.update(name.encode())
+            digest.update(tensor_bytes(tensor.float()))  # the same in half precision up to rounding: see `of_model`
+    return digest.hexdigest()
+
+
+def fit_calibration(
+    probability: Tensor | Sequence[float],
+    labels: Tensor | Sequence[int],
+    groups: Sequence | None = None,
+    prior: float | None = None,
+    folds: int = 5,
+    method: Literal["best", "temperature", "platt"] = "best",
+) -> Calibration:
+    """Fit on pairs that training has not seen.
+
+    Args:
+        probability: (P,) of the model. labels: (P,), 1 = true pair. groups: (P,), pairs that belong together (of one
+            picture, say) are held out together; default: each on its own. prior: see `Calibration`.
+        folds: of the cross-validation that chooses the method. method: or the one to take.
+
+    Raises:
+        ValueError: pairs of one kind only, or fewer than `folds` of either; values that are no probabilities.
+    """
+    p = np.asarray(torch.as_tensor(probability, dtype=torch.float64))
+    y = np.asarray(torch.as_tensor(labels)).astype(np.float64)
+    if p.shape != y.shape or p.ndim != 1:
+        raise ValueError(f"probabilities {p.shape} and labels {y.shape} must be lists of the same length")
+    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
+        raise ValueError("probabilities must lie within [0, 1]")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    if min(y.sum(), len(y) - y.sum()) < folds:
+        raise ValueError(
+            f"{int(y.sum())} true and {int(len(y) - y.sum())} false pairs: at least {folds} of each are needed"
+        )
+    z = _logits(p)
+    parts = _folds(
+        np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1], folds
+    )
+    held_out = {"uncalibrated": _likelihood(z, y)}
+    for name in ("temperature", "platt"):
+        total = 0.0
+        for part in parts:
+            slope, intercept = _fit(z[~part], y[~part], name)
+            total += _likelihood(slope * z[part] + intercept, y[part]) * part.sum()
+        held_out[name] = float(total / len(y))
+    if method not in ("best", "temperature", "platt"):
+        raise ValueError(f"method is {method!r}; use 'best', 'temperature' or 'platt'")
+    if method == "best":
+        method = "platt" if held_out["platt"] > held_out["temperature"] else "temperature"
+    slope, intercept = _fit(z, y, method)
+    if slope <= 0:
+        raise ValueError(
+            f"the fit turns the order round (slope {slope:.3g}): on these pairs the model's probability says nothing"
+        )
+    return Calibration(method, slope, intercept, float(y.mean()), len(y), held_out, prior)
+
+
+def _fit(z: np.ndarray, y: np.ndarray, method: str) -> tuple[float, float]:
+    """Slope and intercept of most likelihood, by damped Newton steps; the function is concave. Platt's targets
+    ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)) keep them finite where the classes can be told apart entirely."""
+    true = y.sum()
+    targets = np.where(y == 1, (true + 1) / (true + 2), 1 / (len(y) - true + 2))
+    design = np.stack([z, np.ones_like(z)])[: 1 if method == "temperature" else 2]
+    weights = np.zeros(len(design))
+    best = _cross_entropy(weights @ design, targets)
+    for _ in range(200):
+        p = _sigmoid(weights @ design)
+        gradient = design @ (p - targets)
+        hessian = (design * (p * (1 - p))) @ design.T + 1e-9 * np.eye(len(design))
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while size > 1e-10 and _cross_entropy((weights - size * step) @ design, targets) > best:
+            size /= 2
+        weights = weights - size * step
+        value = _cross_entropy(weights @ design, targets)
+        if best - value < 1e-12 * max(best, 1):
+            break
+        best = value
+    return float(weights[0]), float(weights[1]) if len(weights) == 2 else 0.0
+
+
+def _folds(groups: np.ndarray, folds: int) -> list[np.ndarray]:
+    """Masks of the held-out parts: groups dealt out in an order drawn with a fixed seed."""
+    number = int(groups.max()) + 1
+    fold_of = np.random.default_rng(0).permutation(number) % folds
+    return [fold_of[groups] == fold for fold in range(folds) if (fold_of[groups] == fold).any()]
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    p = np.clip(p, _EPSILON, 1 - _EPSILON)
+    return np.log(p) - np.log1p(-p)
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * z))
+
+
+def _cross_entropy(z: np.ndarray, targets: np.ndarray) -> float:
+    return float((np.logaddexp(0, z) - targets * z).sum())
+
+
+def _likelihood(z: np.ndarray, y: np.ndarray) -> float:
+    return -_cross_entropy(z, y) / len(y)
+
+
+# -- how good probabilities are ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of equally many pairs, by their probability: mean probability, share of true pairs, count; and the expected
+    calibration error, the mean distance of the first two, weighted by the counts."""
+
+    probability: list[float]
+    true_share: list[float]
+    counts: list[int]
+    error: float
+
+
+def reliability(probability: Tensor | Sequence[float], labels: Tensor | Sequence[int], bins: int = 15) -> Reliability:
+    """How far probabilities are from the shares of true pairs: (P,), (P,) in 0, 1.
+
+    Raises:
+        ValueError: no pairs, or lists of different lengths.
+    """
+    p = np.asarray(torch.as_tensor(probability, dtype=torch.float64))
+    y = np.asarray(torch.as_tensor(labels)).astype(np.float64)
+    if p.shape != y.shape or not len(p):
+        raise ValueError(f"{len(p)} probabilities and {len(y)} labels")
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, min(bins, len(p))) if len(part)]
+    means, shares, counts = ([f(part) for part in parts] for f in (lambda i: p[i].mean(), lambda i: y[i].mean(), len))
+    error = sum(abs(m - s) * c for m, s, c in zip(means, shares, counts, strict=True)) / len(p)
+    return Reliability([float(m) for m in means], [float(s) for s in shares], counts, float(error))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Accept pairs of at least `probability`: what that gives on the pairs measured."""
+
+    probability: float
+    precision: float
+    recall: float
+
+
+def threshold_for(
+    probability: Tensor | Sequence[float],
+    labels: Tensor | Sequence[int],
+    precision: float | None = None,
+    recall: float | None = None,
+) -> Threshold:
+    """The threshold of most recall with at least a wanted precision, or of most precision with a wanted recall.
+
+    Raises:
+        ValueError: neither or both wanted, or no share; no true pair, or none gives the precision: says the best.
+    """
+    if (precision is None) == (recall is None):
+        raise ValueError("give the wanted precision or the wanted recall")
+    wanted = {"precision": precision} if recall is None else {"recall": recall}
+    for name, value in wanted.items():
+        require_number(name, value, above=0, most=1)
+    p = np.asarray(torch.as_tensor(probability, dtype=torch.float64))
+    y = np.asarray(torch.as_tensor(labels)).astype(np.float64)
+    if not y.sum():
+        raise ValueError("there is no true pair among these")
+    order = np.argsort(-p, kind="stable")
+    hits = np.cumsum(y[order])
+    last = np.append(np.diff(p[order]) != 0, True)  # a threshold takes all pairs of one probability
+    places = np.flatnonzero(last)
+    precisions, recalls = hits[places] / (places + 1), hits[places] / y.sum()
+    if precision is not None:
+        good = np.flatnonzero(precisions >= precision)
+        if not len(good):
+            raise ValueError(f"no threshold has a precision of {precision:.3f}; the best is {precisions.max():.3f}")
+        best = good[np.lexsort((precisions[good], recalls[good]))[-1]]
+    else:
+        good = np.flatnonzero(recalls >= recall)
+        best = good[np.lexsort((recalls[good], precisions[good]))[-1]]
+    return Threshold(float(p[order][places[best]]), float(precisions[best]), float(recalls[best]))

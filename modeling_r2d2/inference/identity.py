@@ -1,0 +1,144 @@
+"""Which model and preprocessing made something: what indexes, calibrations and exports are held against."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..processing.files.images import turns_upright
+
+#: What of a configuration, beside those of the parts, changes the embeddings.
+_IDENTIFYING = (
+    "projection_dim",
+    "vision_pooling",
+    "max_text_length",
+    "similarity",
+    "token_reduction",
+    "text_padding",
+)
+
+
+#: What of a part's configuration does not change what it computes.
+_INCIDENTAL = {"transformers_version", "dtype", "architectures", "auto_map", "name_or_path"}
+
+
+class OtherModelError(ValueError):
+    """The index was made by another model, or with other preprocessing."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model and preprocessing an index belongs to.
+
+    weights: digest of every tensor and of what the configuration says about the networks. preprocessing: digest of
+    the image processor's settings and of the tokenizer. source, revision: where the model was loaded from, for people.
+    """
+
+    weights: str
+    preprocessing: str
+    source: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, processor: Any) -> "ModelIdentity":
+        """The identity of a loaded model and its processor; reads every weight once."""
+        digest = hashlib.blake2b(digest_size=16)
+        config = {
+            name: value
+            for name, value in model.config.to_dict().items()
+            if name.endswith("_config") or name in _IDENTIFYING
+        }
+        digest.update(canonical(_without_incidental(config)))
+        for name, tensor in sorted(model.state_dict().items()):
+            if name.startswith("mlm_head."):  # neither tower nor ranker reads it
+                continue
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor))
+        pictures = processor.image_processor.to_dict()
+        tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+        preprocessing = {
+            "image": {k: v for k, v in pictures.items() if not k.startswith("_") and "processor" not in k},
+            "exif_transpose": turns_upright(processor),
+            # the last call's padding and truncation stay in the tokenizer, and are none of its own
+            "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},
+            "max_length": processor.tokenizer.model_max_length,
+        }
+        return cls(
+            weights=digest.hexdigest(),
+            preprocessing=hashlib.blake2b(canonical(preprocessing), digest_size=16).hexdigest(),
+            source=_lasting(getattr(model.config, "_name_or_path", None)),
+            revision=getattr(model.config, "_commit_hash", None),
+        )
+
+    def refuse_other(self, given: "ModelIdentity", place: Path, remake: str) -> None:
+        """Raise unless `given` computes what this one did.
+
+        Args:
+            place: of the index. remake: the command that makes it anew with the given model.
+
+        Raises:
+            OtherModelError: says what differs, and what to do.
+        """
+        for what, made, now in (
+            ("model", self.weights, given.weights),
+            ("preprocessing (image processor or tokenizer)", self.preprocessing, given.preprocessing),
+        ):
+            if made != now:
+                before = "" if what == "model" else ", or before photographs were turned upright"
+                raise OtherModelError(
+                    f"{place} was made with another {what}{before}: by {self.source or 'a model without a name'} "
+                    f"({made[:12]}), and {given.source or 'the model given'} is {now[:12]}. Vectors of two models "
+                    "cannot be compared: open the index with its own model (and dtype), or make it anew with this one: "
+                    f"{remake}"
+                )
+
+    def place(self, index: Path) -> str:
+        """Where the model is: a folder, or a name of the Hub.
+
+        Raises:
+            ValueError: it was loaded from nowhere, or its folder is no longer there.
+        """
+        if self.source is None:
+            raise ValueError(f"{index} does not say where its model is: give it with --model DIR (model=)")
+        if self.is_gone:
+            raise ValueError(
+                f"{index}: its model was in {self.source}, and there is no such folder any more: give the place where "
+                "it is now with --model DIR (model=); the index remembers it"
+            )
+        return self.source
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the model was in a folder that is no longer there."""
+        return self.source is not None and os.path.isabs(self.source) and not os.path.isdir(self.source)
+
+
+def _lasting(source: str | None) -> str | None:
+    """A folder by its full path, so that the index finds its model from anywhere; other names as they are."""
+    return os.path.abspath(source) if source and os.path.isdir(source) else source or None
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling of a JSON value."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, of any dtype."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _without_incidental(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            str(name): _without_incidental(each)
+            for name, each in value.items()
+            if name not in _INCIDENTAL and not str(name).startswith("_")
+        }
+    return value

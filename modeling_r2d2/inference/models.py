@@ -1,0 +1,42 @@
+"""Models that search and match: R2D2, Wukong, and folders of ONNX graphs."""
+
+from os import PathLike
+
+import torch
+from transformers import AutoProcessor
+
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.modeling_wukong import WukongModel
+from ..model.processing_r2d2 import R2D2Processor
+from .loading import is_onnx_export, load_processor, load_whole, model_type
+
+_MODELS = {"r2d2": R2D2Model, "wukong": WukongModel}
+
+
+def load_model(
+    model: str | PathLike | R2D2Model, processor: R2D2Processor | None = None, device: str | torch.device | None = None
+) -> tuple[R2D2Model, R2D2Processor]:
+    """A model in evaluation mode with its processor, from a folder or Hub name, or as given.
+
+    A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
+
+    Raises:
+        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind, also
+            one that lacks weights.
+    """
+    if isinstance(model, str | PathLike):
+        if is_onnx_export(model):
+            from .onnx_model import R2D2OnnxModel
+
+            network = R2D2OnnxModel.from_pretrained(model)
+        else:
+            kind = model_type(model)
+            if kind not in _MODELS:
+                raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong")
+            network = load_whole(_MODELS[kind], model)
+        processor = processor or load_processor(AutoProcessor, model)
+    elif processor is None:
+        raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
+    else:
+        network = model
+    return (network.to(device) if device is not None else network).eval(), processor

@@ -1,0 +1,251 @@
+"""Configuration of R2D2 and PRD2 (arXiv 2205.03860).
+
+This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
+"""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .ranges_r2d2 import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, require_number, require_numbers
+
+#: The image tower of the official models is the library's CLIP ViT, under its own model type.
+R2D2VisionConfig = CLIPVisionConfig
+"""transformers' `CLIPVisionConfig` (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`,
+`image_size`, `patch_size`, …): the default `vision_config`, whose `model_type` is `"clip_vision_model"`."""
+
+#: What pre-ranking reads from a tower: its first token or the mean of its tokens. Other towers must state it.
+IMPLIED_VISION_POOLING = {
+    "clip_vision_model": "cls",
+    "chinese_clip_vision_model": "cls",
+    "beit": "cls",
+    "deit": "cls",
+    "dinov2": "cls",
+    "dinov2_with_registers": "cls",
+    "dinov3_vit": "cls",
+    "vit": "cls",
+    "convnext": "mean",
+    "convnextv2": "mean",
+    "dinov3_convnext": "mean",
+    "efficientnet": "mean",
+    "mobilenet_v2": "mean",
+    "regnet": "mean",
+    "resnet": "mean",
+    "siglip_vision_model": "mean",
+    "swin": "mean",
+    "swinv2": "mean",
+}
+
+
+@strict
+class R2D2TextConfig(BertConfig):
+    """Text tower: BERT with the 21,128-token Chinese vocabulary (hfl/chinese-roberta-wwm-ext by default).
+
+    `model_type` stays `"bert"`, so a saved text tower loads as a plain `BertModel`.
+    """
+
+    base_config_key = "text_config"
+
+    vocab_size: int = 21128
+
+
+@strict
+class R2D2CrossEncoderConfig(PreTrainedConfig):
+    """Both cross encoders of the ranker: post-LN layers of self-attention, cross-attention and MLP.
+
+    Args:
+        hidden_size: width D of their states; image states of another width are projected to it.
+        num_hidden_layers, num_attention_heads, intermediate_size: of each encoder, as in BERT.
+        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps: as in BERT.
+        initializer_range: standard deviation of their random weights.
+
+    Raises:
+        ValueError: heads that do not divide the width, or no layer.
+    """
+
+    model_type = "r2d2_cross_encoder"
+    base_config_key = "cross_encoder_config"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Heads must divide the width, and a ranker has at least one layer.
+
+        Raises:
+            ValueError: they do not; names the values.
+        """
+        sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), COUNT)
+        shares = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), SHARE)
+        others = {"layer_norm_eps": NOT_NEGATIVE, "initializer_range": NOT_NEGATIVE}
+        require_numbers(self, {**sizes, **shares, **others}, "cross_encoder_config: ")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"cross_encoder_config: hidden_size ({self.hidden_size}) is not a multiple of "
+                f"num_attention_heads ({self.num_attention_heads})"
+            )
+        if self.num_hidden_layers < 1:
+            raise ValueError("cross_encoder_config: num_hidden_layers must be at least 1 (None = no ranker)")
+
+
+@strict
+class R2D2Config(PreTrainedConfig):
+    """R2D2: two towers for pre-ranking and, unless `cross_encoder_config` is None (PRD2), a ranker.
+
+    Args:
+        vision_config: CLIP ViT by default, or any transformers vision model by its `model_type`
+            (`{"model_type": "resnet", ...}`).
+        text_config: the BERT text tower.
+        cross_encoder_config: both cross encoders; an explicit None means pre-ranking only (PRD2).
+        projection_dim: width of the pre-ranking embeddings.
+        temperature_init_value: initial temperature; logits = cosine / temperature.
+        temperature_min, temperature_max: the learned temperature is kept within these.
+        vision_pooling: `"cls"` or `"mean"`: what pre-ranking reads from the image tower. None: implied by
+            the tower's type; a type that implies none raises `ValueError`.
+        max_text_length: tokens a processor of this model keeps (64 in the official models).
+        gcpr_weight (of GCPR or of TgD, which replaces it), fgr_weight, mlm_weight, fgd_weight: weights of the
+            pre-training objectives.
+        rank_masked_texts: enhanced training (ET): the text-image encoder ranks masked texts, so that one pass
+            serves FGR and MLM. All pairs are masked alike (ours): were only the true ones, [MASK] would betray
+            the label. False: ranking on unmasked texts, MLM by a pass of its own.
+    """
+
+    model_type = "r2d2"
+    _auto_class = "AutoConfig"  # saved folders name their own code
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(R2D2TextConfig),
+        "cross_encoder_config": SubConfigSpec(R2D2CrossEncoderConfig, optional=True),
+    }
+
+    # what Trainer need not carry through an evaluation: only the embeddings are left
+    keys_to_ignore_at_inference = [
+        "logits_per_image",
+        "logits_per_text",
+        "text_model_output",
+        "vision_model_output",
+        "loss_gcpr",
+        "loss_tgd",
+        "loss_fgr",
+        "loss_mlm",
+        "loss_fgd",
+        "ranking_accuracy",
+        "temperature",
+        "text_cross_output",
+        "image_cross_output",
+    ]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    cross_encoder_config: dict | PreTrainedConfig | None = field(default_factory=dict)
+    projection_dim: int = 768
+    temperature_init_value: float = 0.07
+    temperature_min: float = 0.001
+    temperature_max: float = 0.5
+    vision_pooling: str | None = None
+    max_text_length: int = 64
+    gcpr_weight: float = 1.0
+    fgr_weight: float = 1.0
+    mlm_weight: float = 1.0
+    fgd_weight: float = 1.0
+    rank_masked_texts: bool = True
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = {"patch_size": 16}  # the official ViT-B/16, not the library's default of 32
+        super().__post_init__(**kwargs)
+        if self.vision_pooling is None:
+            self.vision_pooling = IMPLIED_VISION_POOLING.get(self.vision_config.model_type)
+
+    def validate_architecture(self):
+        """What the parts must agree on.
+
+        Raises:
+            ValueError: they do not; names the values.
+        """
+        if self.vision_pooling not in ("cls", "mean"):
+            raise ValueError(
+                f"vision_pooling must be 'cls' or 'mean', got {self.vision_pooling!r}: a vision tower of type "
+                f"{self.vision_config.model_type!r} does not imply one, so state what pre-ranking reads from it"
+            )
+        require_temperatures(self)
+        require_numbers(self, dict.fromkeys(("gcpr_weight", "fgr_weight", "mlm_weight", "fgd_weight"), NOT_NEGATIVE))
+        require_number("initializer_range", self.initializer_range, **NOT_NEGATIVE)
+        cross = self.cross_encoder_config
+        if cross is not None and cross.hidden_size != self.text_config.hidden_size:
+            raise ValueError(
+                f"cross_encoder_config.hidden_size ({cross.hidden_size}) must equal text_config.hidden_size "
+                f"({self.text_config.hidden_size}): text states enter the text-image encoder unprojected"
+            )
+        self.vision_hidden_size  # noqa: B018 (raises where it cannot be told)
+
+    @property
+    def vision_hidden_size(self) -> int:
+        """Width of the image tower's tokens, of ViT-like towers and of those that list a width per stage."""
+        vision = self.vision_config
+        for name in ("hidden_size", "hidden_dim"):
+            if isinstance(width := getattr(vision, name, None), int):
+                return width
+        for name in ("hidden_sizes", "out_channels"):
+            if widths := getattr(vision, name, None):
+                return widths[-1]
+        raise ValueError(
+            f"vision_config of type {vision.model_type!r} names no hidden_size or hidden_sizes; "
+            "set vision_config.hidden_size to the width of its last hidden state"
+        )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "R2D2Config":
+        """Configuration of an official size (arXiv 2205.03860): `r2d2-vit-b-16`, `r2d2-vit-l-14`,
+        `r2d2-vit-l-14-336`, `prd2-vit-b-16`, `prd2-vit-l-14`. `overrides` are R2D2Config arguments.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+def require_temperatures(config: PreTrainedConfig) -> None:
+    """The learned temperature begins within its bounds, and has a meaning; sizes are sizes.
+
+    Raises:
+        ValueError: names the values.
+    """
+    require_numbers(config, {"projection_dim": COUNT, "max_text_length": COUNT})
+    names = ("temperature_min", "temperature_init_value", "temperature_max")
+    require_numbers(config, dict.fromkeys(names, POSITIVE))
+    low, value, high = (getattr(config, name) for name in names)
+    if not low <= value <= high:
+        raise ValueError(
+            f"temperature_init_value ({value}) must lie within [temperature_min, temperature_max] = [{low}, {high}]"
+        )
+
+
+_VIT_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_VIT_B_16 = {**_VIT_B, "patch_size": 16, "image_size": 224}
+_VIT_L_14 = {**_VIT_L, "patch_size": 14, "image_size": 224}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "r2d2-vit-b-16": {"vision_config": _VIT_B_16},
+    "r2d2-vit-l-14": {"vision_config": _VIT_L_14},
+    "r2d2-vit-l-14-336": {"vision_config": {**_VIT_L_14, "image_size": 336}},
+    "prd2-vit-b-16": {"vision_config": _VIT_B_16, "cross_encoder_config": None},
+    "prd2-vit-l-14": {"vision_config": _VIT_L_14, "cross_encoder_config": None},
+}
+
+__all__ = ["PRESETS", "R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"]

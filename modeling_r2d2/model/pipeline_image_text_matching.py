@@ -1,0 +1,177 @@
+"""Match probabilities of pictures and texts.
+
+This file travels with a saved pipeline, so it imports only torch, transformers and flat siblings.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .images_r2d2 import turns_upright
+from .pipeline_inputs import read_picture, refuse_not_finite, tokenize
+
+
+class R2D2ImageTextMatchingPipeline(Pipeline):
+    """How well pictures and texts match, by R2D2's ranker: batches of (picture, text).
+
+    Within a batch every distinct picture and text goes through its tower once, however many pairs it is in.
+
+    ```python
+    match = pipeline("image-text-matching", model=folder)
+    match(("cat.jpg", "一只猫"))                      # {"match_probability": 0.97, "cosine": 0.41}
+    match([("cat.jpg", "一只猫"), {"image": "cat.jpg", "text": "一条狗"}])
+    match(image="cat.jpg", text=["一只猫", "一条狗"])   # one picture, several texts, or the other way round
+    ```
+
+    Raises:
+        ValueError: at construction, a model without a ranker (PRD2).
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if not getattr(self.model, "can_rank", False):
+            raise ValueError(
+                f"image-text matching needs an R2D2 model with a ranker; this {type(self.model).__name__} is "
+                "pre-ranking only (PRD2: cross_encoder_config is None) or of another kind"
+            )
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        image: Any = None,
+        text: str | list[str] | None = None,
+        batch_size: int | None = None,
+        **kwargs,
+    ) -> dict[str, float] | list[dict[str, float]] | Iterator[dict[str, float]]:
+        """Match probabilities of pairs.
+
+        Args:
+            inputs: one pair, a tuple (picture, text) or a dictionary `{"image", "text"}`; or a list of pairs; or a
+                data set or generator of pairs, which gives an iterator. A picture is what transformers'
+                `load_image` takes: PIL image, path, URL, base64.
+            image, text: instead of `inputs`: both lists of one length, or one of them single and paired with all
+                of the other.
+            batch_size: pairs at a time; default 32.
+            timeout: seconds to wait for a URL.
+
+        Returns:
+            for each pair `match_probability`, the mean of both encoders' probability of a match, and `cosine`, the
+            score of pre-ranking; their sum is the score of two-stage retrieval. An empty list for an empty list.
+
+        Raises:
+            ValueError: unequal numbers of pictures and texts, a picture that cannot be read.
+            TypeError: what is no pair.
+        """
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        parameters = (
+            {**self._preprocess_params, **preprocess},
+            {**self._forward_params, **forward},
+            {**self._postprocess_params, **postprocess},
+        )
+        if inputs is None:
+            pairs, single = _paired(image, text)
+        elif image is not None or text is not None:
+            raise ValueError("give pairs, or image= and text=, not both")
+        elif isinstance(inputs, dict) and any(isinstance(inputs.get(k), list) for k in ("image", "text")):
+            pairs, single = _paired(inputs.get("image"), inputs.get("text"))
+        else:
+            single = isinstance(inputs, (tuple, dict))
+            pairs = [inputs] if single else inputs
+        results = self._results(pairs, batch_size or self._batch_size or 32, parameters)
+        if single:
+            return next(results)
+        return list(results) if isinstance(pairs, list) else results
+
+    def _results(self, pairs: Iterable, batch_size: int, parameters: tuple) -> Iterator[dict[str, float]]:
+        pairs = iter(pairs)
+        while batch := list(islice(pairs, batch_size)):
+            yield from self.run_single(batch, *parameters)
+
+    def _sanitize_parameters(self, timeout=None, **kwargs):
+        if kwargs:
+            raise TypeError(f"image-text-matching takes no {', '.join(map(repr, kwargs))}")
+        return ({} if timeout is None else {"timeout": timeout}), {}, {}
+
+    def preprocess(self, pairs: list, timeout=None) -> dict[str, torch.Tensor]:
+        pictures, texts = {}, {}
+        image_index, text_index = [], []
+        for pair in pairs:
+            picture, text = _picture_and_text(pair)
+            key = picture if isinstance(picture, str) else id(picture)
+            image_index.append(pictures.setdefault(key, (len(pictures), picture))[0])
+            text_index.append(texts.setdefault(text, len(texts)))
+        upright = turns_upright(self.image_processor)
+        images = [read_picture(picture, timeout, upright) for _, picture in pictures.values()]
+        pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        tokens = tokenize(self.tokenizer, self.model.config, list(texts))
+        return {
+            "pixel_values": pixel_values.to(self.dtype),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "image_index": torch.tensor(image_index),
+            "text_index": torch.tensor(text_index),
+        }
+
+    def _forward(self, model_inputs):
+        image_index, text_index = model_inputs["image_index"], model_inputs["text_index"]
+        mask = model_inputs["attention_mask"]
+        images = self.model.get_image_features(model_inputs["pixel_values"])
+        texts = self.model.get_text_features(model_inputs["input_ids"], mask)
+        output = self.model.rank(
+            texts.last_hidden_state,
+            images.last_hidden_state,
+            mask,
+            text_index=text_index,
+            image_index=image_index,
+            cls_only=True,
+        )
+        cosine = torch.nn.functional.cosine_similarity(
+            images.pooler_output.float()[image_index], texts.pooler_output.float()[text_index]
+        )
+        return {"match_probability": output.match_probability, "cosine": cosine}
+
+    def postprocess(self, model_outputs) -> list[dict[str, float]]:
+        for name in ("match_probability", "cosine"):
+            refuse_not_finite(self.model, model_outputs[name])
+        probabilities, cosines = (model_outputs[k].tolist() for k in ("match_probability", "cosine"))
+        return [
+            {"match_probability": probability, "cosine": cosine}
+            for probability, cosine in zip(probabilities, cosines, strict=True)
+        ]
+
+
+def _paired(image: Any, text: str | list[str] | None) -> tuple[list[tuple], bool]:
+    """Pairs of aligned lists, or of one with all of the other; and whether there is only one pair."""
+    if image is None or text is None:
+        raise ValueError("image-text matching needs pairs, or both image= and text=")
+    single = not isinstance(image, list) and not isinstance(text, list)
+    images = image if isinstance(image, list) else [image]
+    texts = text if isinstance(text, list) else [text]
+    if not isinstance(image, list):
+        images = images * len(texts)
+    if not isinstance(text, list):
+        texts = texts * len(images)
+    if len(images) != len(texts):
+        raise ValueError(f"{len(images)} pictures and {len(texts)} texts do not pair up")
+    return list(zip(images, texts, strict=True)), single
+
+
+def _picture_and_text(pair: Any) -> tuple[Any, str]:
+    if isinstance(pair, dict) and "image" in pair and "text" in pair:
+        picture, text = pair["image"], pair["text"]
+    elif isinstance(pair, (tuple, list)) and len(pair) == 2:
+        picture, text = pair
+    else:
+        raise TypeError(f"a pair is (picture, text) or {{'image': …, 'text': …}}, not {pair!r:.80}")
+    if not isinstance(text, str):
+        raise TypeError(f"the text of a pair must be a string, not {type(text).__name__}: (picture, text)")
+    return picture, text

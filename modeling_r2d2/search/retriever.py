@@ -1,0 +1,370 @@
+"""Two-stage search in an index of pictures: cosine finds the candidates, the ranker orders them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..inference.calibration import Calibration
+from ..inference.encoding import (
+    NOT_A_CANDIDATE,
+    EncodedImages,
+    EncodedTexts,
+    encode_images,
+    encode_texts,
+    is_token_wise,
+)
+from ..inference.identity import ModelIdentity
+from ..inference.models import load_model
+from ..inference.ranker import FastRanker
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.processing_r2d2 import R2D2Processor
+from ..model.ranges_r2d2 import require_number
+from ..processing.files.images import open_image, turns_upright
+from .building import Built, IndexBuilder, open_for_reading, remember_model
+from .cache import CacheOptions
+from .candidates import CandidateRanking, ranked
+from .manifest import Manifest
+from .pictures import Picture
+from .results import SearchHit, SearchResult
+from .store import PictureIndex
+from .token_wise import TokenWiseSearch
+from .vectors import FaissVectors, VectorSearch, build_vectors
+
+logger = logging.getLogger(__name__)
+
+ImageQuery = str | PathLike | Image.Image
+#: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
+ONLY_FIRST_ENCODER = -4.0
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """Of I pictures and T texts: match_probability (I, T), calibrated where the model has a calibration;
+    raw_match_probability (I, T); cosine (I, T). Float32."""
+
+    match_probability: Tensor
+    raw_match_probability: Tensor
+    cosine: Tensor
+
+
+class R2D2Retriever:
+    """Search in a collection of pictures by Chinese text or by a picture.
+
+    ```python
+    R2D2Retriever.build("photos", model="runs/demo", index="photos.index")
+    retriever = R2D2Retriever.open("photos.index")
+    for hit in retriever.search("一只小狗", top_k=5)[0].hits:
+        print(hit.rank, hit.path, hit.match_probability, hit.cosine)
+    ```
+
+    Args:
+        model, processor: an R2D2 (pre-ranking and ranking), PRD2 or Wukong (pre-ranking alone).
+        index: an index that this model made; None: only `match` and `heat_map`.
+        calibration: of the match probability; None: as the model gives it.
+        vectors: where the nearest embeddings are looked up; default: what the index says.
+        chunk: pairs that the ranker sees at a time, see `FastRanker`.
+
+    Raises:
+        OtherModelError: the index was made by another model, or with other preprocessing.
+    """
+
+    def __init__(
+        self,
+        model: R2D2Model,
+        processor: R2D2Processor,
+        index: PictureIndex | None = None,
+        calibration: Calibration | None = None,
+        vectors: VectorSearch | None = None,
+        chunk: int | None = None,
+    ):
+        self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
+        self.ranker = FastRanker(model, chunk) if model.can_rank else None
+        self.stage = CandidateRanking(model, processor, self.ranker, index) if index is not None else None
+        self.tokens = TokenWiseSearch(model, index) if index is not None and is_token_wise(model) else None
+        if self.tokens is not None and vectors is not None:
+            raise ValueError("this model compares token by token: there is no vector of a picture to look up")
+        self.vectors = vectors
+        if index is not None and vectors is None and self.tokens is None:
+            self.vectors = _vectors_of(index)
+
+    @classmethod
+    def open(
+        cls,
+        index: str | PathLike,
+        model: str | PathLike | R2D2Model | None = None,
+        processor: R2D2Processor | None = None,
+        device: str | torch.device | None = None,
+        verify: bool = True,
+        calibrated: bool = True,
+        effort: int | None = None,
+        chunk: int | None = None,
+    ) -> "R2D2Retriever":
+        """Open an index that `build` or `r2d2 index` made.
+
+        Args:
+            model: folder, Hub name or loaded model; default: where the index says that its model was. Where that is
+                no longer, the index remembers the place that is given.
+            verify: compare every file's checksum first. calibrated: use the model's calibration, if it has one.
+            effort: of an approximate vector index, see `FaissVectors`.
+
+        Raises:
+            IndexFileError: no index there, a torn or edited file, an index of another version.
+            OtherModelError: it belongs to another model. ValueError: its model is no longer where it was.
+        """
+        index = Path(index)
+        model = model or Manifest.load(index).model.place(index)
+        network, processor = load_model(model, processor, device)
+        identity = ModelIdentity.of(network, processor)
+        opened = open_for_reading(index, identity, verify)
+        if opened.manifest.model.is_gone:
+            remember_model(index, identity)
+        calibration = Calibration.of_model(model, network) if calibrated else None
+        vectors = None if is_token_wise(network) else _vectors_of(opened, effort)
+        return cls(network, processor, opened, calibration, vectors, chunk)
+
+    @classmethod
+    def build(
+        cls,
+        pictures: Any,
+        model: str | PathLike | R2D2Model,
+        index: str | PathLike,
+        processor: R2D2Processor | None = None,
+        keep: str = "none",
+        precision: str = "float16",
+        device: str | torch.device | None = None,
+        prune: bool = False,
+        rebuild: bool = False,
+        reading: dict | None = None,
+        **options: Any,
+    ) -> Built:
+        """Index pictures, or add them to the index that is there; see `IndexBuilder` and its `add`.
+
+        Args:
+            pictures: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_pictures`.
+            keep, precision: what is kept for the ranker; see `CacheOptions`. prune, rebuild: of `add`.
+            reading: of `list_pictures`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
+        """
+        network, processor = load_model(model, processor, device)
+        builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
+        return builder.add(pictures, prune, rebuild, **(reading or {}))
+
+    # -- search ---------------------------------------------------------------------------------
+
+    def search(
+        self,
+        texts: str | Sequence[str] | None = None,
+        images: ImageQuery | Sequence[ImageQuery] | None = None,
+        find: Literal["images", "texts"] = "images",
+        top_k: int = 10,
+        candidates: int = 128,
+        min_match_probability: float | None = None,
+        cascade: int | None = None,
+    ) -> list[SearchResult]:
+        """Search by texts, or by pictures; a batch of queries shares the work on pictures that several of them need.
+
+        text → image and image → text are ranked by both stages; image → image by cosine, since the ranker compares
+        texts with pictures. A model without a ranker (PRD2, Wukong) orders everything by cosine; a token-wise one by
+        its similarity of the query with each picture or caption, and has none for two pictures.
+
+        Args:
+            texts, images: one query or several; one of the two. find: "images", or "texts": the captions that the
+                index's source had.
+            top_k: hits of each query; all there are if there are fewer.
+            candidates: how many of the best by cosine the ranker orders (the authors: 128 or 64). 0: none.
+            min_match_probability: leave out hits below it, and hits that the ranker was not asked about.
+            cascade: the text-image encoder alone orders the candidates, and both encoders only its best `cascade`.
+                Several times faster; what lies between gets the first encoder's probability.
+
+        Returns:
+            a result for each query, in order.
+
+        Raises:
+            ValueError: no query, one without any character, counts below 1, no captions to find,
+                `min_match_probability` where no probability is known, or two of a kind compared token by token.
+        """
+        if self.index is None:
+            raise ValueError("this retriever has no index: R2D2Retriever.open(INDEX), or use match()")
+        if (texts is None) == (images is None):
+            raise ValueError("give texts or images as queries, one and not both (r2d2 search: texts, or --image)")
+        if find not in ("images", "texts"):
+            raise ValueError(f"find is {find!r}; use 'images' or 'texts'")
+        if top_k < 1 or candidates < 0 or (cascade is not None and cascade < 1):
+            raise ValueError(
+                f"top_k must be at least 1, candidates at least 0, a cascade at least 1; given: {top_k}, {candidates}, "
+                f"{'none' if cascade is None else cascade}"
+            )
+        if min_match_probability is not None and not 0 <= min_match_probability <= 1:
+            raise ValueError(f"min_match_probability is {min_match_probability}; it is a probability, from 0 to 1")
+        ranks = self.ranker is not None and candidates > 0 and (texts is not None or find == "texts")
+        ranks = ranks and not (texts is not None and find == "texts")
+        if min_match_probability is not None:
+            require_number("min_match_probability", min_match_probability, least=0, most=1)
+        if min_match_probability is not None and not ranks:
+            raise ValueError(
+                "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "
+                "text compared with pictures or a picture with texts"
+            )
+        if self.tokens is not None and (texts is None) == (find == "images"):
+            raise ValueError("this model compares tokens of a text with those of a picture, not two of a kind")
+        wanted = max(top_k, candidates if ranks else 0)
+        if texts is not None:
+            texts = checked_texts(texts)
+            queries = encode_texts(self.model, self.processor, texts, keep_states=ranks and find == "images")
+            names, pictures = list(texts), [None] * len(texts)
+        else:
+            names, pictures = _opened(images, self.processor)
+            queries = encode_images(self.model, self.processor, pictures, keep_states=ranks)
+        found = self._nearest(queries, wanted, find)
+        probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
+        if ranks:
+            chosen = [rows[:candidates] for rows, _ in found]
+            if find == "images":
+                probability = self.stage.pictures(queries, chosen, cascade, found)
+            else:
+                probability = self.stage.captions(queries.hidden_states, chosen, cascade, found)
+        results = []
+        for number, name in enumerate(names):
+            hits = self._hits(*found[number], probability[number], find, top_k, min_match_probability, cascade)
+            results.append(SearchResult(name, hits, pictures[number]))
+        return results
+
+    def match(self, images: ImageQuery | Sequence[ImageQuery], texts: str | Sequence[str]) -> MatchResult:
+        """Match probability and cosine of every picture with every text; needs no index.
+
+        Raises:
+            ValueError: a model without a ranker, an empty text. ImageReadError: a picture that cannot be read.
+        """
+        if self.ranker is None:
+            self.model._require_ranker()
+        texts = checked_texts(texts)
+        _, pictures = _opened(images, self.processor)
+        encoded_texts = encode_texts(self.model, self.processor, texts)
+        encoded_images = encode_images(self.model, self.processor, pictures)
+        prepared = self.ranker.prepare(encoded_images.hidden_states)
+        image_index = torch.arange(len(pictures)).repeat_interleave(len(texts)).to(self.model.device)
+        text_index = torch.arange(len(texts)).repeat(len(pictures)).to(self.model.device)
+        logits = self.ranker.logits(ranked(encoded_texts), prepared, text_index, image_index)
+        raw = logits.match_probability.view(len(pictures), len(texts)).cpu()
+        calibrated = raw if self.calibration is None else self.calibration(raw)
+        return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
+
+    def heat_map(self, image: ImageQuery, text: str, word: str | None = None):
+        """Where in the picture the text-image encoder looks for each word; see `heatmap.heat_map`."""
+        from .heatmap import heat_map
+
+        return heat_map(self.model, self.processor, image, text, word)
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def _nearest(
+        self, queries: EncodedTexts | EncodedImages, count: int, find: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query rows and exact similarities, best first."""
+        if find == "texts" and not self.index.texts[0]:
+            raise ValueError(
+                f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
+                "folder with captions.txt"
+            )
+        if self.tokens is not None:
+            similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.pictures(queries)
+        else:
+            embeds = queries.embeds.float().cpu().numpy()
+            similarity = embeds @ self.index.texts[2].T if find == "texts" else None
+        if similarity is not None:
+            count = min(count, similarity.shape[1])
+            found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+            cosines = np.take_along_axis(similarity, found, axis=1)
+        else:
+            found = self.vectors.search(embeds, count)
+            cosines = [self.index.embeds(rows) @ query for rows, query in zip(found, embeds, strict=True)]
+        sorted_found = []
+        for rows, cosine in zip(found, cosines, strict=True):
+            order = np.lexsort((rows, -cosine))[:count]  # ties in the order of the index
+            sorted_found.append((rows[order], cosine[order]))
+        return sorted_found
+
+    def _hits(self, rows, cosine, probability, find, top_k, minimum, cascade) -> list[SearchHit]:
+        """The hits of one query: tiers of candidates by both encoders, by one, and the rest by cosine."""
+        lowest = NOT_A_CANDIDATE if cascade is None else ONLY_FIRST_ENCODER + NOT_A_CANDIDATE
+        scored = []
+        for row, similarity in zip(rows.tolist(), cosine.tolist(), strict=True):
+            raw, encoders = probability.get(row, (None, 0))
+            if raw is None:
+                score = similarity + (lowest if probability else 0.0)
+            else:
+                score = raw + similarity + (0.0 if encoders == 2 else ONLY_FIRST_ENCODER)
+            scored.append((score, row, similarity, raw))
+        scored.sort(key=lambda entry: -entry[0])  # stable: ties stay in the order of their cosine
+        hits: list[SearchHit] = []
+        for score, row, similarity, raw in scored:
+            shown = raw
+            if raw is not None and self.calibration is not None:
+                shown = float(self.calibration(torch.tensor(raw)))
+            if minimum is not None and (shown is None or shown < minimum):
+                continue
+            text = None
+            if find == "texts":
+                captions, owners, _ = self.index.texts
+                text, row = captions[row], owners[row][0]
+            picture = self.index.picture(row)
+            hits.append(
+                SearchHit(
+                    rank=len(hits) + 1,
+                    id=picture.id,
+                    path=picture.path,
+                    score=score,
+                    match_probability=shown,
+                    cosine=similarity,
+                    raw_match_probability=raw if self.calibration is not None else None,
+                    text=text,
+                    problem=picture.state(),
+                    picture=picture,
+                )
+            )
+            if len(hits) == top_k:
+                break
+        return hits
+
+
+def checked_texts(texts: str | Sequence[str]) -> list[str]:
+    """Queries as a list.
+
+    Raises:
+        ValueError: none, or one without any character to search for.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("there is no query")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise TypeError(f"query {number} is a {type(text).__name__}, not a string")
+        if not text.strip():
+            raise ValueError(f"query {number} is empty, or only spaces: there is nothing to search for")
+    return texts
+
+
+def _vectors_of(index: PictureIndex, effort: int | None = None) -> VectorSearch:
+    """What the index says: its FAISS file, or exact search in its embeddings."""
+    kind = index.manifest.vectors["kind"]
+    if kind == "flat":
+        return FaissVectors(build_vectors(index.all_embeds(), index.manifest.dimension, len(index), kind), kind)
+    return FaissVectors.load(index.vectors_path, kind, effort, index.vectors)
+
+
+def _opened(images: ImageQuery | Sequence[ImageQuery], processor: Any) -> tuple[list[str], list[Image.Image]]:
+    images = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
+    if not images:
+        raise ValueError("there is no query")
+    names = [str(i) if isinstance(i, str | PathLike) else getattr(i, "filename", "") or "picture" for i in images]
+    return names, [open_image(image, exif_transpose=turns_upright(processor)) for image in images]
+
+
+__all__ = ["MatchResult", "Picture", "R2D2Retriever", "load_model"]

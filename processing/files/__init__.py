@@ -1,0 +1,1 @@
+"""Files on the disk: written whole or not at all, locked, named safely; progress of what takes long."""
