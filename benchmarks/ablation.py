@@ -162,13 +162,13 @@ def draw(tables: dict[str, Table], path: Path) -> None:
     figure, axes = pyplot.subplots(len(tables), 2, figsize=(11, 3.6 * len(tables)), squeeze=False)
     for line, (study, table) in zip(axes, tables.items(), strict=True):
         for axis, vendor in zip(line, TEST_VENDORS, strict=True):
-            for offset, (heading, colour) in enumerate((("pre-ranking", "#2a6fb5"), ("two-stage", "#d9822b"))):
+            for offset, (heading, color) in enumerate((("pre-ranking", "#2a6fb5"), ("two-stage", "#d9822b"))):
                 for place, row in enumerate(table.rows):
                     text = row[f"{vendor} {heading}"]
                     if text != "–":
                         mean, deviation = mean_and_deviation(text)
                         label = heading if place == len(table.rows) - 1 else None
-                        axis.bar(place + 0.4 * offset, mean, 0.38, yerr=deviation, color=colour, label=label, capsize=2)
+                        axis.bar(place + 0.4 * offset, mean, 0.38, yerr=deviation, color=color, label=label, capsize=2)
             axis.set_xticks(
                 [p + 0.2 for p in range(len(table.rows))], [r["objectives"] for r in table.rows], fontsize=8
             )

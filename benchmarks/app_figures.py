@@ -73,7 +73,7 @@ def screenshot(browser: Browser, address: str, target: Path, width: int, height:
     context.close()
 
 
-def reduce_colours(path: Path) -> None:
+def reduce_colors(path: Path) -> None:
     """256 of them, chosen with care: a third of the size, and small coloured parts keep their colour."""
     image = Image.open(path).convert("RGB")
     image.quantize(256, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         browser = started.chromium.launch(executable_path=executable, args=flags)
         for file, width, height, scale in (("app_search.png", 1100, 1180, 1), ("app_phone.png", 390, 1060, 1.5)):
             screenshot(browser, address, options.output / file, width, height, scale)
-            reduce_colours(options.output / file)
+            reduce_colors(options.output / file)
         browser.close()
     return 0
 

@@ -82,9 +82,9 @@ def quick_gallery(seed: int) -> LabelledGallery:
     from PIL import Image
 
     generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(0, 256, (8, 3), generator=generator).tolist()
+    colors = torch.randint(0, 256, (8, 3), generator=generator).tolist()
     ids = list("红黄蓝白黑绿紫灰")
-    return LabelledGallery([Image.new("RGB", (40, 40), tuple(colour)) for colour in colours], ids, ids, ids)
+    return LabelledGallery([Image.new("RGB", (40, 40), tuple(color)) for color in colors], ids, ids, ids)
 
 
 def quick_model() -> tuple:

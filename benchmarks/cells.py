@@ -99,9 +99,9 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
         "last_log": next(entry for entry in reversed(trainer.state.log_history) if "loss" in entry),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.rename(file)
+    staging = file.with_suffix(".partial")
+    staging.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.rename(file)
     shutil.rmtree(output, ignore_errors=True)
     return result
 

@@ -133,11 +133,11 @@ def demo_rows(folder: Path, work: Path, rounds: int, compiling: bool) -> tuple[l
     """The trained model: every precision, with recall."""
     model, processor = R2D2Model.from_pretrained(folder).eval(), R2D2Processor.from_pretrained(folder)
     kept_out = EmojiPairs(["samsung"], calibration="only")  # neither trained nor tested on
-    pictures = [kept_out.image(index) for index in range(len(kept_out))]
+    images = [kept_out.image(index) for index in range(len(kept_out))]
     exported = {}
     for precision in ("fp32", "fp16", "int8"):
         exported[precision] = work / precision
-        export_onnx(folder, work / precision, precision, pictures=pictures if precision == "int8" else None)
+        export_onnx(folder, work / precision, precision, images=images if precision == "int8" else None)
     with torch.no_grad():
         inputs = inputs_of(model, processor, batch=64, pairs=256, length=8)
     rows, notes = speeds("demo", model, exported, inputs, rounds, compiling)
@@ -155,7 +155,7 @@ def demo_rows(folder: Path, work: Path, rounds: int, compiling: bool) -> tuple[l
         checks.append(Check(f"points of mean recall lost in int8, {name}", lost, MOST_LOST, "<"))
     notes.append(
         f"recall: mean of R@1, R@5, R@10 both ways over {' and '.join(settings.held_out)}, {settings.candidates} "
-        f"candidates; ranges of the convolutions in int8 from {len(pictures)} Samsung pictures kept out of training"
+        f"candidates; ranges of the convolutions in int8 from {len(images)} Samsung pictures kept out of training"
     )
     return rows, notes, checks
 

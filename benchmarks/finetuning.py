@@ -56,7 +56,7 @@ def run(task: str, model: Path, output: Path, train: Any, validation: Any, **ove
         task, output, "small", workers=0, log_every=1000, arguments={"disable_tqdm": True}, **overrides
     )
     start = time.perf_counter()
-    _, report = finetune(model, train, settings, validation, say=print)
+    _, report = finetune(model, train, settings, validation, print_line=print)
     share = sum(report.trainable.values()) / (sum(report.trainable.values()) + sum(report.frozen.values()))
     return time.perf_counter() - start, f"{report.method}, {100 * share:.0f} % of the parameters"
 

@@ -24,7 +24,7 @@ from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.cache import CacheOptions
 
 
-def write_pictures(folder: Path, count: int, side: int) -> list[Path]:
+def write_images(folder: Path, count: int, side: int) -> list[Path]:
     """JPEG files of smooth random colours."""
     rng = np.random.default_rng(0)
     paths = []
@@ -44,7 +44,7 @@ def measure(config: R2D2Config, count: int, side: int, batch: int, rounds: int, 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "pictures").mkdir()
-        paths = write_pictures(root / "pictures", count, side)
+        paths = write_images(root / "pictures", count, side)
 
         def index(keep: str) -> None:
             shutil.rmtree(root / keep, ignore_errors=True)

@@ -170,9 +170,9 @@ def run_system(cell: SystemCell, folder: Path) -> dict[str, Any]:
 
 def _write(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.rename(file)
+    staging = file.with_suffix(".partial")
+    staging.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.rename(file)
 
 
 def run_systems(cells: list[SystemCell], folder: Path) -> list[dict[str, Any]]:
@@ -343,12 +343,12 @@ def draw(tables: dict[str, Table], path: Path) -> None:
     for line, (study, table) in zip(axes, tables.items(), strict=True):
         for axis, vendor in zip(line, TEST_VENDORS, strict=True):
             rows = [row for row in table.rows if row["vendor"] == vendor]
-            for number, (heading, colour) in enumerate(bars):
+            for number, (heading, color) in enumerate(bars):
                 shown = [(place, row[heading]) for place, row in enumerate(rows) if row[heading] != "–"]
                 means, deviations = zip(*(map(float, text.split(" ± ")) for _, text in shown), strict=True)
                 places = [place + 0.2 * number for place, _ in shown]
                 label = names.get(heading, "zero-shot top-1")
-                axis.bar(places, means, 0.19, yerr=deviations, color=colour, label=label, capsize=2)
+                axis.bar(places, means, 0.19, yerr=deviations, color=color, label=label, capsize=2)
             axis.set_xticks([place + 0.3 for place in range(len(rows))], [row["system"] for row in rows], fontsize=8)
             axis.set_title(f"{vendor}, equal {study}", fontsize=10, loc="left")
             axis.set_ylabel("%")

@@ -44,8 +44,8 @@ def model_embeddings(folder: Path, passes: int) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(0)
     embeds = []
     for _ in range(passes):
-        pictures = [augment(pairs.image(place), rng) for place in range(len(pairs))]
-        embeds.append(encode_images(model, processor, pictures, 128, keep_states=False).embeds.numpy())
+        images = [augment(pairs.image(place), rng) for place in range(len(pairs))]
+        embeds.append(encode_images(model, processor, images, 128, keep_states=False).embeds.numpy())
     texts = encode_texts(model, processor, sorted(set(pairs.names())), keep_states=False).embeds.numpy()
     return np.stack(embeds), texts
 

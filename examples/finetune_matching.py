@@ -31,12 +31,12 @@ def main() -> None:
     settings = FinetuningSettings.from_preset(
         "matching", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
     )
-    finetune(options.model, pairs, settings, validation, say=print)
+    finetune(options.model, pairs, settings, validation, print_line=print)
 
     match = pipeline("image-text-matching", model=options.output)
-    picture = pairs.image(0)
+    image = pairs.image(0)
     for text in (pairs.texts(0)[0], pairs.texts(len(pairs) - 1)[0]):
-        print(f"{text}: {match((picture, text))['match_probability']:.2f}")
+        print(f"{text}: {match((image, text))['match_probability']:.2f}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
     settings = FinetuningSettings.from_preset(
         "retrieval", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
     )
-    trainer, _ = finetune(options.model, training, settings, validation, say=print)
+    trainer, _ = finetune(options.model, training, settings, validation, print_line=print)
     print(f"best mean recall on {len(validation)} validation pairs: {trainer.state.best_metric:.1f} %")
 
 

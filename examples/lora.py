@@ -43,7 +43,7 @@ def main() -> None:
         eval_every=5,
         lora=LoRASettings(rank=16, dora=options.dora),
     )
-    finetune(options.model, training, settings, validation, say=print)
+    finetune(options.model, training, settings, validation, print_line=print)
 
     def recall(model) -> str:
         images = [test.image(index) for index in range(len(test))]

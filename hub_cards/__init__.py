@@ -3,7 +3,7 @@
 from .cards import demo_card
 from .checking import CardError, check_card
 from .dataset import dataset_card
-from .licences import DataSource
+from .licenses import DataSource
 from .model import model_card, read_results, write_card
 from .push import PushRefusedError, plan_push, push_folder
 from .speed import Speed, measure_speed

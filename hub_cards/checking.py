@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..jobs.record import is_hub_name
-from .licences import HUB_LICENCES
+from .licenses import HUB_LICENSES
 
 Kind = Literal["model", "dataset"]
 REQUIRED = {
@@ -48,7 +48,7 @@ SIZES = (
 _OWN_TASKS = frozenset({"image-text-matching", "r2d2-zero-shot-image-classification"})
 _HEADER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 _BLOCK = re.compile(r"^```([\w-]*)[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
-_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
 class CardError(ValueError):
@@ -79,7 +79,7 @@ def check_card(content: str, kind: Kind = "model", folder: str | PathLike | None
     if not isinstance(header, dict):
         return ["the header is not a mapping of keys"]
     problems = [f"the header has no {key}" for key in REQUIRED[kind] if header.get(key) in (None, "", [])]
-    problems += _languages(header) + _licence(header) + _names(header)
+    problems += _languages(header) + _license(header) + _names(header)
     if kind == "model":
         problems += _pipeline(header) + _model_index(header, content)
     else:
@@ -94,7 +94,7 @@ def check_card(content: str, kind: Kind = "model", folder: str | PathLike | None
             except SyntaxError as error:
                 problems.append(f"code block {number}, line {error.lineno} is not Python: {error.msg}")
     if folder is not None:
-        shown = [name for name in _PICTURE.findall(body) if "://" not in name]
+        shown = [name for name in _IMAGE.findall(body) if "://" not in name]
         problems += [f"the picture {name} is not there" for name in shown if not (Path(folder) / name).is_file()]
     return problems
 
@@ -130,9 +130,9 @@ def _languages(header: dict) -> list[str]:
     return [f"language {code!r} is no ISO 639 code" for code in unknown]
 
 
-def _licence(header: dict) -> list[str]:
+def _license(header: dict) -> list[str]:
     names = _listed(header.get("license"))
-    problems = [f"license {name!r} is unknown to the Hub" for name in names if name not in HUB_LICENCES]
+    problems = [f"license {name!r} is unknown to the Hub" for name in names if name not in HUB_LICENSES]
     if "other" in names and not header.get("license_name"):
         problems.append("license: other needs a license_name")
     if "other" not in names and header.get("license_name"):

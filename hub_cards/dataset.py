@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .checking import SIZES, require_valid
-from .licences import licence_fields
+from .licenses import license_fields
 from .wording import LANGUAGES, UNKNOWN, Language
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def dataset_card(
     name: str,
     path: str,
     language: Language = "en",
-    licence: str | None = None,
-    picture_licence: str | None = None,
+    license: str | None = None,
+    image_license: str | None = None,
     origin: str | None = None,
     reading: dict[str, Any] | None = None,
     limits: Sequence[str] = (),
@@ -49,7 +49,7 @@ def dataset_card(
         raise ValueError(f"{path} holds no whole pair: there is nothing to describe")
     header = DatasetCardData(
         language="zh",
-        **licence_fields(licence),
+        **license_fields(license),
         pretty_name=name,
         task_categories=["zero-shot-image-classification", "image-to-text", "text-to-image"],
         size_categories=[size_category(found.pairs)],
@@ -64,8 +64,8 @@ def dataset_card(
         options="".join(f", {key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items()),
         found=found,
         unknown=UNKNOWN[language],
-        licence=licence,
-        picture_licence=picture_licence,
+        license=license,
+        image_license=image_license,
         origin=origin,
         limits=limits,
     )

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..processing.files.writing import note_written, write_text
 from .checking import require_valid
 from .facts import ModelFacts, read_facts
-from .licences import DataSource, licence_fields
+from .licenses import DataSource, license_fields
 from .speed import Speed
 from .wording import LANGUAGES, STARTS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick, task
 
@@ -43,7 +43,7 @@ def model_card(
     language: Language = "en",
     results: Sequence[EvaluationResult] = (),
     data: Sequence[DataSource] = (),
-    licence: str | None = None,
+    license: str | None = None,
     base_model: str | None = None,
     speed: Speed | None = None,
     repo: str | None = None,
@@ -69,13 +69,13 @@ def model_card(
     facts = read_facts(folder)
     results, data = list(results), list(data)
     if not data and facts.record is not None:
-        data = [DataSource(each.name, each.licence) for each in facts.record.data]
+        data = [DataSource(each.name, each.license) for each in facts.record.data]
     began_with = [base_model] if base_model else facts.record.hub if facts.record is not None else []
     check_results(folder, results)
     name = repo or Path(folder).resolve().name
     header = ModelCardData(
         language="zh",
-        **licence_fields(licence),
+        **license_fields(license),
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
         tags=list(dict.fromkeys([facts.kind.lower(), *(["r2d2"] if facts.kind == "PRD2" else []), *_TAGS])),
@@ -95,7 +95,7 @@ def model_card(
         training=_training(facts, language),
         results=[_result(result, language) for result in results],
         data=data,
-        licence=licence,
+        license=license,
         base_model=_base_model(facts, base_model, language),
         speed=speed,
         limits=limits,

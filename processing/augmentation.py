@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 # CLIP's mean: what geometric operations uncover is (about) zero after normalisation
-MEAN_COLOUR: Colour = (123, 117, 104)
-WHITE: Colour = (255, 255, 255)
+MEAN_COLOR: Color = (123, 117, 104)
+WHITE: Color = (255, 255, 255)
 MAX_MAGNITUDE = 10
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -30,7 +30,7 @@ class Augmentation(Protocol):
 def affine(
     image: Image.Image,
     matrix: Sequence[Sequence[float]],
-    fill: Colour = MEAN_COLOUR,
+    fill: Color = MEAN_COLOR,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """Move the picture about its centre by a 2 x 2 matrix (output = matrix @ input), or a 2 x 3 one whose last
@@ -49,53 +49,53 @@ def affine(
 # Each takes strength s = magnitude / 10 in [0, 1], a sign, and the fill colour.
 
 
-def _identity(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _identity(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return image
 
 
-def _autocontrast(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _autocontrast(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return ImageOps.autocontrast(image)
 
 
-def _equalize(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _equalize(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return ImageOps.equalize(image)
 
 
-def _brightness(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _brightness(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return ImageEnhance.Brightness(image).enhance(1 + sign * 0.9 * strength)
 
 
-def _sharpness(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _sharpness(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(1 + sign * 0.9 * strength)
 
 
-def _shear_x(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _shear_x(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return affine(image, ((1.0, sign * 0.3 * strength), (0.0, 1.0)), fill)
 
 
-def _shear_y(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _shear_y(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return affine(image, ((1.0, 0.0), (sign * 0.3 * strength, 1.0)), fill)
 
 
-def _translate_x(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _translate_x(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return _shift(image, round(sign * 0.2 * strength * image.width), 0, fill)
 
 
-def _translate_y(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _translate_y(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return _shift(image, 0, round(sign * 0.2 * strength * image.height), fill)
 
 
-def _rotate(image: Image.Image, strength: float, sign: int, fill: Colour) -> Image.Image:
+def _rotate(image: Image.Image, strength: float, sign: int, fill: Color) -> Image.Image:
     return image.rotate(sign * 30 * strength, Image.Resampling.BICUBIC, fillcolor=fill)
 
 
-def _shift(image: Image.Image, x: int, y: int, fill: Colour) -> Image.Image:
+def _shift(image: Image.Image, x: int, y: int, fill: Color) -> Image.Image:
     canvas = Image.new("RGB", image.size, fill)
     canvas.paste(image, (x, y))
     return canvas
 
 
-OPERATIONS: dict[str, Callable[[Image.Image, float, int, Colour], Image.Image]] = {
+OPERATIONS: dict[str, Callable[[Image.Image, float, int, Color], Image.Image]] = {
     "identity": _identity,
     "autocontrast": _autocontrast,
     "brightness": _brightness,
@@ -147,7 +147,7 @@ class R2D2Augmentation:
     magnitude: float = 5
     operations: Sequence[str] = tuple(OPERATIONS)
     op_probability: float = 1.0
-    fill: Colour = MEAN_COLOUR
+    fill: Color = MEAN_COLOR
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.operations if name not in OPERATIONS]

@@ -70,7 +70,7 @@ class BatchAugmentation:
         """Augment (B, 3, H, W) float in 0..255 by `draws` (B, 29); returns the same shape and range."""
         draw = draws.t().to(pixels.dtype)
         pixels = self._move(pixels, draw)
-        pixels = self._recolour(pixels, draw)
+        pixels = self._recolor(pixels, draw)
         if self.blur:
             weight = (draw[16] * (draw[17] < self.blur)).view(-1, 1, 1, 1)
             mean = nn.functional.avg_pool2d(nn.functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -104,7 +104,7 @@ class BatchAugmentation:
         # grid_sample pads with zeros: sampled on the inverted picture, what is uncovered is white
         return 255 - nn.functional.grid_sample(255 - pixels, grid, align_corners=False)
 
-    def _recolour(self, pixels: Tensor, draw: Tensor) -> Tensor:
+    def _recolor(self, pixels: Tensor, draw: Tensor) -> Tensor:
         """Saturation, tint, channel order, grey, contrast and brightness as one matrix a picture: p ↦ M p + c."""
 
         def factor(row: int, limit: float) -> Tensor:
@@ -120,18 +120,18 @@ class BatchAugmentation:
         matrix = torch.where((draw[13] < self.grayscale).view(-1, 1, 1), grey @ matrix, matrix)
         contrast = factor(14, self.contrast).view(-1, 1, 1)
         brightness = factor(15, self.brightness).view(-1, 1, 1)
-        colour = (matrix @ pixels.mean(dim=(2, 3))[:, :, None]).mean(dim=1, keepdim=True)
-        matrix, constant = matrix * contrast * brightness, (1 - contrast) * colour * brightness
-        recoloured = torch.baddbmm(constant.expand(-1, 3, 1), matrix, pixels.flatten(2))
-        return recoloured.view_as(pixels)
+        color = (matrix @ pixels.mean(dim=(2, 3))[:, :, None]).mean(dim=1, keepdim=True)
+        matrix, constant = matrix * contrast * brightness, (1 - contrast) * color * brightness
+        recolored = torch.baddbmm(constant.expand(-1, 3, 1), matrix, pixels.flatten(2))
+        return recolored.view_as(pixels)
 
     def _erase(self, pixels: Tensor, draw: Tensor) -> Tensor:
         least, most = self.erase_sides
         inside = (draw[21] < self.erase)[:, None, None]
-        for dimension, (side, centre) in ((2, (22, 23)), (1, (24, 25))):
+        for dimension, (side, center) in ((2, (22, 23)), (1, (24, 25))):
             length = pixels.shape[dimension + 1]
             half = (least + (most - least) * draw[side]) * length / 2
-            distance = (torch.arange(length) - draw[centre, :, None] * length).abs() < half[:, None]
+            distance = (torch.arange(length) - draw[center, :, None] * length).abs() < half[:, None]
             inside = inside & (distance[:, None, :] if dimension == 2 else distance[:, :, None])
-        colour = draw[26:29].t()[:, :, None, None] * 255
-        return torch.where(inside[:, None], colour, pixels)
+        color = draw[26:29].t()[:, :, None, None] * 255
+        return torch.where(inside[:, None], color, pixels)

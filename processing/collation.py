@@ -49,7 +49,7 @@ class SampleEncoder:
         first_text: bool = False,
     ) -> None:
         self.tokenizer = processor.tokenizer
-        self.size, self.shortest = picture_size(processor)
+        self.size, self.shortest = tower_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
         self.exif_transpose = turns_upright(processor)
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
@@ -137,7 +137,7 @@ class SampleEncoder:
             logger.warning("a text of %d tokens was truncated to %d: %.40s", whole, length, text)
 
 
-def picture_size(processor: Any) -> tuple[tuple[int, int], int | None]:
+def tower_size(processor: Any) -> tuple[tuple[int, int], int | None]:
     """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
     before it crops the centre; None: it squashes.
 

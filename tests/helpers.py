@@ -39,7 +39,7 @@ def tiny_model(tower: str = "clip", ranker: bool = True, spread: float = 5.0, **
     return model
 
 
-def tiny_picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
+def tiny_image(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
     """A picture of coarse random colours."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
@@ -58,7 +58,7 @@ def save_pairs(root: Path) -> Path:
     (root / "pictures").mkdir()
     lines = []
     for number, text in enumerate("猫狗马鱼"):
-        tiny_picture(number).save(root / "pictures" / f"{number}.png")
+        tiny_image(number).save(root / "pictures" / f"{number}.png")
         lines.append(json.dumps({"image": f"pictures/{number}.png", "text": text}))
     (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return root / "pairs.jsonl"

@@ -14,7 +14,7 @@ from modeling_r2d2 import (
     R2D2Model,
     WukongModel,
 )
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.test_remote_code import fresh_process
 from tests.tiny import tiny_config
 from tests.wukong.tiny import tiny_wukong_config
@@ -80,7 +80,7 @@ def test_what_a_folder_holds(folders):
 def test_every_entry_loads_without_this_package(folders, tmp_path):
     """With all of its weights, in one fresh process; no entry names a file that is not there."""
 
-    tiny_picture().save(folders / "picture.png")
+    tiny_image().save(folders / "picture.png")
     result = fresh_process(folders, CHECK, tmp_path)
     assert len(result) == len(HELD) + 4
     for name, entries in result.items():

@@ -34,7 +34,7 @@ from modeling_r2d2.inference.finite import (
 from modeling_r2d2.inference.matching import matching_metrics
 from modeling_r2d2.model.ranges_r2d2 import require_number
 from modeling_r2d2.search.building import IndexBuilder
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
@@ -144,7 +144,7 @@ def folders(tmp_path_factory):
         tiny_processor().save_pretrained(root / name)
     (root / "pictures").mkdir()
     for number in range(3):
-        tiny_picture(number).save(root / "pictures" / f"{number}.png")
+        tiny_image(number).save(root / "pictures" / f"{number}.png")
     lines = [json.dumps({"image": f"pictures/{n}.png", "text": t}) for n, t in enumerate("猫狗马")]
     (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return root
@@ -188,17 +188,17 @@ def test_verbs_refuse_weights_that_are_not_finite(folders, verb, monkeypatch, ca
 
 def test_results_of_a_loaded_model_that_overflows(folders):
     model, processor = overflowing(folders)
-    pictures = sorted((folders / "pictures").glob("*.png"))
+    images = sorted((folders / "pictures").glob("*.png"))
     with pytest.raises(NotFiniteError, match=r"picture embeddings of R2D2Model: 3 of 3 .*first .*0\.png"):
-        encode_images(model, processor, pictures)
+        encode_images(model, processor, images)
     with pytest.raises(NotFiniteError, match="picture embeddings"):
         IndexBuilder(model, processor, folders / "index").add(folders / "pictures")
     with pytest.raises(NotFiniteError, match="picture embeddings"):
-        evaluate_retrieval(model, processor, pictures, ["猫", "狗", "马"])
+        evaluate_retrieval(model, processor, images, ["猫", "狗", "马"])
     with pytest.raises(ValueError, match="scores are not finite"):
         R2D2ZeroShotImageClassificationPipeline(
             model=model, tokenizer=processor.tokenizer, image_processor=processor.image_processor
-        )(tiny_picture(), candidate_labels=["猫", "狗"])
+        )(tiny_image(), candidate_labels=["猫", "狗"])
 
 
 @pytest.mark.parametrize("ranker", ["text_image_match_head", "image_text_match_head"])
@@ -206,13 +206,13 @@ def test_match_probabilities_that_are_not_finite(ranker, folders):
     model = tiny_model()
     getattr(model, ranker).weight.data.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="match"):
-        R2D2Retriever(model, tiny_processor()).match(tiny_picture(), "猫")
+        R2D2Retriever(model, tiny_processor()).match(tiny_image(), "猫")
     processor = tiny_processor()
     pipe = R2D2ImageTextMatchingPipeline(
         model=model, tokenizer=processor.tokenizer, image_processor=processor.image_processor
     )
     with pytest.raises(ValueError, match="scores are not finite"):
-        pipe((tiny_picture(), "猫"))
+        pipe((tiny_image(), "猫"))
 
 
 def test_a_checkpoint_with_nan_is_not_converted(tmp_path):
@@ -250,4 +250,4 @@ def test_sentence_transformers(folders):
     encoder = sentence_transformer(folders / "good")
     encoder[0].model.vision_projection.weight.data.fill_(3e38)
     with pytest.raises(NotFiniteError, match="embeddings of .*good"):
-        encoder.encode([tiny_picture()])
+        encoder.encode([tiny_image()])

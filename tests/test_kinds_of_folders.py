@@ -13,7 +13,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.inference.identity import ModelIdentity
 from modeling_r2d2.inference.loading import is_index, is_onnx_export, load_whole
 from modeling_r2d2.search.manifest import Manifest
-from tests.helpers import in_a_child, tiny_model, tiny_picture, tiny_processor
+from tests.helpers import in_a_child, tiny_image, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     Manifest(ModelIdentity("a", "b", str(folder / "model")), 16, {"keep": "none", "precision": "float16"}).save(
         folder / "index"
     )
-    tiny_picture(0).save(folder / "0.png")
+    tiny_image(0).save(folder / "0.png")
     (folder / "pairs.jsonl").write_text('{"image": "0.png", "text": "一只猫"}\n' * 2)
     return folder
 

@@ -23,7 +23,7 @@ from modeling_r2d2.inference.loading import (
 )
 from modeling_r2d2.inference.models import load_model
 from modeling_r2d2.integrations.warm_start import from_vision_text_pretrained
-from tests.helpers import save_pairs, tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_pairs, tiny_image, tiny_model, tiny_processor
 
 PLANT = "from pathlib import Path\nPath({mark!r}).write_text('ran')\n"
 
@@ -100,9 +100,9 @@ def test_no_verb_runs_code_of_a_folder(folder, tmp_path, monkeypatch, verb, kind
         plant(folder, mark)
         for name in ("tokenizer_config.json", "config.json"):
             edit(folder / name, lambda held: held.update(tokenizer_class="StrangerTokenizer"))
-    pictures, pairs = tmp_path / "pictures", save_pairs(tmp_path)
+    images, pairs = tmp_path / "pictures", save_pairs(tmp_path)
     monkeypatch.setattr("modeling_r2d2.app.launch_app", lambda *args, **kwargs: pytest.fail("the page opened"))
-    names = {"picture": pictures / "0.png", "pictures": pictures, "pairs": pairs}
+    names = {"picture": images / "0.png", "pictures": images, "pairs": pairs}
     words = verb.format(model=folder, out=tmp_path / "out", **names).split()
     done = CliRunner().invoke(app, words, input="y\n" * 50)
     assert not mark.exists()
@@ -117,9 +117,9 @@ def test_code_runs_where_it_is_asked_for(folder, tmp_path):
     (folder / "own.py").write_text(code, encoding="utf-8")
     own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
     edit(folder / "tokenizer_config.json", lambda held: held.update(own))
-    picture = tmp_path / "picture.png"
-    tiny_picture().save(picture)
-    words = ["match", str(picture), "猫", "--model", str(folder), "--json"]
+    image = tmp_path / "picture.png"
+    tiny_image().save(image)
+    words = ["match", str(image), "猫", "--model", str(folder), "--json"]
     refused = CliRunner().invoke(app, words)
     assert "--trust-remote-code" in str(refused.exception)
     assert CliRunner().invoke(app, [*words, "--trust-remote-code"], catch_exceptions=False).exit_code == 0
@@ -315,8 +315,8 @@ def test_a_torn_processor_is_refused_by_the_name_of_its_file(folder, name, harm)
             load_tokenizer(folder)
 
 
-def test_a_picture_given_as_a_model(folder, tmp_path):
-    tiny_picture(0).save(tmp_path / "cat.png")
+def test_a_image_given_as_a_model(folder, tmp_path):
+    tiny_image(0).save(tmp_path / "cat.png")
     with pytest.raises(ValueError, match="cat.png is a file; a model is a folder"):
         load_model(tmp_path / "cat.png")
 

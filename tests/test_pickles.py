@@ -24,8 +24,8 @@ from tests.text_to_image.conftest import tiny_pipeline
 from tests.text_to_image.test_training import data, pairs  # noqa: F401 (fixtures)
 from tests.text_to_image.test_training import settings as drawing_settings
 from tests.tiny import tiny_config
-from tests.training.test_trainer import Colours
-from tests.training.test_trainer import processor as colour_processor  # noqa: F401 (a fixture)
+from tests.training.test_trainer import Colors
+from tests.training.test_trainer import processor as color_processor  # noqa: F401 (a fixture)
 from tests.training.test_trainer import settings as training_settings
 
 #: By which libraries call their pickles, and a few that nobody reads.
@@ -92,7 +92,7 @@ def test_the_bomb_works(tmp_path):
 @pytest.mark.parametrize("weights", ["safetensors", "torch", "pickle"])
 def test_no_verb_loads_a_pickle_of_a_model_folder(tmp_path, mark, weights):
     """Beside safetensors they are ignored; in their place they are refused."""
-    folder, pictures = tmp_path / "model", tmp_path / "pictures"
+    folder, images = tmp_path / "model", tmp_path / "pictures"
     tiny_model().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     for name in NAMES:
@@ -101,9 +101,9 @@ def test_no_verb_loads_a_pickle_of_a_model_folder(tmp_path, mark, weights):
         (folder / "model.safetensors").unlink()
     index, listed = tmp_path / "index", save_pairs(tmp_path)
     verbs = [
-        f"match {pictures / '0.png'} 猫 --model {folder}",
-        f"index {pictures} --output {index} --model {folder}",
-        f"index {pictures} --output {index}",
+        f"match {images / '0.png'} 猫 --model {folder}",
+        f"index {images} --output {index} --model {folder}",
+        f"index {images} --output {index}",
         f"search {index} 猫",
         f"evaluate --data {listed} --model {folder} --output {tmp_path / 'report'} --resamples 0",
         f"evaluate --data {listed} --model {folder} --output {tmp_path / 'report'} --resamples 0",
@@ -134,14 +134,14 @@ def refused_with(checkpoint: Path, names: list[tuple[str, str]], mark: Path, res
         path.unlink() if before is None else path.write_bytes(before)
 
 
-def test_resuming_pretraining(tmp_path, mark, colour_processor):  # noqa: F811
+def test_resuming_pretraining(tmp_path, mark, color_processor):  # noqa: F811
     model = R2D2ForPreTraining(tiny_config("resnet"))
-    pretrain(model, colour_processor, Colours(), training_settings(tmp_path / "run", steps=2, save_every=2))
+    pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", steps=2, save_every=2))
     checkpoint = tmp_path / "run" / "checkpoint-2"
     names = [("optimizer.pt", "torch"), ("scheduler.pt", "pickle"), ("rng_state.pth", "torch"), ("scaler.pt", "pickle")]
 
     def resume() -> None:
-        pretrain(model, colour_processor, Colours(), training_settings(tmp_path / "run", steps=4, resume=True))
+        pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", steps=4, resume=True))
 
     refused_with(checkpoint, names, mark, resume)
     (checkpoint / "model.safetensors").unlink()

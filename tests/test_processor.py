@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BertT
 from modeling_r2d2 import R2D2Processor
 from modeling_r2d2.model import processing_r2d2
 from modeling_r2d2.processing.files.images import open_image
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -24,8 +24,8 @@ def processor():
     return tiny_processor()
 
 
-def encode(processor, picture, **kwargs) -> torch.Tensor:
-    return processor(images=picture, return_tensors="pt", **kwargs)["pixel_values"]
+def encode(processor, image, **kwargs) -> torch.Tensor:
+    return processor(images=image, return_tensors="pt", **kwargs)["pixel_values"]
 
 
 class TestTexts:
@@ -84,73 +84,73 @@ class TestTexts:
         assert processor(text=[""], return_tensors="pt")["input_ids"].shape == (1, 2)
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("size", [32, 56])
     @pytest.mark.parametrize("name", ["gray", "landscape", "portrait", "rgba", "small"])
     def test_pixels_as_the_authors(self, name, size):
         golden = np.load(GOLDEN / "preprocess" / "pixel_values.npz")[f"{name}_{size}"]
-        with Image.open(GOLDEN / "preprocess" / f"{name}.png") as picture:
-            pixels = encode(tiny_processor(image_size=size), picture)[0].numpy()
+        with Image.open(GOLDEN / "preprocess" / f"{name}.png") as image:
+            pixels = encode(tiny_processor(image_size=size), image)[0].numpy()
         # one grey level is 0.015: rounding after the resize may differ by none
         assert np.abs(pixels - golden).max() < 1e-5
 
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "PA", "1", "YCbCr"])
     def test_eight_bit_modes_as_pil_converts_them(self, processor, mode):
-        picture = tiny_picture()
-        picture = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
-        assert torch.equal(encode(processor, picture), encode(processor, picture.convert("RGB")))
+        image = tiny_image()
+        image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+        assert torch.equal(encode(processor, image), encode(processor, image.convert("RGB")))
 
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
     def test_wide_modes_are_rescaled_as_the_readers_do(self, processor, dtype):
-        gray = np.asarray(tiny_picture().convert("L"))
-        picture = Image.fromarray(gray.astype(dtype) * dtype(257) if dtype != np.float32 else gray / np.float32(255))
-        pixels = encode(processor, picture)
+        gray = np.asarray(tiny_image().convert("L"))
+        image = Image.fromarray(gray.astype(dtype) * dtype(257) if dtype != np.float32 else gray / np.float32(255))
+        pixels = encode(processor, image)
         assert torch.equal(pixels, encode(processor, Image.fromarray(gray)))
-        assert torch.equal(pixels, encode(processor, open_image(picture)))
+        assert torch.equal(pixels, encode(processor, open_image(image)))
 
     def test_transparency_is_dropped_as_pil_does(self, processor):
-        picture = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
-        assert torch.equal(encode(processor, picture), encode(processor, Image.new("RGB", (9, 9), (255, 0, 0))))
+        image = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
+        assert torch.equal(encode(processor, image), encode(processor, Image.new("RGB", (9, 9), (255, 0, 0))))
 
     def test_palette_with_transparency(self, processor, tmp_path):
-        picture = tiny_picture().convert("P")
-        picture.save(tmp_path / "palette.png", transparency=3)
+        image = tiny_image().convert("P")
+        image.save(tmp_path / "palette.png", transparency=3)
         with Image.open(tmp_path / "palette.png") as read:
             assert read.mode == "P"
-            assert torch.equal(encode(processor, read), encode(processor, picture.convert("RGB")))
+            assert torch.equal(encode(processor, read), encode(processor, image.convert("RGB")))
 
     def test_first_frame_of_an_animation(self, processor, tmp_path):
-        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
         frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
         with Image.open(tmp_path / "two.gif") as animation:
             assert animation.n_frames == 2
             assert torch.equal(encode(processor, animation), encode(processor, frames[0]))
 
     def test_all_sizes_are_squashed(self, processor):
-        pictures = [tiny_picture(width=w, height=h) for w, h in ((1, 1), (500, 3), (3, 500), (32, 32))]
-        pixels = encode(processor, pictures)
+        images = [tiny_image(width=w, height=h) for w, h in ((1, 1), (500, 3), (3, 500), (32, 32))]
+        pixels = encode(processor, images)
         assert pixels.shape == (4, 3, 32, 32)
         assert pixels.dtype == torch.float32
-        assert torch.equal(pixels[2:3], encode(processor, pictures[2]))
+        assert torch.equal(pixels[2:3], encode(processor, images[2]))
 
-    def test_the_given_picture_is_left_alone(self, processor):
-        picture = tiny_picture().convert("RGBA")
-        before = picture.tobytes()
-        encode(processor, picture)
-        assert picture.mode == "RGBA"
-        assert picture.tobytes() == before
+    def test_the_given_image_is_left_alone(self, processor):
+        image = tiny_image().convert("RGBA")
+        before = image.tobytes()
+        encode(processor, image)
+        assert image.mode == "RGBA"
+        assert image.tobytes() == before
 
     def test_truncated_file(self, processor, tmp_path):
-        tiny_picture(width=300, height=300).save(tmp_path / "whole.png")
+        tiny_image(width=300, height=300).save(tmp_path / "whole.png")
         (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-400])
-        with Image.open(tmp_path / "cut.png") as picture, pytest.raises(OSError, match="truncated"):
-            encode(processor, picture)
+        with Image.open(tmp_path / "cut.png") as image, pytest.raises(OSError, match="truncated"):
+            encode(processor, image)
 
     def test_arrays_and_tensors(self, processor):
-        picture = tiny_picture()
-        expected = encode(processor, picture)
-        assert torch.equal(encode(processor, np.asarray(picture)), expected)
-        tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = tiny_image()
+        expected = encode(processor, image)
+        assert torch.equal(encode(processor, np.asarray(image)), expected)
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         assert torch.equal(encode(processor, [tensor, tensor]), expected.repeat(2, 1, 1, 1))
 
 
@@ -172,12 +172,12 @@ class TestArraysOfOtherTypes:
             lambda pixels: [torch.from_numpy(pixels).permute(2, 0, 1).float() / 255],
         ],
     )
-    def test_the_same_picture(self, processor, change):
-        pixels = np.array(tiny_picture())
+    def test_the_same_image(self, processor, change):
+        pixels = np.array(tiny_image())
         assert torch.equal(encode(processor, change(pixels)), encode(processor, pixels))
 
     def test_coarse_floats(self, processor):
-        pixels = np.array(tiny_picture())
+        pixels = np.array(tiny_image())
         found = encode(processor, torch.from_numpy(pixels).permute(2, 0, 1).to(torch.bfloat16) / 255)
         assert (found - encode(processor, pixels)).abs().max() < 0.03
 
@@ -186,15 +186,15 @@ class TestArraysOfOtherTypes:
         assert torch.equal(encode(processor, mask), encode(processor, mask.astype(np.uint8) * 255))
 
     def test_pixels_that_are_not_to_be_rescaled_are_left(self, processor):
-        pixels = np.array(tiny_picture()).astype(np.float32) / 255
+        pixels = np.array(tiny_image()).astype(np.float32) / 255
         for options in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
             found = processor(images=pixels, return_tensors="pt", **options)["pixel_values"]
-            assert (found - encode(processor, tiny_picture())).abs().max() < 1e-5
+            assert (found - encode(processor, tiny_image())).abs().max() < 1e-5
 
     @pytest.mark.parametrize("dtype", [np.float32, np.int32])
     def test_values_that_are_no_pixels_are_refused(self, processor, dtype):
-        normalised = np.array([[[-2, 0, 2]]] * 4, dtype=dtype)
-        for wrong in (normalised, np.array([[[0, 300, 7]]] * 4, dtype=dtype)):
+        normalized = np.array([[[-2, 0, 2]]] * 4, dtype=dtype)
+        for wrong in (normalized, np.array([[[0, 300, 7]]] * 4, dtype=dtype)):
             with pytest.raises(ValueError, match=r"and these lie in"):
                 processor(images=wrong)
 
@@ -215,8 +215,8 @@ def test_empty_input_is_refused(processor):
         processor()
 
 
-def test_pictures_and_texts_together(processor):
-    both = processor(images=[tiny_picture()] * 3, text=["猫", "狗狗"], return_tensors="pt")
+def test_images_and_texts_together(processor):
+    both = processor(images=[tiny_image()] * 3, text=["猫", "狗狗"], return_tensors="pt")
     assert set(both) == {"pixel_values", "input_ids", "token_type_ids", "attention_mask"}
     assert set(both) >= set(processor.model_input_names) - {"image_ids"}
     assert len(both["pixel_values"]) == 3
@@ -237,7 +237,7 @@ class TestRoundTrips:
     @pytest.mark.parametrize("load", [R2D2Processor, AutoProcessor], ids=lambda c: c.__name__)
     def test_load_and_save_again(self, folder, load, tmp_path):
         arguments = {
-            "images": [tiny_picture(1).convert("L"), tiny_picture(2)],
+            "images": [tiny_image(1).convert("L"), tiny_image(2)],
             "text": ["一只猫", "狗" * 99],
             "return_tensors": "pt",
         }
@@ -265,8 +265,8 @@ class TestRoundTrips:
 
     def test_parts_load_by_themselves(self, folder):
         assert AutoTokenizer.from_pretrained(folder)("猫")["input_ids"] == tiny_processor().tokenizer("猫")["input_ids"]
-        pixels = AutoImageProcessor.from_pretrained(folder)(images=tiny_picture(), return_tensors="pt")
-        assert torch.equal(pixels["pixel_values"], encode(tiny_processor(), tiny_picture()))
+        pixels = AutoImageProcessor.from_pretrained(folder)(images=tiny_image(), return_tensors="pt")
+        assert torch.equal(pixels["pixel_values"], encode(tiny_processor(), tiny_image()))
 
     def test_other_image_settings_are_kept(self, tmp_path):
         own = R2D2Processor.build(
@@ -274,8 +274,8 @@ class TestRoundTrips:
         )
         own.save_pretrained(tmp_path)
         loaded = R2D2Processor.from_pretrained(tmp_path)
-        assert torch.equal(encode(loaded, tiny_picture()), encode(own, tiny_picture()))
-        assert encode(loaded, tiny_picture()).shape == (1, 3, 48, 48)
+        assert torch.equal(encode(loaded, tiny_image()), encode(own, tiny_image()))
+        assert encode(loaded, tiny_image()).shape == (1, 3, 48, 48)
         assert loaded.tokenizer.model_max_length == 9
 
 
@@ -294,21 +294,21 @@ def test_texts_of_every_sequence():
 
 def test_images_of_every_kind(tmp_path):
     """A file by its name or its bytes, grey arrays, a generator: the same pixels as the picture itself."""
-    processor, picture = tiny_processor(), tiny_picture(0)
+    processor, image = tiny_processor(), tiny_image(0)
     file = tmp_path / "图 1.png"
-    picture.save(file)
-    expected = processor(images=picture, return_tensors="pt")["pixel_values"]
-    for images in (file, str(file), file.read_bytes(), [file], (each for each in [picture])):
+    image.save(file)
+    expected = processor(images=image, return_tensors="pt")["pixel_values"]
+    for images in (file, str(file), file.read_bytes(), [file], (each for each in [image])):
         assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], expected)
-    grey = np.asarray(picture.convert("L"))
-    expected = processor(images=picture.convert("L"), return_tensors="pt")["pixel_values"]
+    grey = np.asarray(image.convert("L"))
+    expected = processor(images=image.convert("L"), return_tensors="pt")["pixel_values"]
     for images in (grey, [grey], torch.from_numpy(grey.copy()), grey.astype(np.float32) / 255):
         found = processor(images=images, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n", b""])
-def test_files_that_are_no_pictures(tmp_path, content):
+def test_files_that_are_no_images(tmp_path, content):
     file = tmp_path / "a.png"
     file.write_bytes(content)
     for images in (file, str(file), [file, file]):

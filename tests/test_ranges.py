@@ -77,7 +77,7 @@ WRONG = {
     "callback": {"momentum": (2, -0.1, NAN)},
     "schedule": {"steps": (-1,)},
     "target": {"alpha": (2, NAN), "reliability_decay": (NAN, 2), "queue_size": (0.5,), "alpha_ramp_steps": (-1,)},
-    "feature": {"student_temperature": (NAN, INF), "image_drop": (NAN, 1), "centre_momentum": (2,), "block": (0,)},
+    "feature": {"student_temperature": (NAN, INF), "image_drop": (NAN, 1), "center_momentum": (2,), "block": (0,)},
     "queue": {"temperature": (NAN, INF), "queue_size": (0,)},
     "lora": {"rank": (0,), "alpha": (NAN,), "dropout": (1, NAN)},
     "config": {

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Model, R2D2Processor
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import tiny_config
 
 TEXTS = ["一只猫", "两条红色的鱼在水"]
@@ -84,12 +84,12 @@ def fresh_process(folder: Path, code: str, tmp_path: Path) -> dict:
 def save(folder: Path, model) -> Path:
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
-    tiny_picture().save(folder / "picture.png")
+    tiny_image().save(folder / "picture.png")
     return folder
 
 
 def logits(model, processor) -> list:
-    inputs = processor(images=[tiny_picture()], text=TEXTS, return_tensors="pt")
+    inputs = processor(images=[tiny_image()], text=TEXTS, return_tensors="pt")
     with torch.no_grad():
         return model.eval()(**inputs).logits_per_image.tolist()
 
@@ -149,10 +149,10 @@ def test_everything_in_a_fresh_process(folder, tmp_path):
     for other in result["logits"]:
         torch.testing.assert_close(torch.tensor(other), expected)
     own = pipeline("zero-shot-image-classification", model=str(folder))
-    own_scores = own(tiny_picture(), candidate_labels=LABELS, hypothesis_template="一张{}的图片")
+    own_scores = own(tiny_image(), candidate_labels=LABELS, hypothesis_template="一张{}的图片")
     for other in result["scores"]:
         assert {s["label"]: s["score"] for s in other} == pytest.approx({s["label"]: s["score"] for s in own_scores})
-    inputs = processor(images=[tiny_picture()] * 2, text=TEXTS, return_tensors="pt")
+    inputs = processor(images=[tiny_image()] * 2, text=TEXTS, return_tensors="pt")
     with torch.no_grad():
         match = model.match(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
     assert result["match"] == pytest.approx(match.match_probability.tolist(), abs=1e-6)
@@ -198,7 +198,7 @@ def test_pre_training_model_in_a_fresh_process(tmp_path):
     own = R2D2Model.from_pretrained(folder)
     processor = tiny_processor()
     torch.testing.assert_close(torch.tensor(result["logits"]), torch.tensor(logits(own, processor)))
-    inputs = processor(images=[tiny_picture()] * 2, text=TEXTS, return_tensors="pt")
+    inputs = processor(images=[tiny_image()] * 2, text=TEXTS, return_tensors="pt")
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, 1] = inputs["input_ids"][:, 1]
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_other_kinds_in_a_fresh_process(tmp_path):
     kinds = {"prd2": tiny_model(ranker=False), "resnet": tiny_model("resnet")}
     for name, model in kinds.items():
         save(tmp_path / "saved" / name, model)
-    tiny_picture().save(tmp_path / "saved" / "picture.png")
+    tiny_image().save(tmp_path / "saved" / "picture.png")
     result = fresh_process(
         tmp_path / "saved",
         """
@@ -246,7 +246,7 @@ def test_saved_pipelines_travel(folder, tmp_path):
 
         own[task] = pipeline(task, model=str(folder))
         own[task].save_pretrained(tmp_path / task)
-    tiny_picture().save(tmp_path / "picture.png")
+    tiny_image().save(tmp_path / "picture.png")
     result = fresh_process(
         tmp_path,
         """
@@ -262,10 +262,10 @@ def test_saved_pipelines_travel(folder, tmp_path):
         tmp_path,
     )
     classify, match = own.values()
-    expected = classify(tiny_picture(), [*LABELS, "狗" * 99], use_ranker=True)
+    expected = classify(tiny_image(), [*LABELS, "狗" * 99], use_ranker=True)
     assert [s["label"] for s in result["scores"]] == [s["label"] for s in expected]
     assert [s["score"] for s in result["scores"]] == pytest.approx([s["score"] for s in expected], abs=1e-6)
-    for there, here in zip(result["match"], match(image=tiny_picture(), text=TEXTS), strict=True):
+    for there, here in zip(result["match"], match(image=tiny_image(), text=TEXTS), strict=True):
         assert there == pytest.approx(here, abs=1e-6)
 
 

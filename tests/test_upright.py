@@ -20,7 +20,7 @@ from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.gallery import Gallery
 from modeling_r2d2.processing.files.images import as_processor_reads, open_image, turns_upright
 from modeling_r2d2.search.retriever import R2D2Retriever
-from tests.helpers import save_tiny_model, tiny_picture, tiny_processor
+from tests.helpers import save_tiny_model, tiny_image, tiny_processor
 
 COUNT = 9
 # how a camera stores a picture whose orientation it writes into the file: the inverse of what turns it upright
@@ -37,7 +37,7 @@ TEXTS = [f"{a}{b}" for a, b in zip("猫狗马鱼船车花草鸟", "红黄蓝白�
 
 
 def upright(number: int) -> Image.Image:
-    return tiny_picture(number, width=40, height=26)
+    return tiny_image(number, width=40, height=26)
 
 
 def photograph(number: int) -> bytes:
@@ -120,7 +120,7 @@ class TestRetrieval:
                 assert result.hits[0].id == f"{number}.png"
                 assert result.hits[0].cosine == pytest.approx(1, abs=1e-5)
         hit = retriever.search(images=photographs / "5.png", top_k=1)[0].hits[0]
-        assert np.array_equal(hit.picture.open(), upright(5)), "shown upright in either case"
+        assert np.array_equal(hit.image.open(), upright(5)), "shown upright in either case"
 
     def test_ranking_reads_the_same(self, model, processor, photographs, tmp_path):
         """What is kept for the ranker, and what is encoded again for it, give the probabilities of `match`."""
@@ -153,7 +153,7 @@ class TestRetrieval:
 
     def test_heat_maps_lie_over_what_was_looked_at(self, model, processor, photographs):
         found = R2D2Retriever(model, processor).heat_map(photographs / "5.png", TEXTS[0])
-        assert np.array_equal(found.picture, expected_image(5, processor))
+        assert np.array_equal(found.image, expected_image(5, processor))
 
     def test_an_index_of_the_other_way_is_refused(self, model, photographs, tmp_path):
         R2D2Retriever.build(photographs, model, tmp_path / "index", processor=tiny_processor())

@@ -16,16 +16,16 @@ from ..model.pipeline_inputs import text_limit, unknown_parts
 from ..processing.files.images import ImageReadError, turns_upright
 from ..processing.files.printable import printable
 from ..search import SearchHit
-from .decoding import PictureDecoder
+from .decoding import ImageDecoder
 from .models import AppModels
 
 MAX_CHARACTERS, MAX_TEXTS = 500, 100
 MAX_TOP_K, MAX_CANDIDATES = 60, 512
-MAX_PICTURES, MAX_STEPS = 8, 100
+MAX_IMAGES, MAX_STEPS = 8, 100
 _TILE = 384
 
 #: Decodes what visitors upload, in processes of its own.
-DECODER = PictureDecoder(max_pixels=50_000_000, seconds=10)
+DECODER = ImageDecoder(max_pixels=50_000_000, seconds=10)
 
 
 class InputError(ValueError):
@@ -39,7 +39,7 @@ class InputError(ValueError):
 class Tile:
     """A picture and the lines below it."""
 
-    picture: Image.Image
+    image: Image.Image
     caption: str
 
 
@@ -92,19 +92,19 @@ def checked_lines(text: object, separators: str = "\n") -> list[str]:
     return [checked_text(part) for part in parts]
 
 
-def checked_picture(models: AppModels, picture: str | PathLike | Image.Image | None) -> Image.Image:
+def checked_image(models: AppModels, image: str | PathLike | Image.Image | None) -> Image.Image:
     """An uploaded picture, RGB, upright unless the model takes pictures as they are stored; a picture that is decoded
     already stays as it is.
 
     Raises:
         InputError: none was chosen; or it cannot be read, has more than 50 megapixels, or takes longer than 10 s.
     """
-    if picture is None or picture == "":
+    if image is None or image == "":
         raise InputError("请先选择一张图片", "choose a picture first")
-    if isinstance(picture, Image.Image):
-        return picture
+    if isinstance(image, Image.Image):
+        return image
     try:
-        return DECODER.open(picture, name="upload", exif_transpose=turns_upright(models.retriever.processor))
+        return DECODER.open(image, name="upload", exif_transpose=turns_upright(models.retriever.processor))
     except ImageReadError as error:
         reason = str(error).removeprefix("upload").lstrip(": ")
         raise InputError("无法读取这张图片", f"this picture cannot be read: {reason}") from error
@@ -171,7 +171,7 @@ def search_by_text(models: AppModels, text: str, top_k: float, candidates: float
     return _found(result.hits, _notes(models, [text]))
 
 
-def search_by_picture(models: AppModels, picture: str | Image.Image | None, top_k: float) -> Found:
+def search_by_image(models: AppModels, image: str | Image.Image | None, top_k: float) -> Found:
     """Pictures like a picture, by cosine alone: the ranker compares texts with pictures.
 
     Raises:
@@ -182,12 +182,12 @@ def search_by_picture(models: AppModels, picture: str | Image.Image | None, top_
             "这个模型逐词元比较文字和图片，不能以图搜图",
             "this model compares texts with pictures token by token, not pictures with pictures",
         )
-    picture = checked_picture(models, picture)
-    (result,) = models.retriever.search(images=picture, top_k=int(checked_number(top_k, 1, MAX_TOP_K, "top_k")))
+    image = checked_image(models, image)
+    (result,) = models.retriever.search(images=image, top_k=int(checked_number(top_k, 1, MAX_TOP_K, "top_k")))
     return _found(result.hits, [])
 
 
-def match(models: AppModels, picture: str | Image.Image | None, texts: str) -> tuple[list[Row], list[str]]:
+def match(models: AppModels, image: str | Image.Image | None, texts: str) -> tuple[list[Row], list[str]]:
     """Match probability (calibrated where the model is) and cosine of a picture with each line, most probable first;
     and notes.
 
@@ -195,8 +195,8 @@ def match(models: AppModels, picture: str | Image.Image | None, texts: str) -> t
         InputError: see above; or a model without a ranker.
     """
     _require_ranker(models)
-    picture, lines = checked_picture(models, picture), checked_lines(texts)
-    found = models.retriever.match(picture, lines)
+    image, lines = checked_image(models, image), checked_lines(texts)
+    found = models.retriever.match(image, lines)
     rows = [
         Row(text, probability, cosine)
         for text, probability, cosine in zip(
@@ -207,7 +207,7 @@ def match(models: AppModels, picture: str | Image.Image | None, texts: str) -> t
 
 
 def classify(
-    models: AppModels, picture: str | Image.Image | None, labels: str, template: str, use_ranker: bool = False
+    models: AppModels, image: str | Image.Image | None, labels: str, template: str, use_ranker: bool = False
 ) -> tuple[list[Row], list[str]]:
     """Zero-shot labels of a picture, best first, and notes.
 
@@ -221,13 +221,13 @@ def classify(
     """
     if use_ranker:
         _require_ranker(models)
-    picture, names = checked_picture(models, picture), checked_lines(labels, ",，、;；\n")
+    image, names = checked_image(models, image), checked_lines(labels, ",，、;；\n")
     template = checked_text(template)
     if "{}" not in template:
         raise InputError("提示模板里要有 {}，代表标签", "the prompt needs {} where the label goes")
     # not str.format: a visitor's braces are text
     prompts = [template.replace("{}", name) for name in names]
-    scored = models.classify(picture, candidate_labels=prompts, hypothesis_template="{}", use_ranker=use_ranker)
+    scored = models.classify(image, candidate_labels=prompts, hypothesis_template="{}", use_ranker=use_ranker)
     calibration = models.retriever.calibration if use_ranker else None
     label_of = dict(zip(prompts, names, strict=True))
     rows = []
@@ -258,7 +258,7 @@ def draw(
         InputError: see above.
     """
     prompt = checked_text(prompt)
-    count = int(checked_number(count, 1, MAX_PICTURES, "count"))
+    count = int(checked_number(count, 1, MAX_IMAGES, "count"))
     steps = int(checked_number(steps, 1, MAX_STEPS, "steps"))
     guidance_scale = float(checked_number(guidance_scale, 0, 20, "guidance_scale"))
     seed = int(checked_number(seed, 0, 2**31 - 1, "seed"))
@@ -269,7 +269,7 @@ def draw(
             progress(step + 1, steps)
         return tensors
 
-    pictures = pipeline(
+    images = pipeline(
         prompt,
         num_images_per_prompt=count,
         num_inference_steps=steps,
@@ -280,7 +280,7 @@ def draw(
     captions = [f"种子 seed {seed + number}" for number in range(count)]
     order = list(range(count))
     if models.can_rank:
-        matched = models.retriever.match(pictures, prompt)
+        matched = models.retriever.match(images, prompt)
         scores = (matched.raw_match_probability + matched.cosine)[:, 0].tolist()
         order.sort(key=lambda number: -scores[number])
         probabilities, cosines = matched.match_probability[:, 0].tolist(), matched.cosine[:, 0].tolist()
@@ -288,7 +288,7 @@ def draw(
             f"{caption}\n匹配 {percent(probability)}\n余弦 {cosine:.2f}"
             for caption, probability, cosine in zip(captions, probabilities, cosines, strict=True)
         ]
-    tiles = [Tile(_enlarged(pictures[number]), captions[number]) for number in order]
+    tiles = [Tile(_enlarged(images[number]), captions[number]) for number in order]
     limit = min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
     return Found(tiles, reading_notes(pipeline.tokenizer, limit, [prompt]))
 
@@ -312,15 +312,15 @@ def _found(hits: list[SearchHit], notes: list[str]) -> Found:
         if hit.match_probability is not None:
             figures = f"匹配 {percent(hit.match_probability)}\n{figures} · 得分 {hit.score:.2f}"
         name = printable(hit.id.rsplit("/", 1)[-1])
-        picture = _thumbnail(hit)
-        if picture is None:
+        image = _thumbnail(hit)
+        if image is None:
             unreadable += 1
-            picture = Image.new("RGB", (_TILE, _TILE), "#e4e7eb")
+            image = Image.new("RGB", (_TILE, _TILE), "#e4e7eb")
             name = f"{name} (读不到 unreadable)"
         elif hit.problem == "changed":
             changed += 1
             name = f"{name} (已改动 changed)"
-        tiles.append(Tile(picture, f"{hit.rank} · {name}\n{figures}"))
+        tiles.append(Tile(image, f"{hit.rank} · {name}\n{figures}"))
     if unreadable:
         notes = [*notes, f"{unreadable} 张图片读不到了 / pictures that cannot be read any more: {unreadable}"]
     if changed:
@@ -330,17 +330,17 @@ def _found(hits: list[SearchHit], notes: list[str]) -> Found:
 
 def _thumbnail(hit: SearchHit) -> Image.Image | None:
     """The picture as the model sees it (RGB), small; None where it cannot be read any more."""
-    if hit.picture is None:
+    if hit.image is None:
         return None
     try:
-        picture = hit.picture.open()
+        image = hit.image.open()
     except ImageReadError:
         return None
-    picture.thumbnail((_TILE, _TILE))
-    return picture
+    image.thumbnail((_TILE, _TILE))
+    return image
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
+def _enlarged(image: Image.Image) -> Image.Image:
     """At least 256 pixels wide, by a whole factor and without smoothing, so that small pictures show their pixels."""
-    factor = -(-256 // picture.width)
-    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    factor = -(-256 // image.width)
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)

@@ -26,7 +26,7 @@ _START_SECONDS = 120
 _PROGRAM = "from modeling_r2d2.app.decoding import serve; serve()"
 
 
-class PictureDecoder:
+class ImageDecoder:
     """Reads pictures as `open_image` does, each in one of `processes` helper processes.
 
     Usable from several threads: a call waits while all helpers are at work. Helpers start when they are first needed
@@ -206,4 +206,4 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-__all__ = ["PictureDecoder"]
+__all__ = ["ImageDecoder"]

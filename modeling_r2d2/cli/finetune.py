@@ -141,15 +141,15 @@ def finetune(
     # of all pairs: the part that is set aside may hold a class alone
     classes = class_names(pairs) if task == Task.classification else None
     if validation_share:
-        kept, set_aside = split_validation(pairs, validation_share, pairs.image_ids(), seed)
-        pairs, held_out = pairs.select(kept), pairs.select(set_aside)
+        kept, held = split_validation(pairs, validation_share, pairs.image_ids(), seed)
+        pairs, held_out = pairs.select(kept), pairs.select(held)
     run(
         model,
         pairs,
         settings,
         held_out,
         classes,
-        say=console.print,
+        print_line=console.print,
         data=TrainingData.of(data, pairs, split),
     )
     if pairs.report.errors:

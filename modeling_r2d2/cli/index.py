@@ -14,7 +14,7 @@ from .terminal import Terminal
 
 
 def index(
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Argument(help="Folders, JSONL, CSV/TSV, Parquet, saved data sets or tar shards; one or several."),
     ] = None,
@@ -51,10 +51,10 @@ def index(
     from ..search.cache import CacheOptions
     from ..search.manifest import MANIFEST, Manifest
 
-    if not pictures and not remove:
+    if not images and not remove:
         raise ValueError("name the pictures to index, or --remove ID")
     console = Terminal()
-    there = (output / MANIFEST).is_file() or not pictures
+    there = (output / MANIFEST).is_file() or not images
     before = Manifest.load(output, to_remake=rebuild) if there else None
     model = model or (before.model.place(output) if before is not None else None)
     if model is None:
@@ -69,7 +69,7 @@ def index(
         "columns": columns_of(image_column, text_column),
         "encoding": encoding,
     }
-    source = None if not pictures else pictures if len(pictures) > 1 else pictures[0]
+    source = None if not images else images if len(images) > 1 else images[0]
     with IndexProgress(source, reading) as progress:
         builder = IndexBuilder(
             network, processor, output, kept, vectors, batch_size, accelerator=accelerator, progress=progress
@@ -78,7 +78,7 @@ def index(
         if remove:
             built = builder.remove(remove)
             removed = built.removed
-        if pictures:
+        if images:
             built = builder.add(source, prune, rebuild, note=noted.add, **reading)
             built = replace(built, removed=built.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
@@ -86,7 +86,7 @@ def index(
     parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]
     moved = f", {built.moved:,} of them in a new place" if built.moved else ""
     parts += [f"{built.unchanged:,} unchanged{moved}"] if built.unchanged else []
-    console.print(f"{output}: {built.pictures:,} pictures ({', '.join(parts) or 'nothing to do'})")
+    console.print(f"{output}: {built.images:,} pictures ({', '.join(parts) or 'nothing to do'})")
     if built.resumed:
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
@@ -146,11 +146,11 @@ class IndexProgress:
         self._bar.update(count)
 
     def _count(self) -> None:
-        from ..search.pictures import list_pictures
+        from ..search.images import list_images
 
         with suppress(Exception):  # the indexing itself says what is wrong
             # the indexing itself says what is ignored, too
-            self._bar.total = sum(1 for _ in list_pictures(self._source, **self._reading, note=lambda _: None))
+            self._bar.total = sum(1 for _ in list_images(self._source, **self._reading, note=lambda _: None))
 
 
 def _accelerator():

@@ -96,12 +96,12 @@ def pretrain(
     """Pre-train R2D2 (or PRD2, or a system beside it) on image-text pairs."""
     from transformers import set_seed
 
-    from ..integrations.warm_preprocessing import describe_pictures
+    from ..integrations.warm_preprocessing import describe_images
     from ..jobs.outputs import refuse_existing_model
     from ..jobs.progress import evaluation_line
     from ..jobs.record import RecordCallback, RunRecord, TrainingData, describe_start
     from ..processing.augmentation import R2D2Augmentation
-    from ..processing.collation import picture_size
+    from ..processing.collation import tower_size
     from ..processing.datasets import load_pairs
     from ..processing.files.images import turns_upright
     from ..training.pretraining import PretrainingSettings, count_parameters
@@ -142,7 +142,7 @@ def pretrain(
     )
     if not objectives.reads_masked_texts and (whole_words or mask_ratio):
         raise ValueError(f"--mask-ratio and --whole-words are of masked texts, which {objectives} does not read")
-    (_, size), _ = picture_size(processor)
+    (_, size), _ = tower_size(processor)
     settings = PretrainingSettings(
         output=output,
         steps=steps,
@@ -166,7 +166,7 @@ def pretrain(
     )
     amount = f"{len(pairs):,} pairs" if hasattr(pairs, "__len__") else f"a stream of {pairs.num_shards} shards"
     if clip is not None:
-        line = describe_pictures(processor, network.config.vision_config)
+        line = describe_images(processor, network.config.vision_config)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{amount}, {count_parameters(network) / 1e6:.1f} M parameters, {steps} steps of {objectives} → {output}"

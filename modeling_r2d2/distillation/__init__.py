@@ -1,7 +1,7 @@
 """Two-way distillation: a momentum teacher, its feature queue and centre, and the callbacks that train with them."""
 
 from .callbacks import FeatureGuidedDistillationCallback, TargetGuidedDistillationCallback, TwoWayDistillationCallback
-from .centre import FeatureCentre
+from .center import FeatureCenter
 from .dual_queue import DualQueueContrastiveCallback, DualQueueSettings, DualQueueState
 from .queue import FeatureQueue
 from .schedules import Schedule
@@ -14,7 +14,7 @@ __all__ = [
     "DualQueueContrastiveCallback",
     "DualQueueSettings",
     "DualQueueState",
-    "FeatureCentre",
+    "FeatureCenter",
     "FeatureGuidedDistillationCallback",
     "FeatureGuidedSettings",
     "FeatureQueue",

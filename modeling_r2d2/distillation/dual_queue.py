@@ -103,7 +103,7 @@ class DualQueueState(nn.Module):
     def keys(self, batch: dict[str, Any]):
         """Encode one micro-batch of B local pairs by the teacher, for the `loss` that follows."""
         self._enqueue()
-        with _normalised_by_the_batch([ours for ours, theirs in self._norms if theirs.training]):
+        with _normalized_by_the_batch([ours for ours, theirs in self._norms if theirs.training]):
             features = self.teacher.encode(
                 batch["pixel_values"], batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
             )
@@ -154,7 +154,7 @@ class DualQueueState(nn.Module):
 
 
 @contextmanager
-def _normalised_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
+def _normalized_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
     """Batch norms that use the statistics of what they see, and note nothing of it."""
     for norm in norms:
         norm.train()

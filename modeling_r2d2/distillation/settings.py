@@ -55,14 +55,14 @@ class FeatureGuidedSettings:
 
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    centre_momentum: float = 0.9
+    center_momentum: float = 0.9
     feature: Literal["projection", "tower"] = "projection"
     image_drop: float = 0.5
     block: int = 32
 
     def __post_init__(self):
         require_numbers(self, {"student_temperature": POSITIVE, "teacher_temperature": POSITIVE})
-        require_numbers(self, {"centre_momentum": SHARE, "block": COUNT})
+        require_numbers(self, {"center_momentum": SHARE, "block": COUNT})
         require_number("image_drop", self.image_drop, least=0, below=1)
         if self.feature not in ("projection", "tower"):
             raise ValueError(f"feature must be 'projection' or 'tower', got {self.feature!r}")

@@ -10,7 +10,7 @@ from ..model.distillation_losses_r2d2 import cosine_agreement, soft_targets, tea
 from ..model.distributed_r2d2 import gather, gather_with_ids, process_index
 from ..model.masked_images_r2d2 import draw_kept, mask_grid
 from ..model.pretraining_r2d2 import R2D2FeatureGuidance, R2D2TargetGuidance, R2D2TeacherTargets
-from .centre import FeatureCentre
+from .center import FeatureCenter
 from .queue import FeatureQueue
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
 from .teacher import MomentumTeacher
@@ -59,7 +59,7 @@ class DistillationState(nn.Module):
                 if projected
                 else [config.vision_hidden_size, config.text_config.hidden_size]
             )
-            self.centre = FeatureCentre(*widths, momentum=feature_guided.centre_momentum, device=device)
+            self.center = FeatureCenter(*widths, momentum=feature_guided.center_momentum, device=device)
         self._micro_batch = 0
         self._agreement: list[Tensor] = []
         self._local: tuple[Tensor, Tensor] | None = None
@@ -122,15 +122,15 @@ class DistillationState(nn.Module):
         kept = draw_kept(len(pixel_values), grid[0] * grid[1], settings.image_drop, generator)
         guidance = R2D2FeatureGuidance(
             image_targets=teacher_distribution(
-                features.image_features, self.centre.images, settings.teacher_temperature
+                features.image_features, self.center.images, settings.teacher_temperature
             ),
-            text_targets=teacher_distribution(features.text_features, self.centre.texts, settings.teacher_temperature),
+            text_targets=teacher_distribution(features.text_features, self.center.texts, settings.teacher_temperature),
             kept=kept.to(pixel_values.device),
             temperature=settings.student_temperature,
             feature=settings.feature,
             block=settings.block,
         )
-        self.centre.collect(features.image_features, features.text_features)
+        self.center.collect(features.image_features, features.text_features)
         return guidance
 
     def note_student(self, image_embeds: Tensor, text_embeds: Tensor):
@@ -145,14 +145,14 @@ class DistillationState(nn.Module):
         if self.target_guided is not None:
             self.queue.age(self.target_guided.reliability_decay)
         if self.feature_guided is not None:
-            self.centre.commit()
+            self.center.commit()
         self._micro_batch = 0
 
     def discard(self):
         """End of a step that the optimizer skipped: the teacher, the reliability and the centre stay. What the step
         wrote into the queue stays too: the teacher that made it has not changed."""
         if self.feature_guided is not None:
-            self.centre.discard()
+            self.center.discard()
         self._micro_batch = 0
 
     def measures(self) -> dict[str, float]:
@@ -165,5 +165,5 @@ class DistillationState(nn.Module):
         if self.target_guided is not None:
             measures |= self.queue.measures()
         if self.feature_guided is not None:
-            measures |= self.centre.measures()
+            measures |= self.center.measures()
         return measures

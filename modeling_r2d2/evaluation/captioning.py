@@ -162,10 +162,10 @@ def _rouge_scores(captions: list[list[str]], references: list[list[list[str]]]) 
 def _cider_scores(captions: list[list[str]], references: list[list[list[str]]]) -> np.ndarray:
     cooked = [[_ngrams(ref) for ref in refs] for refs in references]
     frequency = Counter(ngram for refs in cooked for ngram in set().union(*refs))
-    log_pictures = math.log(len(captions))
+    log_images = math.log(len(captions))
 
     def vectors(counts: Counter) -> tuple[dict, np.ndarray]:
-        weights = {ngram: n * (log_pictures - math.log(max(frequency[ngram], 1))) for ngram, n in counts.items()}
+        weights = {ngram: n * (log_images - math.log(max(frequency[ngram], 1))) for ngram, n in counts.items()}
         squares = np.zeros(_ORDERS)
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight**2

@@ -22,7 +22,7 @@ from ..inference.loading import read_json_object
 from ..inference.matching import matching_metrics
 from ..inference.recall import first_hit_ranks
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
-from ..processing.datasets.gallery import Gallery, Pairs, Pictures, data_hash, open_pairs
+from ..processing.datasets.gallery import Gallery, GalleryImages, Pairs, data_hash, open_pairs
 from ..processing.datasets.json_records import read_json_objects
 from ..processing.datasets.report import Problem
 from ..processing.files.digests import digest_of_file
@@ -37,7 +37,7 @@ from .results import EvaluationResult
 from .retrieval import score_both_ways
 from .settings import _OF_FOLDERS, EvaluationSettings, _split_of
 from .zero_shot import ClassificationSet, classification_folder, classification_metrics, classification_pairs
-from .zero_shot import classify as classify_pictures
+from .zero_shot import classify as classify_images
 
 #: Part of every cache key: raise it when a metric changes its value.
 _VERSION = 2
@@ -117,7 +117,7 @@ class Evaluation:
                 index += [places[key]] * len(own)
                 texts += own
                 labels += [label] * len(own)
-            images = Pictures([(pairs, row) for row in rows])
+            images = GalleryImages([(pairs, row) for row in rows])
         else:
             raise ValueError(
                 f"{settings.data} has no labels: give a saved list with --pairs (`r2d2 data matching-pairs` makes "
@@ -135,7 +135,7 @@ class Evaluation:
             counts["classes of the classifier"] = scores.shape[1]
         else:
             scores, labels = (
-                classify_pictures(model, processor, data, settings.prompts, settings.batch_size),
+                classify_images(model, processor, data, settings.prompts, settings.batch_size),
                 data.labels,
             )
             counts["prompts"] = len(settings.prompts)
@@ -149,8 +149,8 @@ class Evaluation:
         if self.settings.captions is not None:
             captions = read_captions(self.settings.captions, [gallery.image_ids[place] for place in described])
         else:
-            pictures = Pictures([gallery.images.places[place] for place in described])
-            captions = generate_captions(model, processor, pictures, self.settings)
+            images = GalleryImages([gallery.images.places[place] for place in described])
+            captions = generate_captions(model, processor, images, self.settings)
         references = [references[place] for place in described]
         metrics, intervals = captioning_metrics(captions, references, self.settings.bootstrap)
         return metrics, intervals, {"pictures": len(captions), "references": sum(map(len, references))}

@@ -26,7 +26,7 @@ from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets import load_pairs
 from ..processing.datasets.classes import classes_in, read_class_names
-from ..processing.datasets.gallery import Pairs, Pictures
+from ..processing.datasets.gallery import GalleryImages, Pairs
 from ..processing.datasets.text_files import decode_text
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def classification_pairs(pairs: Pairs) -> ClassificationSet:
     labels = [classes.setdefault(tuple(pairs.texts(row)), len(classes)) for row in range(len(pairs))]
     if len(classes) < 2:
         raise ValueError("all pairs have one text; classification needs the names of several classes")
-    return ClassificationSet(Pictures([(pairs, row) for row in range(len(pairs))]), labels, [list(c) for c in classes])
+    images = GalleryImages([(pairs, row) for row in range(len(pairs))])
+    return ClassificationSet(images, labels, [list(names) for names in classes])
 
 
 def read_prompts(path: str | PathLike) -> list[str]:

@@ -124,7 +124,7 @@ class _Sheet:
         if isinstance(query.content, str):
             self._paragraph(query.content, self.margin, y, self.query_width, self.tile, 22, anchor="middle")
         else:
-            self._picture(query.content, self.margin, y)
+            self._image(query.content, self.margin, y)
         for way in self.ways:
             for place, hit in enumerate(query.hits[way]):
                 self._hit(hit, place + 1, self.left[way] + place * (self.tile + self.gap), y)
@@ -137,25 +137,25 @@ class _Sheet:
             self._box(x, y, _GREEN_PAPER if hit.correct else _PAPER, _PALE, 1)
             self._paragraph(hit.content, x + 7, y + 4, self.tile - 14, self.tile - 8, 15, anchor="middle")
         else:
-            self._picture(hit.content, x, y)
+            self._image(hit.content, x, y)
         if hit.correct:
             self._box(x - 3, y - 3, None, _GREEN, 3.5, side=self.tile + 6)
         below = y + self.tile + 5
-        colour = _GREEN if hit.correct else _GREY
-        self._text(x + 1, below, str(rank), 13, colour)
-        self._text(x + self.tile - 1, below, f"{hit.score:.2f}", 13, colour, anchor="right")
+        color = _GREEN if hit.correct else _GREY
+        self._text(x + 1, below, str(rank), 13, color)
+        self._text(x + self.tile - 1, below, f"{hit.score:.2f}", 13, color, anchor="right")
         if hit.correct:
             self._tick(x + 16, below + 3)
 
-    def _picture(self, content: Content, x: int, y: int):
-        picture = open_image(content, background=_PAPER)
+    def _image(self, content: Content, x: int, y: int):
+        image = open_image(content, background=_PAPER)
         side = (self.tile - 10) * self.scale
-        factor = min(side / picture.width, side / picture.height)
-        size = (max(round(picture.width * factor), 1), max(round(picture.height * factor), 1))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        factor = min(side / image.width, side / image.height)
+        size = (max(round(image.width * factor), 1), max(round(image.height * factor), 1))
+        image = image.resize(size, Image.Resampling.LANCZOS)
         self._box(x, y, _PAPER, _PALE, 1)
-        centre = (self.tile * self.scale - size[0]) // 2, (self.tile * self.scale - size[1]) // 2
-        self.image.paste(picture, (x * self.scale + centre[0], y * self.scale + centre[1]))
+        center = (self.tile * self.scale - size[0]) // 2, (self.tile * self.scale - size[1]) // 2
+        self.image.paste(image, (x * self.scale + center[0], y * self.scale + center[1]))
 
     def _box(self, x, y, fill, outline, width, side=None):
         side = self.tile if side is None else side
@@ -164,22 +164,22 @@ class _Sheet:
             corners, radius=9 * self.scale, fill=fill, outline=outline, width=round(width * self.scale)
         )
 
-    def _line(self, x0, y0, x1, y1, colour):
-        self.pen.line([v * self.scale for v in (x0, y0, x1, y1)], fill=colour, width=self.scale)
+    def _line(self, x0, y0, x1, y1, color):
+        self.pen.line([v * self.scale for v in (x0, y0, x1, y1)], fill=color, width=self.scale)
 
     def _tick(self, x, y):
         points = [(x, y + 6), (x + 4, y + 10), (x + 12, y + 1)]
         points = [(round(a * self.scale), round(b * self.scale)) for a, b in points]
         self.pen.line(points, fill=_GREEN, width=2 * self.scale, joint="curve")
 
-    def _text(self, x, y, text, size, colour, anchor="left", width=None):
+    def _text(self, x, y, text, size, color, anchor="left", width=None):
         """One line, its top at y, cut with an ellipsis at `width`."""
         font = self.font.at(size * self.scale)
         text = self.font.drawable(text)
         if width is not None:
             text = _cut(text, font, width * self.scale)
         place = (x * self.scale, (y + size * 0.94) * self.scale)
-        self.pen.text(place, text, font=font, fill=colour, anchor={"left": "ls", "right": "rs"}[anchor])
+        self.pen.text(place, text, font=font, fill=color, anchor={"left": "ls", "right": "rs"}[anchor])
 
     def _paragraph(self, text, x, y, width, height, size, anchor):
         """Wrapped text, vertically centred within the box; smaller, then cut, where it does not fit."""

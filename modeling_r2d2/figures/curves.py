@@ -10,7 +10,7 @@ from .drawings import save_drawing
 Point = tuple[float, float]
 
 _INK = "#1f2933"
-_COLOURS = ("#2b6cb0", "#dd6b20", "#1a9850", "#805ad5", "#b83280", "#718096")
+_COLORS = ("#2b6cb0", "#dd6b20", "#1a9850", "#805ad5", "#b83280", "#718096")
 _LOSSES = {  # name in the log: label, colour
     "loss": ("total", _INK),
     "loss_gcpr": ("GCPR, pre-ranking", "#2b6cb0"),
@@ -19,7 +19,7 @@ _LOSSES = {  # name in the log: label, colour
     "loss_fgr": ("FGR, ranking", "#1a9850"),
     "loss_mlm": ("MLM", "#dd6b20"),
 }
-_LOSS_COLOURS = dict(_LOSSES.values())
+_LOSS_COLORS = dict(_LOSSES.values())
 
 
 def training_curves(
@@ -91,7 +91,7 @@ def _draw(axes, title: str, unit: str, series: Mapping[str, Sequence[Point]], fr
             steps,
             values,
             label=label,
-            color=_LOSS_COLOURS.get(label, _COLOURS[number % len(_COLOURS)]),
+            color=_LOSS_COLORS.get(label, _COLORS[number % len(_COLORS)]),
             linewidth=2.2 if label == "total" else 1.5,
             marker="o" if len(points) < 25 else None,
             markersize=3.5,

@@ -49,11 +49,11 @@ def pair_sheet(
         heading = font.at(20 * scale)
         pen.text((margin, 20 * scale), _cut(font.drawable(title), heading, width - 2 * margin), font=heading, fill=_INK)
     small = font.at(13 * scale)
-    for place, (picture, caption) in enumerate(pairs):
+    for place, (image, caption) in enumerate(pairs):
         x, y = margin + place % columns * (side + gap), top + place // columns * cell
-        picture = ImageOps.contain(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+        image = ImageOps.contain(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
         pen.rectangle((x, y, x + side - 1, y + side - 1), fill=_PAPER, outline=_PALE)
-        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+        sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
         lines = _wrap(font.drawable(caption), small, side)
         if len(lines) > _LINES:
             lines = [*lines[: _LINES - 1], _cut("".join(lines[_LINES - 1 :]), small, side)]

@@ -246,7 +246,7 @@ def finetune(
     settings: FinetuningSettings,
     validation: Any | None = None,
     classes: Sequence[str] | None = None,
-    say: Callable[[str], Any] | None = None,
+    print_line: Callable[[str], Any] | None = None,
     callbacks: list | None = None,
     data: "TrainingData | None" = None,
 ) -> tuple[FinetuningTrainer, FinetuningReport]:
@@ -294,8 +294,8 @@ def finetune(
             trainer.args.world_size,
             0 if validation is None else len(validation),
         )
-        for line in report.lines() if say is not None else ():
-            say(line)
+        for line in report.lines() if print_line is not None else ():
+            print_line(line)
         checkpoint = None
         if settings.resume:
             checkpoint = checkpoint_to_resume(settings.output)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..processing.datasets.gallery import Pictures
+from ..processing.datasets.gallery import GalleryImages
 from .calibration import Calibration, Reliability, fit_calibration, ranker_digest, reliability
 from .calibration_pairs import Gallery, Negatives, PairList, draw_pairs
 from .models import load_model
@@ -40,7 +40,7 @@ def load_gallery(data: str | PathLike, **reading: Any) -> LabelledGallery:
         vendor = str(data).partition(":")[2]
         pairs = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
         ids = pairs.keys()
-        return LabelledGallery(_pictures(pairs), pairs.names(), ids, ids)
+        return LabelledGallery(_images(pairs), pairs.names(), ids, ids)
     from ..processing.datasets import load_pairs
 
     pairs = load_pairs(data, **reading)
@@ -50,11 +50,11 @@ def load_gallery(data: str | PathLike, **reading: Any) -> LabelledGallery:
         raise ValueError(f"{data} holds labelled pairs, and calibration draws its wrong pairs itself: give true ones")
     pairs = pairs.drop_unreadable()
     ids = pairs.image_ids().tolist()
-    return LabelledGallery(_pictures(pairs), pairs.first_texts(), ids, ids)
+    return LabelledGallery(_images(pairs), pairs.first_texts(), ids, ids)
 
 
-def _pictures(pairs: Any) -> Pictures:
-    return Pictures([(pairs, row) for row in range(len(pairs))])
+def _images(pairs: Any) -> GalleryImages:
+    return GalleryImages([(pairs, row) for row in range(len(pairs))])
 
 
 def pairs_of(

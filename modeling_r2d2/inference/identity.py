@@ -59,10 +59,10 @@ class ModelIdentity:
                 continue
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor_bytes(tensor))
-        pictures = processor.image_processor.to_dict()
+        images = processor.image_processor.to_dict()
         tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
         preprocessing = {
-            "image": {k: v for k, v in pictures.items() if not k.startswith("_") and "processor" not in k},
+            "image": {k: v for k, v in images.items() if not k.startswith("_") and "processor" not in k},
             "exif_transpose": turns_upright(processor),
             # the last call's padding and truncation stay in the tokenizer, and are none of its own
             "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},

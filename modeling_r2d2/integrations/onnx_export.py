@@ -52,7 +52,7 @@ def export_onnx(
     output: str | PathLike,
     precision: Precision = "fp32",
     processor: R2D2Processor | None = None,
-    pictures: Sequence[Image.Image | str | PathLike] | None = None,
+    images: Sequence[Image.Image | str | PathLike] | None = None,
     opset: int = OPSET,
     overwrite: bool = False,
 ) -> OnnxManifest:
@@ -86,14 +86,14 @@ def export_onnx(
     output = Path(output)
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
-    if pictures is not None and (precision != "int8" or len(pictures) == 0):
+    if images is not None and (precision != "int8" or len(images) == 0):
         raise ValueError(
-            f"pictures serve to measure ranges for int8: precision is {precision!r}, {len(pictures)} given"
+            f"pictures serve to measure ranges for int8: precision is {precision!r}, {len(images)} given"
         )
     _refuse_occupied(output, overwrite)
     model, processor = _loaded(model, processor)
     with evaluating(model), staged_folder(output, "export", last=[MANIFEST], stale=["*"]) as folder:
-        return _write(model, processor, folder, precision, pictures, opset)
+        return _write(model, processor, folder, precision, images, opset)
 
 
 def _write(
@@ -101,13 +101,13 @@ def _write(
     processor: R2D2Processor,
     folder: Path,
     precision: Precision,
-    pictures: Sequence | None,
+    images: Sequence | None,
     opset: int,
 ) -> OnnxManifest:
     size = processor.image_processor.size
     size = (size["height"], size["width"])
     longest = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
-    batches = list(_batches(processor, pictures)) if pictures is not None else None
+    batches = list(_batches(processor, images)) if images is not None else None
     inputs = _Inputs(model, size, longest, batches[0]["pixel_values"] if batches else None)
     records, places = {}, {}
     for name, graph in bar(graphs_of(model).items(), "exporting", unit="graphs"):
@@ -217,11 +217,11 @@ def _compare(graph: Graph, path: Path, inputs: _Inputs, exact: bool) -> tuple[di
     return deviation, cosine
 
 
-def _batches(processor: R2D2Processor, pictures: Sequence) -> Iterator[dict[str, Tensor]]:
+def _batches(processor: R2D2Processor, images: Sequence) -> Iterator[dict[str, Tensor]]:
     """The pictures as the image tower takes them."""
-    for start in range(0, len(pictures), _RANGE_BATCH):
-        part = pictures[start : start + _RANGE_BATCH]
-        batch = [open_image(picture, exif_transpose=turns_upright(processor)) for picture in part]
+    for start in range(0, len(images), _RANGE_BATCH):
+        part = images[start : start + _RANGE_BATCH]
+        batch = [open_image(image, exif_transpose=turns_upright(processor)) for image in part]
         yield {"pixel_values": processor(images=batch, return_tensors="pt")["pixel_values"]}
 
 

@@ -26,7 +26,7 @@ def to_half(source: Path, target: Path) -> str:
     return "float16"
 
 
-def to_int8(source: Path, target: Path, pictures: Iterable[dict[str, np.ndarray]] | None = None) -> str:
+def to_int8(source: Path, target: Path, images: Iterable[dict[str, np.ndarray]] | None = None) -> str:
     """Quantise a graph.
 
     Args:
@@ -44,12 +44,12 @@ def to_int8(source: Path, target: Path, pictures: Iterable[dict[str, np.ndarray]
     prepared = target.with_name(f"{target.name}.prepared")
     try:
         with _quietly():
-            if convolutions > 1 and pictures is not None:
+            if convolutions > 1 and images is not None:
                 quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
                 quantize_static(
                     prepared,
                     target,
-                    _reader(pictures),
+                    _reader(images),
                     quant_format=QuantFormat.QDQ,
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
@@ -69,12 +69,12 @@ def to_int8(source: Path, target: Path, pictures: Iterable[dict[str, np.ndarray]
     return "int8, dynamic"
 
 
-def _reader(pictures: Iterable[dict[str, np.ndarray]]):
+def _reader(images: Iterable[dict[str, np.ndarray]]):
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.inputs = iter(pictures)
+            self.inputs = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.inputs, None)

@@ -36,7 +36,7 @@ from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import IMAGE_SUFFIXES, open_image, turns_upright
 
-_PICTURES = (Image.Image, np.ndarray, Path)
+_IMAGES = (Image.Image, np.ndarray, Path)
 _ADDRESSES = ("http://", "https://", "data:image/")
 # of pictures that are not read: a name that ends so is no text either
 _UNREAD = frozenset({".svg", ".psd", ".eps", ".pdf", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"})
@@ -109,10 +109,10 @@ class _R2D2Module(InputModule):
 
     def _of_one_kind(self, inputs: Sequence[Any], prompt: str | None) -> dict[str, Tensor]:
         """Texts or pictures, each by itself; see `R2D2Encoder.preprocess`."""
-        pictures, values = zip(*map(_kind, inputs), strict=True)
-        if any(pictures) and not all(pictures):
+        pil_images, values = zip(*map(_kind, inputs), strict=True)
+        if any(pil_images) and not all(pil_images):
             raise ValueError("texts and pictures in one call: encode them by a call each, and compare the embeddings")
-        if pictures[0]:
+        if pil_images[0]:
             images = [_opened(value, self.processor) for value in values]
             return dict(self.processor(images=images, return_tensors="pt"))
         return _texts(self.processor, [(prompt or "") + text for text in values])
@@ -192,14 +192,14 @@ class R2D2Ranker(_R2D2Module):
         if not any(isinstance(pair, (list, tuple)) for pair in inputs):
             return self._of_one_kind(inputs, prompt)
         texts: dict[str, int] = {}
-        pictures: dict[Any, tuple[int, Any]] = {}
+        pil_images: dict[Any, tuple[int, Any]] = {}
         text_index, image_index = [], []
         for place, pair in enumerate(inputs):
-            text, picture = _text_and_picture(pair, place)
+            text, image = _text_and_image(pair, place)
             text_index.append(texts.setdefault((prompt or "") + text, len(texts)))
-            key = str(picture) if isinstance(picture, (str, Path)) else id(picture)
-            image_index.append(pictures.setdefault(key, (len(pictures), picture))[0])
-        images = [_opened(picture, self.processor) for _, picture in pictures.values()]
+            key = str(image) if isinstance(image, (str, Path)) else id(image)
+            image_index.append(pil_images.setdefault(key, (len(pil_images), image))[0])
+        images = [_opened(image, self.processor) for _, image in pil_images.values()]
         return {
             **_texts(self.processor, list(texts)),
             "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
@@ -268,9 +268,9 @@ def _kind(value: Any) -> tuple[bool, Any]:
     """
     if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("text", "image"):
         kind, inner = next(iter(value.items()))
-        if isinstance(inner, str) or (kind == "image" and isinstance(inner, _PICTURES)):
+        if isinstance(inner, str) or (kind == "image" and isinstance(inner, _IMAGES)):
             return kind == "image", inner
-    if isinstance(value, _PICTURES):
+    if isinstance(value, _IMAGES):
         return True, value
     if not isinstance(value, str):
         raise ValueError(
@@ -299,12 +299,12 @@ def _opened(value: Any, processor: R2D2Processor) -> Image.Image:
     return open_image(value, exif_transpose=turns_upright(processor))
 
 
-def _text_and_picture(pair: Any, place: int) -> tuple[str, Any]:
+def _text_and_image(pair: Any, place: int) -> tuple[str, Any]:
     kinds = [_kind(value) for value in pair] if isinstance(pair, (list, tuple)) else []
     if len(kinds) != 2 or kinds[0][0] == kinds[1][0]:
         raise ValueError(f"pair {place} is not one text and one picture: {pair!r}; the ranker compares these alone")
-    (_, text), (_, picture) = sorted(kinds, key=lambda kind: kind[0])
-    return text, picture
+    (_, text), (_, image) = sorted(kinds, key=lambda kind: kind[0])
+    return text, image
 
 
 __all__ = ["R2D2Encoder", "R2D2Ranker", "cross_encoder", "match_log_odds", "sentence_transformer"]

@@ -62,7 +62,7 @@ def warm_processor(
     return processor
 
 
-def describe_pictures(processor: R2D2Processor, vision_config: PreTrainedConfig) -> str:
+def describe_images(processor: R2D2Processor, vision_config: PreTrainedConfig) -> str:
     """What the image tower sees, in one line: size, crop, mean, and how many tokens that makes."""
     images = processor.image_processor
     crop = images.crop_size if images.do_center_crop else images.size
@@ -150,9 +150,9 @@ def _check_patches(vision: PreTrainedConfig, size: int | None) -> None:
 def _compare(source: Any, processor: R2D2Processor, clip: str | PathLike) -> None:
     """One picture by both."""
     coarse = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize((630, 490), Image.Resampling.BICUBIC)
-    theirs = np.asarray(source(picture, return_tensors="np")["pixel_values"][0])
-    ours = np.asarray(processor(images=[picture], return_tensors="np")["pixel_values"][0])
+    image = Image.fromarray(coarse).resize((630, 490), Image.Resampling.BICUBIC)
+    theirs = np.asarray(source(image, return_tensors="np")["pixel_values"][0])
+    ours = np.asarray(processor(images=[image], return_tensors="np")["pixel_values"][0])
     if theirs.shape != ours.shape or np.abs(theirs - ours).mean() > _ALIKE:
         logger.warning(
             "%s: its %s makes other pixels than a CLIPImageProcessor with its settings does; the tower may lose by it",
@@ -161,4 +161,4 @@ def _compare(source: Any, processor: R2D2Processor, clip: str | PathLike) -> Non
         )
 
 
-__all__ = ["describe_pictures", "warm_processor"]
+__all__ = ["describe_images", "warm_processor"]

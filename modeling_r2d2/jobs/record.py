@@ -38,11 +38,11 @@ class TrainingData:
 
     name: str
     pairs: int | None = None
-    pictures: int | None = None
+    images: int | None = None
     texts: int | None = None
     shards: int | None = None
     bad_records: int = 0
-    licence: str | None = None
+    license: str | None = None
 
     @classmethod
     def of(cls, source: str, pairs: Any, split: str | None = None) -> TrainingData:
@@ -56,7 +56,7 @@ class TrainingData:
             import pyarrow.compute as pc
 
             # within Arrow: lists of millions of strings would be made to be counted
-            found.pairs, found.pictures = len(pairs), pc.count_distinct(pairs.table["image_id"]).as_py()
+            found.pairs, found.images = len(pairs), pc.count_distinct(pairs.table["image_id"]).as_py()
             found.texts = pc.sum(pc.list_value_length(pairs.table["texts"])).as_py()
         else:
             found.shards = pairs.num_shards
@@ -67,7 +67,7 @@ class TrainingData:
         if self.pairs is None:
             size = f"a stream of {self.shards:,} shards"
         else:
-            size = f"{self.pairs:,} pairs, {self.pictures:,} pictures, {self.texts:,} texts"
+            size = f"{self.pairs:,} pairs, {self.images:,} pictures, {self.texts:,} texts"
         return f"{size}; {self.bad_records:,} bad records left out" if self.bad_records else size
 
 

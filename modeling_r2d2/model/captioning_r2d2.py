@@ -361,12 +361,12 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         config.max_new_tokens, config.max_length = min(wanted, rest), None
         if config.use_cache is not False and "past_key_values" not in kwargs:
             copies = max(config.num_beams or 1, config.num_return_sequences or 1)
-            kwargs["past_key_values"] = self._picture_cache(image_hidden_states, copies)
+            kwargs["past_key_values"] = self._image_cache(image_hidden_states, copies)
         else:
             kwargs["image_hidden_states"] = image_hidden_states
         return super().generate(input_ids, generation_config=config, attention_mask=attention_mask, **kwargs)
 
-    def _picture_cache(self, image_states: Tensor, copies: int) -> EncoderDecoderCache:
+    def _image_cache(self, image_states: Tensor, copies: int) -> EncoderDecoderCache:
         """A cache that holds every picture's keys and values, projected once and repeated for its beams."""
         cross = DynamicCache()
         for index, layer in enumerate(self.text_image_encoder.layers):

@@ -65,9 +65,9 @@ def target_guided_loss(
     return (image_loss + text_loss) / 2
 
 
-def teacher_distribution(features: Tensor, centre: Tensor, temperature: float) -> Tensor:
+def teacher_distribution(features: Tensor, center: Tensor, temperature: float) -> Tensor:
     """FgD's target: P_t = softmax((f_t − μ)/τ_t) over the feature dimension. (B, F), (F,) -> (B, F) float32."""
-    return ((features.float() - centre) / temperature).softmax(dim=-1)
+    return ((features.float() - center) / temperature).softmax(dim=-1)
 
 
 def feature_guided_loss(

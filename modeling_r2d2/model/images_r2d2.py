@@ -343,7 +343,7 @@ def _value_range(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> 
 
 
 def _composite(image: Image.Image, background: str | tuple[int, int, int]) -> Image.Image:
-    colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
-    canvas = Image.new("RGB", image.size, colour[:3])
+    color = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+    canvas = Image.new("RGB", image.size, color[:3])
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas

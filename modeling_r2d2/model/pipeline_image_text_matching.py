@@ -11,7 +11,7 @@ import torch
 from transformers import Pipeline
 
 from .images_r2d2 import turns_upright
-from .pipeline_inputs import read_picture, refuse_not_finite, tokenize
+from .pipeline_inputs import read_image, refuse_not_finite, tokenize
 
 
 class R2D2ImageTextMatchingPipeline(Pipeline):
@@ -102,15 +102,15 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
         return ({} if timeout is None else {"timeout": timeout}), {}, {}
 
     def preprocess(self, pairs: list, timeout=None) -> dict[str, torch.Tensor]:
-        pictures, texts = {}, {}
+        pil_images, texts = {}, {}
         image_index, text_index = [], []
         for pair in pairs:
-            picture, text = _picture_and_text(pair)
-            key = picture if isinstance(picture, str) else id(picture)
-            image_index.append(pictures.setdefault(key, (len(pictures), picture))[0])
+            image, text = _image_and_text(pair)
+            key = image if isinstance(image, str) else id(image)
+            image_index.append(pil_images.setdefault(key, (len(pil_images), image))[0])
             text_index.append(texts.setdefault(text, len(texts)))
         upright = turns_upright(self.image_processor)
-        images = [read_picture(picture, timeout, upright) for _, picture in pictures.values()]
+        images = [read_image(image, timeout, upright) for _, image in pil_images.values()]
         pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         tokens = tokenize(self.tokenizer, self.model.config, list(texts))
         return {
@@ -165,13 +165,13 @@ def _paired(image: Any, text: str | list[str] | None) -> tuple[list[tuple], bool
     return list(zip(images, texts, strict=True)), single
 
 
-def _picture_and_text(pair: Any) -> tuple[Any, str]:
+def _image_and_text(pair: Any) -> tuple[Any, str]:
     if isinstance(pair, dict) and "image" in pair and "text" in pair:
-        picture, text = pair["image"], pair["text"]
+        image, text = pair["image"], pair["text"]
     elif isinstance(pair, (tuple, list)) and len(pair) == 2:
-        picture, text = pair
+        image, text = pair
     else:
         raise TypeError(f"a pair is (picture, text) or {{'image': …, 'text': …}}, not {pair!r:.80}")
     if not isinstance(text, str):
         raise TypeError(f"the text of a pair must be a string, not {type(text).__name__}: (picture, text)")
-    return picture, text
+    return image, text

@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 _reported: set[int] = set()
 
 
-def read_picture(
+def read_image(
     source: str | os.PathLike | Image.Image, timeout: float | None = None, exif_transpose: bool = True
 ) -> Image.Image:
     """A picture as upright 8-bit RGB, by the rules of `open_image`: of a PIL image, path, URL or base64 string, which

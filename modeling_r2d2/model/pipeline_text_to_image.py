@@ -345,16 +345,16 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         with torch.no_grad():
             pixels = self.ranker_processor(images=list(images), return_tensors="pt")["pixel_values"]
             tokens = self.ranker_processor(text=list(prompts), return_tensors="pt").to(ranker.device)
-            pictures = ranker.get_image_features(pixels.to(ranker.device, ranker.dtype))
+            pil_images = ranker.get_image_features(pixels.to(ranker.device, ranker.dtype))
             texts = ranker.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-            image_embeds = torch.nn.functional.normalize(pictures.pooler_output.float(), dim=-1)
+            image_embeds = torch.nn.functional.normalize(pil_images.pooler_output.float(), dim=-1)
             text_embeds = torch.nn.functional.normalize(texts.pooler_output.float(), dim=-1)
             text_index = torch.arange(len(prompts), device=ranker.device).repeat_interleave(each)
             scores = (image_embeds * text_embeds[text_index]).sum(dim=-1)
             if ranker.config.cross_encoder_config is not None:
                 match = ranker.rank(
                     texts.last_hidden_state,
-                    pictures.last_hidden_state,
+                    pil_images.last_hidden_state,
                     attention_mask=tokens["attention_mask"],
                     text_index=text_index,
                     image_index=torch.arange(len(images), device=ranker.device),

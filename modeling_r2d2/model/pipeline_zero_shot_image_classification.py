@@ -10,7 +10,7 @@ import torch
 from transformers import ZeroShotImageClassificationPipeline
 
 from .images_r2d2 import turns_upright
-from .pipeline_inputs import read_picture, refuse_not_finite, tokenize
+from .pipeline_inputs import read_image, refuse_not_finite, tokenize
 
 
 class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
@@ -107,8 +107,8 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return {"embeds": features.pooler_output, "states": features.last_hidden_state, "mask": mask}
 
     def preprocess(self, image, timeout=None):
-        picture = read_picture(image, timeout, turns_upright(self.image_processor))
-        return self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)
+        pil_image = read_image(image, timeout, turns_upright(self.image_processor))
+        return self.image_processor(images=[pil_image], return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, texts, use_ranker=False):
         if self._is_wukong:

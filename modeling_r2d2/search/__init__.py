@@ -9,11 +9,11 @@ from ..inference.identity import OtherModelError
 from ..inference.ranker import FastRanker, RankedTexts
 from ..processing.files.locking import IndexLockedError
 from .cache import CacheOptions
+from .images import CollectionImage, list_images
 from .manifest import IndexFileError
-from .pictures import Picture, list_pictures
 from .results import SearchHit, SearchResult, to_csv, to_json, write_sheet
 from .retriever import MatchResult, R2D2Retriever
-from .store import PictureIndex
+from .store import ImageIndex
 
 __all__ = [
     "CacheOptions",
@@ -23,14 +23,14 @@ __all__ = [
     "IndexLockedError",
     "MatchResult",
     "OtherModelError",
-    "Picture",
-    "PictureIndex",
+    "CollectionImage",
+    "ImageIndex",
     "R2D2Retriever",
     "RankedTexts",
     "SearchHit",
     "SearchResult",
     "fit_calibration",
-    "list_pictures",
+    "list_images",
     "reliability",
     "reliability_plot",
     "threshold_for",

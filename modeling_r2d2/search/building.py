@@ -18,13 +18,13 @@ from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.locking import only_writer
 from ..processing.files.writing import atomic_path, write_text
 from .cache import CacheOptions
-from .comparison import Comparison, Known, Row, known_pictures
+from .comparison import Comparison, Known, Row, known_images
 from .encoding import Progress, ShardEncoder
+from .images import CollectionImage, list_images
 from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ShardRecord
 from .ownership import Building, files_of, numbers_in_use, refuse_foreign
-from .pictures import Picture, list_pictures
 from .remaking import in_full, is_there, refuse_no_unicode, source_words
-from .store import PictureIndex, Shard, finished_shards, move_shard, write_shard
+from .store import ImageIndex, Shard, finished_shards, move_shard, write_shard
 from .vectors import Kind, build_vectors, choose_kind, require_faiss
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ GROWS_FROM = 10_000
 
 
 @dataclass(frozen=True)
-class Built:
+class IndexChanges:
     """What a change of an index did.
 
     pictures: in the index now. added, changed, removed, unchanged: pictures. resumed: of those added or changed, taken
@@ -44,7 +44,7 @@ class Built:
     where they were. not_pruned: why nothing was removed although that was asked for.
     """
 
-    pictures: int
+    images: int
     added: int = 0
     changed: int = 0
     removed: int = 0
@@ -108,7 +108,7 @@ class IndexBuilder:
 
     # -- changes --------------------------------------------------------------------------------
 
-    def add(self, source: Any, prune: bool = False, rebuild: bool = False, **reading: Any) -> Built:
+    def add(self, source: Any, prune: bool = False, rebuild: bool = False, **reading: Any) -> IndexChanges:
         """Add the pictures of a source; what is in the index already, unchanged, is not encoded again.
 
         A picture is known by its id and its content: where its file has moved, the index remembers the new place. An
@@ -132,7 +132,7 @@ class IndexBuilder:
                 return self._add(source, words, prune, rebuild, reading)
         return self._add(source, words, prune, rebuild, reading)
 
-    def _add(self, source: Any, words: str, prune: bool, rebuild: bool, reading: dict) -> Built:
+    def _add(self, source: Any, words: str, prune: bool, rebuild: bool, reading: dict) -> IndexChanges:
         if self._number:  # the first process clears away what an interrupted run has left before the others look
             self._wait()
         before = self._before(rebuild)
@@ -146,7 +146,7 @@ class IndexBuilder:
         tried = {entry["id"]: entry for record in pending for entry in record.unreadable}
         found = Comparison(known, left, tried, words, self.progress)
         first = Building.after(before, self._run).first
-        made = self._encode_all(found.to_encode(list_pictures(source, **reading)), first, numbers_in_use(self.root))
+        made = self._encode_all(found.to_encode(list_images(source, **reading)), first, numbers_in_use(self.root))
         fresh_ids = found.ids_of(left) | {id for record in made for id in self._ids(record)}
         gone = set(found.gone())
         pruned, not_pruned = self._pruned(found) if prune else (set(), None)
@@ -163,8 +163,8 @@ class IndexBuilder:
             self._publish(before, manifest, [*kept, *fresh], unreadable)
         self._wait()
         now = Manifest.load(self.root)
-        return Built(
-            pictures=now.rows,
+        return IndexChanges(
+            images=now.rows,
             added=len(fresh_ids - known.keys()),
             changed=len(fresh_ids & known.keys()),
             removed=len(pruned),
@@ -177,7 +177,7 @@ class IndexBuilder:
             not_pruned=not_pruned,
         )
 
-    def remove(self, ids: list[str]) -> Built:
+    def remove(self, ids: list[str]) -> IndexChanges:
         """Take pictures out of the index.
 
         Raises:
@@ -194,19 +194,19 @@ class IndexBuilder:
             shards = self._revised(manifest.shards, {}, set(ids))
             self._publish(manifest, manifest, shards, [each for each in manifest.unreadable if each["id"] not in ids])
             now = Manifest.load(self.root)
-            return Built(pictures=now.rows, removed=len(set(ids)), unreadable=list(now.unreadable))
+            return IndexChanges(images=now.rows, removed=len(set(ids)), unreadable=list(now.unreadable))
 
     # -- encoding -------------------------------------------------------------------------------
 
-    def _encode_all(self, pictures: Iterator[Picture], first: int, taken: set[int]) -> list[ShardRecord]:
+    def _encode_all(self, images: Iterator[CollectionImage], first: int, taken: set[int]) -> list[ShardRecord]:
         """Encode pictures shard by shard under the lowest free names; of all processes, the records of their shards."""
         made: list[ShardRecord] = []
         start = first
         size = self.shard_size or self.encoder.shard_size()
         number, turn = first, 0
         with ThreadPoolExecutor(1, "r2d2-read") as reader:
-            while (head := next(pictures, None)) is not None:
-                part = chain([head], islice(pictures, size - 1))
+            while (head := next(images, None)) is not None:
+                part = chain([head], islice(images, size - 1))
                 while number in taken:
                     number += 1
                 if turn % self._processes == self._number:
@@ -251,7 +251,7 @@ class IndexBuilder:
         return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}"
 
     def _known(self, records: Iterable[ShardRecord]) -> dict[str, Known]:
-        return known_pictures(Shard(self.root, record) for record in records)
+        return known_images(Shard(self.root, record) for record in records)
 
     def _contents(self, record: ShardRecord) -> list[str]:
         return Shard(self.root, record).rows.column("content").to_pylist()
@@ -272,7 +272,7 @@ class IndexBuilder:
         return pruned, None
 
     def _revised(
-        self, shards: Iterable[ShardRecord], kept: dict[Row, Picture | None], leaving: set[str] | None = None
+        self, shards: Iterable[ShardRecord], kept: dict[Row, CollectionImage | None], leaving: set[str] | None = None
     ) -> list[ShardRecord]:
         """Shards as they are to be; those that lose a picture, or remember another place of one, are written anew.
 
@@ -281,7 +281,7 @@ class IndexBuilder:
                 None: no other row stays.
         """
         taken, number = numbers_in_use(self.root), 0
-        moved = {place: picture for place, picture in kept.items() if picture is not None}
+        moved = {place: image for place, image in kept.items() if image is not None}
         touched = {name for name, _ in moved}
         revised = []
         for record in shards:
@@ -296,12 +296,12 @@ class IndexBuilder:
                 revised.append(record)
                 continue
             shard = Shard(self.root, record)
-            pictures = [moved.get((record.name, row), known) for row, known in enumerate(shard.pictures())]
+            images = [moved.get((record.name, row), known) for row, known in enumerate(shard.images())]
             number = max(number, *taken) + 1
             if len(rows) == record.rows:
-                revised.append(move_shard(self.root, f"{number:08}", shard, pictures))
+                revised.append(move_shard(self.root, f"{number:08}", shard, images))
             else:
-                revised.append(write_shard(self.root, f"{number:08}", shard.select(rows, pictures)))
+                revised.append(write_shard(self.root, f"{number:08}", shard.select(rows, images)))
         return revised
 
     def _unreadable(self, manifest: Manifest, made: list[ShardRecord], found: Comparison) -> list[dict]:
@@ -403,13 +403,13 @@ def _line(entry: dict) -> str:
     return f"{entry['location']}: {entry['reason']}"
 
 
-def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool = True) -> PictureIndex:
+def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool = True) -> ImageIndex:
     """The index of a folder, if it belongs to the model.
 
     Raises:
         IndexFileError, OtherModelError.
     """
-    index = PictureIndex(root, verify)
+    index = ImageIndex(root, verify)
     index.manifest.refuse_other(identity, index.root)
     return index
 

@@ -12,7 +12,7 @@ from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, turns_upright
 from .cache import unpack
-from .store import PictureIndex
+from .store import ImageIndex
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ _BLOCK_BYTES = 2**28
 class CandidateRanking:
     """Ranks candidates of an index for queries already encoded; results by row: (probability, encoders asked)."""
 
-    def __init__(self, model: R2D2Model, processor: R2D2Processor, ranker: FastRanker | None, index: PictureIndex):
+    def __init__(self, model: R2D2Model, processor: R2D2Processor, ranker: FastRanker | None, index: ImageIndex):
         self.model, self.processor, self.ranker, self.index = model, processor, ranker, index
 
-    def pictures(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
+    def images(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
         """Match probability of the candidates of text queries: by row, with the number of encoders asked."""
         distinct = np.unique(np.concatenate(chosen))
         pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
@@ -114,8 +114,8 @@ class CandidateRanking:
         pixels, kept, failed = [], [], []
         for row in rows.tolist():
             try:
-                picture = self.index.picture(row).open(turns_upright(self.processor))
-                pixels.append(pixels_of(picture, self.processor))
+                image = self.index.image(row).open(turns_upright(self.processor))
+                pixels.append(pixels_of(image, self.processor))
                 kept.append(row)
             except ImageReadError as error:
                 failed.append(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ..processing.datasets.report import Problem
 from ..processing.files.images import ImageReadError
 from .encoding import Progress, problem_of
-from .pictures import Picture, digest_of
+from .images import CollectionImage, digest_of
 from .remaking import covers, places_of
 from .store import Shard
 
@@ -19,12 +19,12 @@ class Known:
     """What the index remembers of a picture: where its file was, the hash of its content, and the row that holds it."""
 
     place: Row
-    picture: Picture
+    image: CollectionImage
     content: str
 
-    def same(self, found: Picture) -> bool:
+    def same(self, found: CollectionImage) -> bool:
         """Whether a picture is as it was: the same file by place, size and time, else by its bytes; same captions."""
-        known = self.picture
+        known = self.image
         if known.texts != found.texts:
             return False
         state, now = ((each.offset, each.size, each.mtime_ns) for each in (known, found))
@@ -32,16 +32,16 @@ class Known:
             return True
         return (found.data is not None or found.size == known.size) and _digest(found) == self.content
 
-    def elsewhere(self, found: Picture) -> str | None:
+    def elsewhere(self, found: CollectionImage) -> str | None:
         """The file that was indexed, where it is another one than the picture's and still there."""
-        path = self.picture.path
+        path = self.image.path
         if path is None or found.path is None or not os.path.exists(path) or _same_file(path, found.path):
             return None
         return path
 
-    def moved(self, found: Picture) -> Picture | None:
+    def moved(self, found: CollectionImage) -> CollectionImage | None:
         """What to remember instead of the picture, which is the same; None where all is as it was."""
-        known = self.picture
+        known = self.image
         if _same_file(known.path, found.path):
             found = replace(found, path=known.path)  # maybe by another way to the same folder
         elif known.path is not None and known.state() is None:  # a copy: the place that is known holds
@@ -51,13 +51,13 @@ class Known:
         return None if all(getattr(known, name) == getattr(found, name) for name in named) else found
 
 
-def known_pictures(shards: Iterable[Shard]) -> dict[str, Known]:
+def known_images(shards: Iterable[Shard]) -> dict[str, Known]:
     """What shards remember, by id; of one id in several, the last."""
     known = {}
     for shard in shards:
         contents = shard.rows.column("content").to_pylist()
-        for row, (picture, content) in enumerate(zip(shard.pictures(), contents, strict=True)):
-            known[picture.id] = Known((shard.record.name, row), picture, content)
+        for row, (image, content) in enumerate(zip(shard.images(), contents, strict=True)):
+            known[image.id] = Known((shard.record.name, row), image, content)
     return known
 
 
@@ -88,7 +88,7 @@ class Comparison:
     ):
         self.known, self.pending, self.tried = known, pending, tried
         self.source, self.progress = source, progress
-        self.kept: dict[Row, Picture | None] = {}
+        self.kept: dict[Row, CollectionImage | None] = {}
         self.renamed: set[str] = set()
         self.resumed = self.unchanged = self.moved = 0
         self.seen: dict[str, int] = {}
@@ -100,7 +100,7 @@ class Comparison:
         self._missing_sizes: set[int | None] = set()
         self._by_place: dict[tuple[str | None, int | None], list[Known]] = {}
 
-    def to_encode(self, items: Iterable[Picture | Problem]) -> Iterator[Picture]:
+    def to_encode(self, items: Iterable[CollectionImage | Problem]) -> Iterator[CollectionImage]:
         """The pictures of a source that have to be encoded, in its order."""
         for number, item in enumerate(items):
             if isinstance(item, Problem):
@@ -115,8 +115,8 @@ class Comparison:
                 continue
             self.seen[item.id] = number
             published, left = self._free(self.known, item.id), self._free(self.pending, item.id)
-            if self.damaged and published is not None and set(item.texts) < set(published.picture.texts):
-                item = replace(item, texts=published.picture.texts)  # the other captions may be behind the damage
+            if self.damaged and published is not None and set(item.texts) < set(published.image.texts):
+                item = replace(item, texts=published.image.texts)  # the other captions may be behind the damage
             if published is not None and published.same(item):
                 self._keep(published, item)
             elif left is not None and left.same(item):
@@ -134,11 +134,11 @@ class Comparison:
 
     def ids_of(self, known: dict[str, Known]) -> set[str]:
         """Under which ids the kept ones of some rows are remembered."""
-        return {(self.kept[each.place] or each.picture).id for each in known.values() if each.place in self.kept}
+        return {(self.kept[each.place] or each.image).id for each in known.values() if each.place in self.kept}
 
     def gone(self) -> list[str]:
         """Ids of the index that the source does not name and whose files are no longer where they were."""
-        return [id for id in self._unnamed() if self.known[id].picture.state() == "missing"]
+        return [id for id in self._unnamed() if self.known[id].image.state() == "missing"]
 
     def to_prune(self) -> set[str]:
         """Ids of the index that the source does not name: those that were listed from it, and those that are gone."""
@@ -154,7 +154,7 @@ class Comparison:
     def emptied(self, ids: Iterable[str]) -> str | None:
         """A folder of the source that held pictures of these ids and now holds none at all, as an unmounted one."""
         for folder in self.folders_without:
-            if any((path := self.known[id].picture.path) is not None and _is_in(path, folder) for id in ids):
+            if any((path := self.known[id].image.path) is not None and _is_in(path, folder) for id in ids):
                 return folder
         return None
 
@@ -165,25 +165,25 @@ class Comparison:
 
     def _is_own(self, known: Known) -> bool:
         """Whether a picture was listed from this source, as it is now or was before."""
-        return self.covers(known.picture.source)
+        return self.covers(known.image.source)
 
     def _unnamed(self) -> list[str]:
         return [id for id in self.known if id not in self.seen and id not in self.renamed]
 
-    def _keep(self, same: Known, item: Picture) -> None:
+    def _keep(self, same: Known, item: CollectionImage) -> None:
         moved = self.kept[same.place] = same.moved(item)
-        if moved is not None and (moved.id, moved.path) != (same.picture.id, same.picture.path):
+        if moved is not None and (moved.id, moved.path) != (same.image.id, same.image.path):
             self.moved += 1
-        if self.known.get(same.picture.id) is same:
-            if item.id != same.picture.id:
-                self.renamed.add(same.picture.id)
+        if self.known.get(same.image.id) is same:
+            if item.id != same.image.id:
+                self.renamed.add(same.image.id)
             self.unchanged += 1
             self.progress(1, "unchanged")
         else:
             self.resumed += 1
             self.progress(1, "resumed")
 
-    def _under_another_id(self, item: Picture) -> Known | None:
+    def _under_another_id(self, item: CollectionImage) -> Known | None:
         """A picture that is the same but for its id, which the source has not named so far: of a file that is gone, so
         that it has been renamed or moved to this one; or of this very file, where the source named it otherwise."""
         if self._missing is None:
@@ -192,7 +192,7 @@ class Comparison:
         if item.size in self._missing_sizes:
             alike += self._missing.get(_digest(item), ())
         for known in alike:
-            if known.place not in self.kept and known.picture.id not in self.seen and known.same(item):
+            if known.place not in self.kept and known.image.id not in self.seen and known.same(item):
                 return known
         return None
 
@@ -200,17 +200,17 @@ class Comparison:
         """Sort what is known by content where files are gone, and by place where the source was named otherwise."""
         self._missing = {}
         for known in (*self.known.values(), *self.pending.values()):
-            if known.picture.state() == "missing":
+            if known.image.state() == "missing":
                 self._missing.setdefault(known.content, []).append(known)
-                self._missing_sizes.add(known.picture.size)
-            elif known.picture.path is not None and self._is_own(known):
-                self._by_place.setdefault((known.picture.path, known.picture.offset), []).append(known)
+                self._missing_sizes.add(known.image.size)
+            elif known.image.path is not None and self._is_own(known):
+                self._by_place.setdefault((known.image.path, known.image.offset), []).append(known)
 
 
-def _digest(picture: Picture) -> str | None:
+def _digest(image: CollectionImage) -> str | None:
     """The hash of a picture's content; None where it cannot be read."""
     try:
-        return digest_of(picture.read())
+        return digest_of(image.read())
     except ImageReadError:
         return None
 
@@ -229,4 +229,4 @@ def _same_file(first: str | None, second: str | None) -> bool:
         return False
 
 
-__all__ = ["Comparison", "Known", "known_pictures"]
+__all__ = ["Comparison", "Known", "known_images"]

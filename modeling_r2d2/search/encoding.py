@@ -18,7 +18,7 @@ from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, open_image, turns_upright
 from .cache import CacheOptions, pack, row_checksums
-from .pictures import Picture, digest_of
+from .images import CollectionImage, digest_of
 from .store import ShardContent
 from .token_wise import flat_tokens
 
@@ -36,17 +36,17 @@ class ShardEncoder:
         self.batch_size, self.progress = batch_size, progress
         self.ranker = FastRanker(model) if cache.keep == "keys_values" else None
 
-    def encode(self, pictures: Iterable[Picture], reader: ThreadPoolExecutor) -> ShardContent:
+    def encode(self, images: Iterable[CollectionImage], reader: ThreadPoolExecutor) -> ShardContent:
         """One shard. The next batch is listed, read and squashed while the tower is at work on this one.
 
         However large the pictures are, one of them is in memory at a time, beside what the tower takes of two batches.
         """
-        good: list[Picture] = []
+        good: list[CollectionImage] = []
         contents: list[str] = []
         embeds: list[Tensor] = []
         kept: dict[str, Tensor] = {}
         unreadable: list[dict] = []
-        batches = self._batches(pictures, unreadable)
+        batches = self._batches(images, unreadable)
         with evaluating(self.model):
             upcoming = reader.submit(next, batches, None)
             while (batch := upcoming.result()) is not None:
@@ -54,7 +54,7 @@ class ShardEncoder:
                 read, digests, pixel_values = batch
                 output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
                 embeds.append(flat_tokens(normalize(output.pooler_output.float()).cpu()))
-                names = [picture.location or picture.id for picture in read]
+                names = [image.location or image.id for image in read]
                 require_finite(embeds[-1], f"picture embeddings of {name_of(self.model)}", names)
                 if self.cache.keep != "none":
                     packed = pack(self._kept(output.last_hidden_state), self.cache.precision)
@@ -64,7 +64,7 @@ class ShardEncoder:
                 self.progress(len(read), "encoding")
         if unreadable:
             self.progress(len(unreadable), "unreadable")
-        texts = [text for picture in good for text in picture.texts]
+        texts = [text for image in good for text in image.texts]
         text_embeds = torch.empty(0, self.text_dimension)
         if texts:
             distinct = list(dict.fromkeys(texts))
@@ -83,31 +83,31 @@ class ShardEncoder:
             unreadable,
         )
 
-    def _batches(self, pictures: Iterable[Picture], unreadable: list[dict]) -> Iterator[tuple]:
+    def _batches(self, images: Iterable[CollectionImage], unreadable: list[dict]) -> Iterator[tuple]:
         """Whole batches of readable pictures: pictures, content hashes, pixel values."""
-        readable: list[tuple[Picture, str, Tensor]] = []
-        for picture in pictures:
+        readable: list[tuple[CollectionImage, str, Tensor]] = []
+        for item in images:
             try:
-                data = picture.read()
+                data = item.read()
                 upright = turns_upright(self.processor)
-                image = open_image(data, name=picture.location or picture.id, exif_transpose=upright)
+                image = open_image(data, name=item.location or item.id, exif_transpose=upright)
                 pixels = pixels_of(image, self.processor)
             except ImageReadError as error:
-                reason = str(error).removeprefix(f"{picture.location}: ").removeprefix(f"{picture.path}: ")
-                if picture.path is not None and Path(picture.path).name not in picture.location:
-                    reason = f"{picture.path}: {reason}"  # of a table the location is the line that names the picture
-                unreadable.append(problem_of(picture, reason))
+                reason = str(error).removeprefix(f"{image.location}: ").removeprefix(f"{image.path}: ")
+                if item.path is not None and Path(item.path).name not in item.location:
+                    reason = f"{image.path}: {reason}"  # of a table the location is the line that names the picture
+                unreadable.append(problem_of(item, reason))
                 continue
-            readable.append((replace(picture, data=None), digest_of(data), pixels))
+            readable.append((replace(item, data=None), digest_of(data), pixels))
             if len(readable) == self.batch_size:
                 yield self._batch(readable)
                 readable = []
         if readable:
             yield self._batch(readable)
 
-    def _batch(self, readable: list[tuple[Picture, str, Tensor]]) -> tuple:
-        pictures, digests, pixels = zip(*readable, strict=True)
-        return pictures, digests, torch.stack(pixels)
+    def _batch(self, readable: list[tuple[CollectionImage, str, Tensor]]) -> tuple:
+        images, digests, pixels = zip(*readable, strict=True)
+        return images, digests, torch.stack(pixels)
 
     @staticmethod
     def _keep(kept: dict[str, Tensor], packed: dict[str, Tensor], start: int) -> None:
@@ -155,7 +155,7 @@ class ShardEncoder:
             return self.model.get_image_features(blank.to(self.model.device, self.model.dtype))
 
 
-def problem_of(picture: Picture, reason: str) -> dict:
+def problem_of(image: CollectionImage, reason: str) -> dict:
     """An entry of the report of unreadable pictures."""
-    state = {"size": picture.size, "mtime_ns": picture.mtime_ns, "path": picture.path}
-    return {"id": picture.id, "location": picture.location or picture.id, "reason": reason, **state}
+    state = {"size": image.size, "mtime_ns": image.mtime_ns, "path": image.path}
+    return {"id": image.id, "location": image.location or image.id, "reason": reason, **state}

@@ -21,16 +21,16 @@ class HeatMap:
     weights: Tensor
     word: str
     spans: list[tuple[int, int]]
-    picture: Image.Image
+    image: Image.Image
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The picture with the map over it, red where the attention is highest."""
         scaled = self.weights / self.weights.max().clamp(min=1e-12)
         heat = Image.fromarray((scaled.numpy() * 255).astype(np.uint8)).resize(
-            self.picture.size, Image.Resampling.BICUBIC
+            self.image.size, Image.Resampling.BICUBIC
         )
-        red = Image.new("RGB", self.picture.size, "#d7301f")
-        return Image.composite(red, self.picture, heat.point(lambda value: int(value * opacity)))
+        red = Image.new("RGB", self.image.size, "#d7301f")
+        return Image.composite(red, self.image, heat.point(lambda value: int(value * opacity)))
 
 
 def heat_map(
@@ -55,9 +55,9 @@ def heat_map(
             tokens form no rectangle.
     """
     model._require_ranker()
-    picture = open_image(image, exif_transpose=turns_upright(processor))
+    pil_image = open_image(image, exif_transpose=turns_upright(processor))
     spans = _spans(text, word)
-    encoded = processor(images=[picture], text=[text], return_offsets_mapping=True, return_tensors="pt")
+    encoded = processor(images=[pil_image], text=[text], return_offsets_mapping=True, return_tensors="pt")
     offsets = encoded.pop("offset_mapping")[0].tolist()
     tokens = [
         place
@@ -72,7 +72,7 @@ def heat_map(
         states = model.get_image_features(pixel_values).last_hidden_state
         texts = model.get_text_features(ids, mask).last_hidden_state
         weights = _cross_attention(model, texts, states, layers)[tokens].mean(dim=0)
-    return HeatMap(_grid(model, weights, pixel_values.shape[-2:]), word or text, spans, picture)
+    return HeatMap(_grid(model, weights, pixel_values.shape[-2:]), word or text, spans, pil_image)
 
 
 def _cross_attention(model: R2D2Model, texts: Tensor, states: Tensor, layers: list[int] | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..inference.identity import ModelIdentity, OtherModelError
-from .store import PictureIndex
+from .store import ImageIndex
 
 _BATCH = 1000
 _LONGEST_ID = 65_535  # bytes of a Milvus string
@@ -43,7 +43,7 @@ class MilvusVectors:
         self.client, self.collection = client, collection
         self.place_of: dict[str, int] | None = None  # rows of the index by key
 
-    def synchronise(self, index: PictureIndex, index_type: str = "AUTOINDEX") -> tuple[int, int]:
+    def synchronise(self, index: ImageIndex, index_type: str = "AUTOINDEX") -> tuple[int, int]:
         """Make the collection hold what the index holds: insert or replace, and delete what is gone.
 
         Returns:
@@ -80,7 +80,7 @@ class MilvusVectors:
         self.client.load_collection(self.collection)
         return written, len(gone)
 
-    def of(self, index: PictureIndex) -> "MilvusVectors":
+    def of(self, index: ImageIndex) -> "MilvusVectors":
         """This collection as the vectors of a retriever over `index`; what the index does not hold is passed over.
 
         Raises:
@@ -109,7 +109,7 @@ class MilvusVectors:
         keys = [[hit["key"] for hit in hits] for hits in found]
         return [np.array([self.place_of[key] for key in line if key in self.place_of], np.int64) for line in keys]
 
-    def _create(self, index: PictureIndex, index_type: str) -> None:
+    def _create(self, index: ImageIndex, index_type: str) -> None:
         from pymilvus import DataType, MilvusClient
 
         fingerprint = _fingerprint(index.manifest.model)
@@ -150,7 +150,7 @@ class MilvusVectors:
         return stored
 
     @staticmethod
-    def _contents(index: PictureIndex) -> list[list[str]]:
+    def _contents(index: ImageIndex) -> list[list[str]]:
         return [shard.rows.column("content").to_pylist() for shard in index.shards]
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ..inference.finite import to_json as finite_json
 from ..processing.files.images import ImageReadError
 from ..processing.files.writing import write_text
-from .pictures import Picture
+from .images import CollectionImage
 
 #: By this a page is known for ours.
 _PAGE_BEGIN = '<!doctype html><html lang="zh"><meta charset="utf-8"><meta name="generator" content="modeling_r2d2">'
@@ -44,7 +44,7 @@ class SearchHit:
     raw_match_probability: float | None = None
     text: str | None = None
     problem: str | None = None
-    picture: Picture | None = field(default=None, repr=False)
+    image: CollectionImage | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
         """Plain values for JSON; what is beyond the six common keys only where there is something to say."""
@@ -161,9 +161,9 @@ def refuse_foreign_hits(path: str | PathLike) -> None:
 def _thumbnail(hit: SearchHit, side: int = 256) -> Image.Image:
     """The picture, small; an empty tile where it cannot be read any more."""
     try:
-        if hit.picture is None:
+        if hit.image is None:
             raise ImageReadError(hit.id)
-        image = hit.picture.open()
+        image = hit.image.open()
     except ImageReadError:
         return Image.new("RGB", (side, side), "#e4e7eb")
     image.thumbnail((side, side))

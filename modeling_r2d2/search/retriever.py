@@ -28,13 +28,13 @@ from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.ranges_r2d2 import require_number
 from ..processing.files.images import open_image, turns_upright
-from .building import Built, IndexBuilder, open_for_reading, remember_model
+from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
 from .cache import CacheOptions
 from .candidates import CandidateRanking, ranked
+from .images import CollectionImage
 from .manifest import Manifest
-from .pictures import Picture
 from .results import SearchHit, SearchResult
-from .store import PictureIndex
+from .store import ImageIndex
 from .token_wise import TokenWiseSearch
 from .vectors import FaissVectors, VectorSearch, build_vectors
 
@@ -80,7 +80,7 @@ class R2D2Retriever:
         self,
         model: R2D2Model,
         processor: R2D2Processor,
-        index: PictureIndex | None = None,
+        index: ImageIndex | None = None,
         calibration: Calibration | None = None,
         vectors: VectorSearch | None = None,
         chunk: int | None = None,
@@ -133,7 +133,7 @@ class R2D2Retriever:
     @classmethod
     def build(
         cls,
-        pictures: Any,
+        images: Any,
         model: str | PathLike | R2D2Model,
         index: str | PathLike,
         processor: R2D2Processor | None = None,
@@ -144,7 +144,7 @@ class R2D2Retriever:
         rebuild: bool = False,
         reading: dict | None = None,
         **options: Any,
-    ) -> Built:
+    ) -> IndexChanges:
         """Index pictures, or add them to the index that is there; see `IndexBuilder` and its `add`.
 
         Args:
@@ -154,7 +154,7 @@ class R2D2Retriever:
         """
         network, processor = load_model(model, processor, device)
         builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
-        return builder.add(pictures, prune, rebuild, **(reading or {}))
+        return builder.add(images, prune, rebuild, **(reading or {}))
 
     # -- search ---------------------------------------------------------------------------------
 
@@ -218,22 +218,22 @@ class R2D2Retriever:
         if texts is not None:
             texts = checked_texts(texts)
             queries = encode_texts(self.model, self.processor, texts, keep_states=ranks and find == "images")
-            names, pictures = list(texts), [None] * len(texts)
+            names, pil_images = list(texts), [None] * len(texts)
         else:
-            names, pictures = _opened(images, self.processor)
-            queries = encode_images(self.model, self.processor, pictures, keep_states=ranks)
+            names, pil_images = _opened(images, self.processor)
+            queries = encode_images(self.model, self.processor, pil_images, keep_states=ranks)
         found = self._nearest(queries, wanted, find)
         probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
         if ranks:
             chosen = [rows[:candidates] for rows, _ in found]
             if find == "images":
-                probability = self.stage.pictures(queries, chosen, cascade, found)
+                probability = self.stage.images(queries, chosen, cascade, found)
             else:
                 probability = self.stage.captions(queries.hidden_states, chosen, cascade, found)
         results = []
         for number, name in enumerate(names):
             hits = self._hits(*found[number], probability[number], find, top_k, min_match_probability, cascade)
-            results.append(SearchResult(name, hits, pictures[number]))
+            results.append(SearchResult(name, hits, pil_images[number]))
         return results
 
     def match(self, images: ImageQuery | Sequence[ImageQuery], texts: str | Sequence[str]) -> MatchResult:
@@ -245,14 +245,14 @@ class R2D2Retriever:
         if self.ranker is None:
             self.model._require_ranker()
         texts = checked_texts(texts)
-        _, pictures = _opened(images, self.processor)
+        _, pil_images = _opened(images, self.processor)
         encoded_texts = encode_texts(self.model, self.processor, texts)
-        encoded_images = encode_images(self.model, self.processor, pictures)
+        encoded_images = encode_images(self.model, self.processor, pil_images)
         prepared = self.ranker.prepare(encoded_images.hidden_states)
-        image_index = torch.arange(len(pictures)).repeat_interleave(len(texts)).to(self.model.device)
-        text_index = torch.arange(len(texts)).repeat(len(pictures)).to(self.model.device)
+        image_index = torch.arange(len(pil_images)).repeat_interleave(len(texts)).to(self.model.device)
+        text_index = torch.arange(len(texts)).repeat(len(pil_images)).to(self.model.device)
         logits = self.ranker.logits(ranked(encoded_texts), prepared, text_index, image_index)
-        raw = logits.match_probability.view(len(pictures), len(texts)).cpu()
+        raw = logits.match_probability.view(len(pil_images), len(texts)).cpu()
         calibrated = raw if self.calibration is None else self.calibration(raw)
         return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
 
@@ -274,7 +274,7 @@ class R2D2Retriever:
                 "folder with captions.txt"
             )
         if self.tokens is not None:
-            similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.pictures(queries)
+            similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.images(queries)
         else:
             embeds = queries.embeds.float().cpu().numpy()
             similarity = embeds @ self.index.texts[2].T if find == "texts" else None
@@ -314,19 +314,19 @@ class R2D2Retriever:
             if find == "texts":
                 captions, owners, _ = self.index.texts
                 text, row = captions[row], owners[row][0]
-            picture = self.index.picture(row)
+            image = self.index.image(row)
             hits.append(
                 SearchHit(
                     rank=len(hits) + 1,
-                    id=picture.id,
-                    path=picture.path,
+                    id=image.id,
+                    path=image.path,
                     score=score,
                     match_probability=shown,
                     cosine=similarity,
                     raw_match_probability=raw if self.calibration is not None else None,
                     text=text,
-                    problem=picture.state(),
-                    picture=picture,
+                    problem=image.state(),
+                    image=image,
                 )
             )
             if len(hits) == top_k:
@@ -351,7 +351,7 @@ def checked_texts(texts: str | Sequence[str]) -> list[str]:
     return texts
 
 
-def _vectors_of(index: PictureIndex, effort: int | None = None) -> VectorSearch:
+def _vectors_of(index: ImageIndex, effort: int | None = None) -> VectorSearch:
     """What the index says: its FAISS file, or exact search in its embeddings."""
     kind = index.manifest.vectors["kind"]
     if kind == "flat":
@@ -367,4 +367,4 @@ def _opened(images: ImageQuery | Sequence[ImageQuery], processor: Any) -> tuple[
     return names, [open_image(image, exif_transpose=turns_upright(processor)) for image in images]
 
 
-__all__ = ["MatchResult", "Picture", "R2D2Retriever", "load_model"]
+__all__ = ["MatchResult", "CollectionImage", "R2D2Retriever", "load_model"]

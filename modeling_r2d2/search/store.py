@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..processing.files.writing import atomic_path, save_safetensors, write_text
 from .cache import checksum_of_row
+from .images import CollectionImage
 from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord
-from .pictures import Picture
 
-_OF_PICTURE = ["id", "path", "offset", "size", "mtime_ns", "texts", "location", "source"]
+_OF_IMAGE = ["id", "path", "offset", "size", "mtime_ns", "texts", "location", "source"]
 #: How often an index is opened again that a writer replaces meanwhile.
 _ATTEMPTS = 50
 _TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
@@ -34,7 +34,7 @@ class ShardContent:
     """What goes into a shard: pictures with their content hashes, embeds (I, D), text_embeds (M, D) of their captions
     in order, cache: packed tensors (I, …) with a checksum each, unreadable: see `ShardRecord`."""
 
-    pictures: list[Picture]
+    images: list[CollectionImage]
     contents: list[str]
     embeds: Tensor
     text_embeds: Tensor
@@ -52,18 +52,18 @@ def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
     folder = root / SHARDS
     places = {kind: folder / f"{name}.{kind}" for kind in ("rows", "embeds", "cache")}
     with atomic_path(places["rows"]) as partial:
-        _write_rows(partial, content.pictures, content.contents, content.checksums)
+        _write_rows(partial, content.images, content.contents, content.checksums)
     save_safetensors({"image": content.embeds, "text": content.text_embeds}, places["embeds"])
     files = {kind: FileRecord.of(places[kind]) for kind in ("rows", "embeds")}
     if content.cache:
         save_safetensors(content.cache, places["cache"])
         files["cache"] = FileRecord.of(places["cache"], hashed=False)  # a checksum for each picture lies with its row
-    record = ShardRecord(name, len(content.pictures), len(content.text_embeds), files, content.unreadable)
+    record = ShardRecord(name, len(content.images), len(content.text_embeds), files, content.unreadable)
     write_text(folder / f"{name}.json", json.dumps(asdict(record), ensure_ascii=False) + "\n")
     return record
 
 
-def move_shard(root: Path, name: str, shard: "Shard", pictures: list[Picture]) -> ShardRecord:
+def move_shard(root: Path, name: str, shard: "Shard", images: list[CollectionImage]) -> ShardRecord:
     """Write a shard again under another name with other places of its pictures; what was encoded is linked, or copied
     where the disk has no links.
 
@@ -74,7 +74,7 @@ def move_shard(root: Path, name: str, shard: "Shard", pictures: list[Picture]) -
     rows = root / SHARDS / f"{name}.rows"
     checksums = shard.rows.column("checksum").to_pylist()
     with atomic_path(rows) as partial:
-        _write_rows(partial, pictures, shard.rows.column("content").to_pylist(), checksums)
+        _write_rows(partial, images, shard.rows.column("content").to_pylist(), checksums)
     files = {**record.files, "rows": FileRecord.of(rows)}
     for kind in record.files.keys() - {"rows"}:
         old, new = record.path(root, kind), root / SHARDS / f"{name}.{kind}"
@@ -88,20 +88,20 @@ def move_shard(root: Path, name: str, shard: "Shard", pictures: list[Picture]) -
     return moved
 
 
-def _write_rows(path: Path, pictures: list[Picture], contents: list[str], checksums: list[int]) -> None:
+def _write_rows(path: Path, images: list[CollectionImage], contents: list[str], checksums: list[int]) -> None:
     import pyarrow as pa
 
     columns = {
-        "id": pa.array([picture.id for picture in pictures], pa.string()),
-        "path": pa.array([picture.path for picture in pictures], pa.string()),
-        "offset": pa.array([picture.offset for picture in pictures], pa.int64()),
-        "size": pa.array([picture.size for picture in pictures], pa.int64()),
-        "mtime_ns": pa.array([picture.mtime_ns for picture in pictures], pa.int64()),
+        "id": pa.array([image.id for image in images], pa.string()),
+        "path": pa.array([image.path for image in images], pa.string()),
+        "offset": pa.array([image.offset for image in images], pa.int64()),
+        "size": pa.array([image.size for image in images], pa.int64()),
+        "mtime_ns": pa.array([image.mtime_ns for image in images], pa.int64()),
         "content": pa.array(contents, pa.string()),
-        "texts": pa.array([picture.texts for picture in pictures], pa.list_(pa.string())),
-        "location": pa.array([picture.location for picture in pictures], pa.string()),
-        "source": pa.array([picture.source for picture in pictures], pa.string()),
-        "checksum": pa.array(checksums or [None] * len(pictures), pa.int64()),
+        "texts": pa.array([image.texts for image in images], pa.list_(pa.string())),
+        "location": pa.array([image.location for image in images], pa.string()),
+        "source": pa.array([image.source for image in images], pa.string()),
+        "checksum": pa.array(checksums or [None] * len(images), pa.int64()),
     }
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -193,24 +193,24 @@ class Shard:
                 raise IndexFileError(f"{path} was changed after it was written (picture {row}); index anew")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def pictures(self) -> list[Picture]:
+    def images(self) -> list[CollectionImage]:
         """Its pictures, in order."""
         out, sources = [], {}
-        for row in self.rows.select(_OF_PICTURE).to_pylist():
+        for row in self.rows.select(_OF_IMAGE).to_pylist():
             row["texts"] = tuple(row["texts"])
             row["source"] = sources.setdefault(row["source"], row["source"])  # one string, not one each
             if row["location"] == row["path"]:
                 row["location"] = row["path"]
-            out.append(Picture(**row))
+            out.append(CollectionImage(**row))
         return out
 
-    def select(self, rows: Sequence[int], pictures: list[Picture]) -> ShardContent:
+    def select(self, rows: Sequence[int], images: list[CollectionImage]) -> ShardContent:
         """The content of some of its rows, to write anew, for all of its pictures as they are to be remembered."""
-        ends = np.cumsum([0, *(len(picture.texts) for picture in pictures)])
+        ends = np.cumsum([0, *(len(image.texts) for image in images)])
         texts = [place for row in rows for place in range(ends[row], ends[row + 1])]
         cached = self.cached_rows(list(rows)) if self.cache and len(rows) else {}
         return ShardContent(
-            [pictures[row] for row in rows],
+            [images[row] for row in rows],
             self.rows.column("content").take(rows).to_pylist(),
             torch.from_numpy(self.embeds["image"][list(rows)]),
             torch.from_numpy(self.embeds["text"][texts].reshape(len(texts), self.embeds["text"].shape[1])),
@@ -259,7 +259,7 @@ def _tensors(path: Path, data: Any) -> dict[str, np.ndarray]:
         raise IndexFileError(f"{path} cannot be read: {error}") from error
 
 
-class PictureIndex:
+class ImageIndex:
     """An index on disk as it was at one moment, read only.
 
     Args:
@@ -332,14 +332,14 @@ class PictureIndex:
         """The row of every id."""
         return {id: row for row, id in enumerate(self.table.column("id").to_pylist())} if len(self) else {}
 
-    def picture(self, row: int) -> Picture:
+    def image(self, row: int) -> CollectionImage:
         """One picture."""
         values = {
             name: column[0].as_py()
             for name, column in zip(self.table.column_names, self.table.slice(row, 1).columns, strict=True)
         }
         values = {name: values[name] for name in ("id", "path", "offset", "size", "mtime_ns", "texts", "location")}
-        return Picture(**{**values, "texts": tuple(values["texts"])})
+        return CollectionImage(**{**values, "texts": tuple(values["texts"])})
 
     def embeds(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of some pictures: (len(rows), D) float32."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..inference.encoding import EncodedImages, EncodedTexts
 from ..model.modeling_wukong import WukongModel
-from .store import PictureIndex
+from .store import ImageIndex
 
 
 def flat_tokens(embeds: Tensor, length: int | None = None) -> Tensor:
@@ -30,11 +30,11 @@ class TokenWiseSearch:
         model: with `is_token_wise`. index: one that it made.
     """
 
-    def __init__(self, model: WukongModel, index: PictureIndex):
+    def __init__(self, model: WukongModel, index: ImageIndex):
         self.model, self.index, self.size = model, index, model.config.projection_dim
 
     @torch.no_grad()
-    def pictures(self, texts: EncodedTexts) -> np.ndarray:
+    def images(self, texts: EncodedTexts) -> np.ndarray:
         """s(T → I) of Q texts with all pictures: (Q, I) float32."""
         queries, mask = texts.embeds.to(self.model.device), texts.attention_mask.to(self.model.device).bool()
         return self._over(

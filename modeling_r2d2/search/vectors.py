@@ -67,9 +67,9 @@ def build_vectors(
         faiss.downcast_index(index.storage).sq.rangestat_arg = _MARGIN
     elif kind == "ivf":
         lists = lists or max(1, min(round(4 * count**0.5), count))
-        centres = faiss.IndexFlatL2(dimension)
-        index = faiss.IndexIVFScalarQuantizer(centres, dimension, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
-        centres.this.disown()  # owned by the index from here on
+        centers = faiss.IndexFlatL2(dimension)
+        index = faiss.IndexIVFScalarQuantizer(centers, dimension, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+        centers.this.disown()  # owned by the index from here on
         index.own_fields = True
         index.sq.rangestat_arg = _MARGIN
         index.cp.min_points_per_centroid = 1  # few vectors are all compared, whatever the centres: no warning

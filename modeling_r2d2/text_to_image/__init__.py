@@ -5,7 +5,7 @@ from typing import Any
 
 _NAMES = {
     "components": ["adapt_pretrained", "merge_lora", "plain_text_encoder"],
-    "data": ["CaptionFeatures", "CaptionedPictures"],
+    "data": ["CaptionFeatures", "CaptionedImages"],
     "demo": ["DemoSettings", "demo_pipeline", "run_demo"],
     "evaluation": ["GeneratedResult", "evaluate_generated", "feature_kid", "generate"],
     "objective": ["diffusion_loss", "min_snr_weights"],

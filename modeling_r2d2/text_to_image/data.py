@@ -20,7 +20,7 @@ def to_pixels(image: Image.Image, resolution: int) -> Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
-class CaptionedPictures(Dataset):
+class CaptionedImages(Dataset):
     """Pairs as `{"pixels": (3, S, S) uint8, "texts": captions}`, pictures kept after their first use if all fit.
 
     Args:
@@ -104,12 +104,12 @@ def batches(
     if isinstance(pairs, StreamingPairs):
         yield from _stream(pairs, resolution, batch_size, seed, first, rank, world)
         return
-    pictures = CaptionedPictures(pairs, resolution, cache_mb)
+    images = CaptionedImages(pairs, resolution, cache_mb)
     yield from DataLoader(
-        pictures,
-        batch_sampler=_Batches(len(pictures), batch_size, seed, first, rank, world),
+        images,
+        batch_sampler=_Batches(len(images), batch_size, seed, first, rank, world),
         collate_fn=_collate,
-        num_workers=0 if pictures.in_memory else workers,
+        num_workers=0 if images.in_memory else workers,
     )
 
 

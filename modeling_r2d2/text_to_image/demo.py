@@ -20,8 +20,8 @@ from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
 from ..processing.files.writing import claim_folder, staged_folder
 from .components import plain_text_encoder
-from .data import CaptionedPictures
-from .evaluation import evaluate_generated, feature_kid, generate, image_features, nearest_pictures
+from .data import CaptionedImages
+from .evaluation import evaluate_generated, feature_kid, generate, image_features, nearest_images
 from .settings import TextToImageSettings
 from .sheet import sample_sheet
 from .training import train_text_to_image
@@ -162,10 +162,10 @@ def _flat(images: list[list]) -> tuple[list, list[int]]:
 
 def _nearest(images: list[list], pairs: EmojiPairs, resolution: int) -> dict[str, float]:
     """How far from repeating: distance to the nearest training picture, and how often that is of the same concept."""
-    pictures = CaptionedPictures(pairs, resolution)
-    known = torch.stack([pictures.pixels(index) for index in range(len(pictures))])
+    pil_images = CaptionedImages(pairs, resolution)
+    known = torch.stack([pil_images.pixels(index) for index in range(len(pil_images))])
     flat, own = _flat(images)
-    distance, place = nearest_pictures(flat, known)
+    distance, place = nearest_images(flat, known)
     names, first = pairs.names(), len(images)
     same = [names[p] == names[:first][o] for p, o in zip(place.tolist(), own, strict=True)]
     return {"median_rmse": distance.median().item(), "same_concept_percent": 100 * sum(same) / len(same)}

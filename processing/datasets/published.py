@@ -14,7 +14,7 @@ from .chinese_clip import Base64Images, images_of, read_chinese_clip
 from .formats import BenchmarkFormat, Records, find_sources, image_root_of, in_folders
 from .img2dataset import not_fetched
 from .pairs import CheckImages, PairDataset, collect, finish
-from .records import RawPair, Reading, picture_id
+from .records import RawPair, Reading, image_id_of
 from .report import ErrorReport
 from .streaming import StreamingPairs
 
@@ -84,7 +84,7 @@ def _located(spec: BenchmarkFormat, read: Any, path: str, reading: Reading) -> R
     root = _root(spec, Path(path), reading)
     for item in in_folders(spec, root, read(path, reading)):
         if isinstance(item, RawPair):
-            item = replace(item, image=str(root / item.image), image_id=picture_id(item, root, apart=False))
+            item = replace(item, image=str(root / item.image), image_id=image_id_of(item, root, apart=False))
         yield item
 
 

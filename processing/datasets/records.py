@@ -240,13 +240,13 @@ def read_label(value: object) -> int:
     raise ValueError(f"{reason}; a labelled pair has 1 (match) or 0 (no match)")
 
 
-def picture_folder(source: str) -> Path:
+def image_folder(source: str) -> Path:
     """Where the relative picture paths of a file begin: its folder, or the folder itself."""
     path = Path(source)
     return path if path.is_dir() else path.parent
 
 
-def picture_id(pair: RawPair, root: Path, apart: bool) -> str | None:
+def image_id_of(pair: RawPair, root: Path, apart: bool) -> str | None:
     """The id of a pair's picture: its own, else its path as the file gives it or, of bytes in an archive, where it
     lies in it; with what leads to `root` or the archive where `apart`, since another folder may hold the same names.
     """

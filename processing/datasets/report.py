@@ -53,7 +53,7 @@ class Note(Problem):
     counts: tuple[tuple[str, int], ...] = ()
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """The reason with its counts from most to least."""
         return _with_counts(self.reason, Counter(dict(self.counts)))
 

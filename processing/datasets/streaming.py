@@ -8,7 +8,7 @@ from typing import Any
 
 from ..files.images import ImageReadError, open_image
 from .places import located
-from .records import LABEL, PLAIN, RawPair, Reading, picture_folder, picture_id
+from .records import LABEL, PLAIN, RawPair, Reading, image_folder, image_id_of
 from .report import ErrorReport, Note, Problem
 from .tables import require_datasets
 
@@ -63,7 +63,7 @@ class StreamingPairs(_Base):
                 "shards": list(shards),
                 "reader": reader,
                 "reading": reading,
-                "apart": len({picture_folder(shard) for shard in shards}) > 1,
+                "apart": len({image_folder(shard) for shard in shards}) > 1,
             },
         )
         self._told: set[str] = set()
@@ -121,7 +121,7 @@ class StreamingPairs(_Base):
         if isinstance(problem, Note):
             if problem.reason not in self._told:  # once for all shards; the report has the sums
                 self._told.add(problem.reason)
-                logger.warning("%s: %s", problem.source, problem.told)
+                logger.warning("%s: %s", problem.source, problem.message)
             return
         if self.report.on_error == "refuse" or self.report.seen >= MIN_SEEN:
             self.report.check()
@@ -184,16 +184,16 @@ class StreamingPairs(_Base):
 
 def _generate(shards: list[str], reader: Reader, reading: Reading, apart: bool) -> Iterator[dict]:
     for shard in shards:
-        folder = picture_folder(shard)
+        folder = image_folder(shard)
         root = folder if reading.image_root is None else reading.image_root
         for item in reader(shard, reading):
             item = item if isinstance(item, Problem) else located(item, root)
             bad, image, image_id = isinstance(item, Problem), None, None
             if not bad and isinstance(item.image, bytes):  # an archive holds its pictures wherever `image_root` is
-                image, image_id = item.image, picture_id(item, folder, apart)
+                image, image_id = item.image, image_id_of(item, folder, apart)
             elif not bad:
                 image = str(root / item.image)
-                image_id = picture_id(item, root, apart and reading.image_root is None)
+                image_id = image_id_of(item, root, apart and reading.image_root is None)
             yield {
                 "source": item.source,
                 "line": item.line,

@@ -16,7 +16,7 @@ pytest.importorskip("faiss")
 
 from modeling_r2d2.app import AppModels
 from modeling_r2d2.search import R2D2Retriever
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 NAMES = ["一只猫", "马", "小船", "黄鸟", "红花", "白狗", "大山", "鱼"]
 
@@ -32,7 +32,7 @@ class Place:
         return self.root / "model"
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         return self.root / "pictures"
 
     @property
@@ -43,8 +43,8 @@ class Place:
     def text_to_image(self) -> Path:
         return self.root / "text_to_image"
 
-    def picture(self, name: str) -> str:
-        return str(self.pictures / f"{name}.png")
+    def image(self, name: str) -> str:
+        return str(self.images / f"{name}.png")
 
 
 def save_model(folder: Path, ranker: bool = True) -> Path:
@@ -58,10 +58,10 @@ def save_model(folder: Path, ranker: bool = True) -> Path:
 def place(tmp_path_factory) -> Place:
     place = Place(tmp_path_factory.mktemp("app"))
     save_model(place.model)
-    place.pictures.mkdir()
+    place.images.mkdir()
     for seed, name in enumerate(NAMES):
-        tiny_picture(seed).save(place.picture(name))
-    R2D2Retriever.build(place.pictures, place.model, place.index)
+        tiny_image(seed).save(place.image(name))
+    R2D2Retriever.build(place.images, place.model, place.index)
     return place
 
 

@@ -12,7 +12,7 @@ from modeling_r2d2.app import AppModels, actions
 from modeling_r2d2.app.actions import InputError
 from modeling_r2d2.search import Calibration, R2D2Retriever
 from tests.app.conftest import NAMES, Place, save_model
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 CALIBRATION = Calibration("platt", slope=0.5, intercept=-1.0, true_share=0.2, pairs=10, held_out={})
@@ -34,16 +34,16 @@ def direct(models: AppModels, images: list[Image.Image], texts: list[str]) -> tu
 
 
 @pytest.fixture
-def pictures(place):
-    return [Image.open(place.picture(name)).convert("RGB") for name in NAMES]
+def images(place):
+    return [Image.open(place.image(name)).convert("RGB") for name in NAMES]
 
 
 def names_of(found: actions.Found) -> list[str]:
     return [re.match(r"\d+ · (.*)\.png", tile.caption)[1] for tile in found.tiles]
 
 
-def test_search_by_text_is_ranked_by_both_stages(models, pictures):
-    probability, cosine = direct(models, pictures, ["黄鸟"])
+def test_search_by_text_is_ranked_by_both_stages(models, images):
+    probability, cosine = direct(models, images, ["黄鸟"])
     order = (probability + cosine)[:, 0].argsort(descending=True).tolist()
     found = actions.search_by_text(models, " 黄鸟 ", top_k=5, candidates=128, minimum=0)
     assert names_of(found) == [NAMES[i] for i in order[:5]]
@@ -52,11 +52,11 @@ def test_search_by_text_is_ranked_by_both_stages(models, pictures):
     score = float(probability[best, 0] + cosine[best, 0])
     lines = [f"匹配 {100 * probability[best, 0]:.1f}%", f"余弦 {cosine[best, 0]:.2f} · 得分 {score:.2f}"]
     assert found.tiles[0].caption.splitlines() == [f"1 · {NAMES[best]}.png", *lines]
-    assert found.tiles[0].picture.tobytes() == pictures[best].tobytes()
+    assert found.tiles[0].image.tobytes() == images[best].tobytes()
 
 
-def test_minimum_and_candidates(models, pictures):
-    probability, cosine = direct(models, pictures, ["黄鸟"])
+def test_minimum_and_candidates(models, images):
+    probability, cosine = direct(models, images, ["黄鸟"])
     limit = float(probability[:, 0].sort().values[3:5].mean())  # between two of them
     found = actions.search_by_text(models, "黄鸟", top_k=60, candidates=128, minimum=limit)
     assert set(names_of(found)) == {name for name, p in zip(NAMES, probability[:, 0], strict=True) if p >= limit}
@@ -69,19 +69,19 @@ def test_minimum_and_candidates(models, pictures):
         actions.search_by_text(models, "黄鸟", top_k=8, candidates=0, minimum=0.5)
 
 
-def test_search_by_picture_finds_it(models, place):
-    found = actions.search_by_picture(models, place.picture("红花"), top_k=3)
+def test_search_by_image_finds_it(models, place):
+    found = actions.search_by_image(models, place.image("红花"), top_k=3)
     assert names_of(found)[0] == "红花"
     assert "余弦 1.00" in found.tiles[0].caption
     assert "匹配" not in found.tiles[0].caption
 
 
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
-def test_match(models, place, pictures, calibration):
+def test_match(models, place, images, calibration):
     retriever = R2D2Retriever(models.retriever.model, models.retriever.processor, calibration=calibration)
-    rows, notes = actions.match(replace(models, retriever=retriever), place.picture("马"), "马\n一只猫\n\n 马 \n白狗")
+    rows, notes = actions.match(replace(models, retriever=retriever), place.image("马"), "马\n一只猫\n\n 马 \n白狗")
     texts = ["马", "一只猫", "白狗"]
-    probability, cosine = (values[0].tolist() for values in direct(models, [pictures[1]], texts))
+    probability, cosine = (values[0].tolist() for values in direct(models, [images[1]], texts))
     if calibration is not None:
         probability = [1 / (1 + math.exp(1 - 0.5 * math.log(p / (1 - p)))) for p in probability]
     expected = sorted(zip(texts, probability, cosine, strict=True), key=lambda row: -row[1])
@@ -91,12 +91,12 @@ def test_match(models, place, pictures, calibration):
     assert notes == []
 
 
-def test_classify(models, place, pictures):
+def test_classify(models, place, images):
     labels = ["猫", "船", "山"]
     prompts = [f"一张{label}的图片" for label in labels]
-    probability, cosine = (values[0] for values in direct(models, [pictures[2]], prompts))
+    probability, cosine = (values[0] for values in direct(models, [images[2]], prompts))
     softmax = (cosine / models.retriever.model.bounded_temperature()).softmax(dim=0)
-    call = (place.picture("小船"), "猫，船、山,猫", "一张{}的图片")
+    call = (place.image("小船"), "猫，船、山,猫", "一张{}的图片")
     for use_ranker, expected in ((False, softmax), (True, probability)):
         rows, _ = actions.classify(models, *call, use_ranker=use_ranker)
         order = expected.argsort(descending=True).tolist()
@@ -109,7 +109,7 @@ def test_classify(models, place, pictures):
 
 
 def test_braces_of_a_visitor_are_text(models, place):
-    rows, _ = actions.classify(models, place.picture("马"), "{0}，马{}", "{}{x}")
+    rows, _ = actions.classify(models, place.image("马"), "{0}，马{}", "{}{x}")
     assert {row.text for row in rows} == {"{0}", "马{}"}
 
 
@@ -123,7 +123,7 @@ def test_braces_of_a_visitor_are_text(models, place):
         ("search_by_text", ("猫", "5", 128, 0), "top_k"),
         ("search_by_text", ("猫", 5, 1e9, 0), "candidates"),
         ("search_by_text", ("猫", 5, 128, float("nan")), "min_match_probability"),
-        ("search_by_picture", (None, 5), "请先选择一张图片 / choose a picture first"),
+        ("search_by_image", (None, 5), "请先选择一张图片 / choose a picture first"),
         ("match", (None, "猫"), "choose a picture"),
         ("match", ("{picture}", " \n "), "请至少输入一条文字 / enter at least one text"),
         ("match", ("{picture}", "\n".join(map(str, range(101)))), "100"),
@@ -133,29 +133,29 @@ def test_braces_of_a_visitor_are_text(models, place):
     ],
 )
 def test_wrong_input_is_named(models, place, action, arguments, message):
-    arguments = [place.picture("马") if value == "{picture}" else value for value in arguments]
+    arguments = [place.image("马") if value == "{picture}" else value for value in arguments]
     with pytest.raises(InputError, match=message):
         getattr(actions, action)(models, *arguments)
 
 
-def test_pictures_that_cannot_be_read(models, tmp_path):
+def test_images_that_cannot_be_read(models, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"GIF89a")
     with pytest.raises(InputError, match="无法读取这张图片 / this picture cannot be read") as raised:
-        actions.checked_picture(models, str(broken))
+        actions.checked_image(models, str(broken))
     assert str(tmp_path) not in str(raised.value)  # a visitor need not know where uploads lie
 
 
 def test_an_uploaded_photo_is_turned_upright(models, tmp_path, monkeypatch):
-    picture = tiny_picture(3, width=40, height=20)
+    image = tiny_image(3, width=40, height=20)
     exif = Image.Exif()
     exif[274] = 6  # taken with the camera on its side
-    picture.save(tmp_path / "photo.png", exif=exif)
-    upright = actions.checked_picture(models, str(tmp_path / "photo.png"))
+    image.save(tmp_path / "photo.png", exif=exif)
+    upright = actions.checked_image(models, str(tmp_path / "photo.png"))
     assert upright.size == (20, 40)
-    assert upright.tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
+    assert upright.tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
     monkeypatch.setattr(models.retriever.processor.image_processor, "exif_transpose", False, raising=False)
-    assert actions.checked_picture(models, str(tmp_path / "photo.png")).tobytes() == picture.tobytes()
+    assert actions.checked_image(models, str(tmp_path / "photo.png")).tobytes() == image.tobytes()
 
 
 def test_what_the_model_does_not_read_is_said(models):
@@ -166,17 +166,17 @@ def test_what_the_model_does_not_read_is_said(models):
     assert len(beyond.notes) == 1  # what was cut off is not looked at
 
 
-def test_pictures_that_vanished_or_changed(tmp_path):
+def test_images_that_vanished_or_changed(tmp_path):
     place = Place(tmp_path)
     save_model(place.model)
-    place.pictures.mkdir()
+    place.images.mkdir()
     for seed, name in enumerate(NAMES[:3]):
-        tiny_picture(seed).save(place.picture(name))
-    R2D2Retriever.build(place.pictures, place.model, place.index)
+        tiny_image(seed).save(place.image(name))
+    R2D2Retriever.build(place.images, place.model, place.index)
     models = AppModels.open(index=place.index)
-    (place.pictures / "马.png").unlink()
-    tiny_picture(9, width=60).save(place.picture("小船"))
-    found = actions.search_by_picture(models, place.picture("一只猫"), top_k=3)
+    (place.images / "马.png").unlink()
+    tiny_image(9, width=60).save(place.image("小船"))
+    found = actions.search_by_image(models, place.image("一只猫"), top_k=3)
     captions = {tile.caption.splitlines()[0].split(" · ")[1] for tile in found.tiles}
     assert captions == {"一只猫.png", "马.png (读不到 unreadable)", "小船.png (已改动 changed)"}
     assert [re.sub(r"\D", "", note) for note in found.notes] == ["11", "11"]
@@ -184,14 +184,14 @@ def test_pictures_that_vanished_or_changed(tmp_path):
 
 def test_a_model_without_a_ranker(place, tmp_path):
     model = save_model(tmp_path / "prd2", ranker=False)
-    R2D2Retriever.build(place.pictures, model, tmp_path / "index")
+    R2D2Retriever.build(place.images, model, tmp_path / "index")
     models = AppModels.open(index=tmp_path / "index")
     assert not models.can_rank
     found = actions.search_by_text(models, "马", top_k=2, candidates=128, minimum=0.9)
     assert len(found.tiles) == 2
     for call in (
-        lambda: actions.match(models, place.picture("马"), "马"),
-        lambda: actions.classify(models, place.picture("马"), "马", "{}", use_ranker=True),
+        lambda: actions.match(models, place.image("马"), "马"),
+        lambda: actions.classify(models, place.image("马"), "马", "{}", use_ranker=True),
     ):
         with pytest.raises(InputError, match="pre-ranking only"):
             call()
@@ -200,11 +200,11 @@ def test_a_model_without_a_ranker(place, tmp_path):
 def test_a_model_that_compares_token_by_token(place, tmp_path):
     tiny_wukong("filip").save_pretrained(tmp_path / "filip")
     tiny_wukong_processor().save_pretrained(tmp_path / "filip")
-    R2D2Retriever.build(place.pictures, tmp_path / "filip", tmp_path / "index")
+    R2D2Retriever.build(place.images, tmp_path / "filip", tmp_path / "index")
     models = AppModels.open(index=tmp_path / "index")
     assert len(actions.search_by_text(models, "马", top_k=2, candidates=128, minimum=0).tiles) == 2
     with pytest.raises(InputError, match="not pictures with pictures"):
-        actions.search_by_picture(models, place.picture("马"), top_k=2)
+        actions.search_by_image(models, place.image("马"), top_k=2)
 
 
 def test_draw(drawing_place):
@@ -214,13 +214,13 @@ def test_draw(drawing_place):
     steps = []
     found = actions.draw(models, "一只猫", 3, 2, 2.0, 5, lambda step, of: steps.append((step, of)))
     assert steps == [(1, 2), (2, 2)]
-    assert {tile.picture.size for tile in found.tiles} == {(256, 256)}
-    by_seed = {tile.caption.splitlines()[0]: tile.picture for tile in found.tiles}
+    assert {tile.image.size for tile in found.tiles} == {(256, 256)}
+    by_seed = {tile.caption.splitlines()[0]: tile.image for tile in found.tiles}
     assert set(by_seed) == {"种子 seed 5", "种子 seed 6", "种子 seed 7"}
-    alone = actions.draw(models, "一只猫", 1, 2, 2.0, 6).tiles[0].picture
+    alone = actions.draw(models, "一只猫", 1, 2, 2.0, 6).tiles[0].image
     extrema = ImageChops.difference(alone, by_seed["种子 seed 6"]).getextrema()
     assert max(highest for _, highest in extrema) <= 1  # a batch of one rounds otherwise than one of three
-    small = {caption: picture.resize((8, 8), Image.Resampling.NEAREST) for caption, picture in by_seed.items()}
+    small = {caption: image.resize((8, 8), Image.Resampling.NEAREST) for caption, image in by_seed.items()}
     probability, cosine = direct(models, list(small.values()), ["一只猫"])
     order = (probability + cosine)[:, 0].argsort(descending=True).tolist()
     assert [tile.caption.splitlines()[0] for tile in found.tiles] == [list(small)[i] for i in order]

@@ -98,22 +98,22 @@ def test_wrong_input_is_said_on_the_page(page, tmp_path):
 
 def test_match_and_labels(page, models, place):
     page.get_by_role("tab", name="匹配 Match").click()
-    page.locator("#match-picture input[type=file]").set_input_files(place.picture("马"))
+    page.locator("#match-picture input[type=file]").set_input_files(place.image("马"))
     page.locator("#match-picture img").wait_for()
     page.locator("#match-texts textarea").fill("一只猫\n马\n<b>白狗</b>")
     page.locator("#match-button").click()
     page.locator("#match-rows table").wait_for()
-    rows, _ = actions.match(models, place.picture("马"), "一只猫\n马\n<b>白狗</b>")
+    rows, _ = actions.match(models, place.image("马"), "一只猫\n马\n<b>白狗</b>")
     shown = [line.split() for line in page.locator("#match-rows tr").all_inner_texts()[1:]]
     assert shown == [[row.text, actions.percent(row.probability), f"{row.cosine:.3f}"] for row in rows]
 
     page.get_by_role("tab", name="分类 Labels").click()
-    page.locator("#labels-picture input[type=file]").set_input_files(place.picture("小船"))
+    page.locator("#labels-picture input[type=file]").set_input_files(place.image("小船"))
     page.locator("#labels-picture img").wait_for()
     page.locator("#labels textarea").fill("猫，船，山")
     page.locator("#labels-button").click()
     page.locator("#labels-rows table").wait_for()
-    rows, _ = actions.classify(models, place.picture("小船"), "猫，船，山", "一张{}的图片")
+    rows, _ = actions.classify(models, place.image("小船"), "猫，船，山", "一张{}的图片")
     shown = [line.split() for line in page.locator("#labels-rows tr").all_inner_texts()[1:]]
     assert shown == [[row.text, actions.percent(row.probability)] for row in rows]
 
@@ -131,7 +131,7 @@ def test_phone(page, place):
         "label => label.scrollWidth <= label.clientWidth && label.scrollHeight <= label.clientHeight"
     )
     page.locator("#by-picture button").first.click()
-    page.locator("#query-picture input[type=file]").set_input_files(place.picture("红花"))
+    page.locator("#query-picture input[type=file]").set_input_files(place.image("红花"))
     page.locator("#query-picture img").wait_for()
     page.locator("#picture-button").click()
     page.locator("#search-gallery .caption-label", has_text=re.compile(r"1 · 红花\.png")).wait_for()
@@ -151,7 +151,7 @@ def test_draw(page):
 
 def test_files_of_the_server_are_not_served(address, place):
     """Neither the pictures of the index nor anything else by its path."""
-    for path in (place.picture("马"), place.index / "manifest.json", "/etc/hostname"):
+    for path in (place.image("马"), place.index / "manifest.json", "/etc/hostname"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}gradio_api/file={urllib.request.quote(str(path))}")
         assert refused.value.code in (403, 404)

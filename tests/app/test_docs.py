@@ -22,7 +22,7 @@ def test_guide(name, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/demo").symlink_to(place.model)
-    shutil.copytree(place.pictures, "photos")
+    shutil.copytree(place.images, "photos")
     pages = []
 
     def launch(page, host, port, block):

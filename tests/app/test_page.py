@@ -54,13 +54,13 @@ def test_one_computation_at_a_time(models, monkeypatch):
         computing.pop()
         return [], []
 
-    for name in ("search_by_text", "search_by_picture", "match", "classify"):
+    for name in ("search_by_text", "search_by_image", "match", "classify"):
         monkeypatch.setattr(actions, name, lambda *values, name=name: Found(*compute()) if "by" in name else compute())
-    monkeypatch.setattr("modeling_r2d2.app.turns.checked_picture", lambda models, file: file)
+    monkeypatch.setattr("modeling_r2d2.app.turns.checked_image", lambda models, file: file)
     functions = {each.api_name: each for each in build_app(models, examples=["马"]).fns.values()}
     visits = [
         threading.Thread(target=functions[name].fn, args=[None] * len(functions[name].inputs))
-        for name in ("search", "search_by_picture", "match", "classify") * 2
+        for name in ("search", "search_by_image", "match", "classify") * 2
     ]
     for visit in visits:
         visit.start()

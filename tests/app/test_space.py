@@ -11,11 +11,11 @@ import gradio as gr
 import yaml
 
 from modeling_r2d2.app import launch_app
-from modeling_r2d2.hub_cards.licences import HUB_LICENCES
+from modeling_r2d2.hub_cards.licenses import HUB_LICENSES
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"
-COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
 def header() -> dict:
@@ -34,10 +34,10 @@ def test_header():
     assert card["sdk"] == "gradio"
     assert card["sdk_version"] == pin("gradio")
     assert isinstance(card["python_version"], str)  # 3.10 as a number would be 3.1
-    assert {card["colorFrom"], card["colorTo"]} <= COLOURS
+    assert {card["colorFrom"], card["colorTo"]} <= COLORS
     assert len(card["emoji"]) == 1
     assert len(card["short_description"]) <= 60
-    assert card["license"] in HUB_LICENCES
+    assert card["license"] in HUB_LICENSES
     assert (SPACE / card["app_file"]).is_file()
 
 
@@ -58,7 +58,7 @@ def test_it_serves_the_page(place, tmp_path, monkeypatch):
     def launch(page):
         served.append(launch_app(page, block=False))
 
-    (tmp_path / "photos").symlink_to(place.pictures)
+    (tmp_path / "photos").symlink_to(place.images)
     variables = {"R2D2_MODEL": place.model, "R2D2_PHOTOS": tmp_path / "photos", "R2D2_EXAMPLES": "马,小船"}
     for name, value in {**variables, "GRADIO_TEMP_DIR": tmp_path / "uploads"}.items():
         monkeypatch.setenv(name, str(value))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 CHOOSE = "请先选择一张图片"
 
@@ -65,9 +65,9 @@ def uploaded(address: str, data: bytes) -> dict:
     return {"path": json.loads(answer)[0]}
 
 
-def png(picture: Image.Image, **options) -> bytes:
+def png(image: Image.Image, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG", **options)
+    image.save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -75,7 +75,7 @@ def png(picture: Image.Image, **options) -> bytes:
 def private(tmp_path_factory):
     """A picture of the server that nobody uploaded, a pipe, and a link among the uploads."""
     folder = tmp_path_factory.mktemp("private")
-    tiny_picture(3).save(folder / "private.png")
+    tiny_image(3).save(folder / "private.png")
     os.mkfifo(folder / "pipe.png")
     return folder
 
@@ -99,22 +99,22 @@ def elsewhere():
     server.shutdown()
 
 
-PICTURE_CALLS = [
-    ("search_by_picture", lambda picture: (picture, 3)),
-    ("match", lambda picture: (picture, "马")),
-    ("classify", lambda picture: (picture, "马", "{}", False)),
+IMAGE_CALLS = [
+    ("search_by_image", lambda image: (image, 3)),
+    ("match", lambda image: (image, "马")),
+    ("classify", lambda image: (image, "马", "{}", False)),
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments"), PICTURE_CALLS, ids=[name for name, _ in PICTURE_CALLS])
+@pytest.mark.parametrize(("name", "arguments"), IMAGE_CALLS, ids=[name for name, _ in IMAGE_CALLS])
 def test_only_uploads_are_opened(address, private, elsewhere, name, arguments):
     """Whatever else is named, there or not, the answer is the same, and at once."""
     url, asked = elsewhere
-    picture = uploaded(address, png(tiny_picture(3)))
-    assert CHOOSE not in said(call(address, name, *arguments(picture)))
+    image = uploaded(address, png(tiny_image(3)))
+    assert CHOOSE not in said(call(address, name, *arguments(image)))
     there, data = private / "private.png", "data:image/png;base64,iVBORw0KGgo="
     hostile = [there, private / "nowhere.png", private / "pipe.png", "/dev/zero", "/proc/self/environ", url, data]
-    hostile += [f"{os.path.dirname(picture['path'])}/../../../../../..{there}", "private.png", "a\0b", "/" + "x" * 5000]
+    hostile += [f"{os.path.dirname(image['path'])}/../../../../../..{there}", "private.png", "a\0b", "/" + "x" * 5000]
     answers = set()
     for path in map(str, hostile):
         start = time.monotonic()
@@ -137,8 +137,8 @@ def test_a_file_in_the_place_of_a_text_is_not_opened(address, private, elsewhere
 
 
 def test_a_link_among_the_uploads_is_not_followed(address, private):
-    picture = uploaded(address, png(tiny_picture(4)))["path"]
-    link = f"{picture}.link.png"
+    image = uploaded(address, png(tiny_image(4)))["path"]
+    link = f"{image}.link.png"
     os.symlink(private / "private.png", link)
     assert CHOOSE in said(call(address, "match", {"path": link}, "马"))
     assert ask(f"{address}gradio_api/file={urllib.parse.quote(link)}")[0] == 404
@@ -146,9 +146,9 @@ def test_a_link_among_the_uploads_is_not_followed(address, private):
 
 def test_files_are_not_served_by_their_paths(address, private, elsewhere):
     url, asked = elsewhere
-    picture = uploaded(address, png(tiny_picture(5)))["path"]
-    assert ask(f"{address}gradio_api/file={urllib.parse.quote(picture)}")[1] == png(tiny_picture(5))
-    folder = os.path.dirname(picture)
+    image = uploaded(address, png(tiny_image(5)))["path"]
+    assert ask(f"{address}gradio_api/file={urllib.parse.quote(image)}")[1] == png(tiny_image(5))
+    folder = os.path.dirname(image)
     paths = [
         private / "private.png",
         private / "nowhere.png",
@@ -208,12 +208,12 @@ def test_bounds_of_requests(address):
         assert ask(join, broken, json_type)[0] in (400, 422)
     assert "500" in said(call(address, "search", "猫" * 501, 3, 0, 0))
     assert call(address, "search", "猫", 10**9, 0, 0).startswith("event: error")
-    picture = uploaded(address, png(tiny_picture(1)))
-    assert "100" in said(call(address, "match", picture, "\n".join(map(str, range(101)))))
+    image = uploaded(address, png(tiny_image(1)))
+    assert "100" in said(call(address, "match", image, "\n".join(map(str, range(101)))))
     assert call(address, "draw", "猫", 9, 10**6, 2.0, 0).startswith("event: error")
 
 
-def test_bounds_of_pictures(address):
+def test_bounds_of_images(address):
     """Compared before anything is decoded."""
     large = uploaded(address, png(Image.new("L", (10_000, 5_001))))
     assert re.search("10,?000 x 5,?001", said(call(address, "match", large, "马")))
@@ -222,16 +222,16 @@ def test_bounds_of_pictures(address):
     start = time.monotonic()
     assert "无法读取这张图片" in said(call(address, "match", uploaded(address, floats.getvalue()), "马"))
     assert time.monotonic() - start < 5
-    assert "无法读取" not in said(call(address, "match", uploaded(address, png(tiny_picture(1))), "马"))
+    assert "无法读取" not in said(call(address, "match", uploaded(address, png(tiny_image(1))), "马"))
 
 
 def test_after_a_flood_the_next_visitor_is_answered(address):
     """200 posted calls: whoever comes next waits under 5 s, or is told to come back."""
-    picture = uploaded(address, png(Image.new("RGB", (3000, 3000))))
+    image = uploaded(address, png(Image.new("RGB", (3000, 3000))))
     lines = "\n".join(f"一只猫 {number}" for number in range(100))
 
     def flood(number: int) -> int:
-        name, data = ("match", [picture, lines]) if number % 2 else ("search", ["马", 60, 512, 0])
+        name, data = ("match", [image, lines]) if number % 2 else ("search", ["马", 60, 512, 0])
         return post(address, name, data)[0]
 
     with ThreadPoolExecutor(8) as threads:

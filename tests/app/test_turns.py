@@ -32,14 +32,14 @@ def test_one_at_a_time_in_the_order_of_coming():
 
 def test_who_waits_too_long_or_finds_the_line_full_is_told():
     turns = Turns(1, waiting=1, seconds=0.3)
-    told = []
+    message = []
 
     def visit() -> None:
         try:
             with turns.turn():
                 pass
         except BusyError:
-            told.append(time.monotonic())
+            message.append(time.monotonic())
 
     with turns.turn():
         start = time.monotonic()
@@ -51,7 +51,7 @@ def test_who_waits_too_long_or_finds_the_line_full_is_told():
             pass
         assert time.monotonic() - start < 0.25  # at once, the line being full
         waiting.join()
-        assert len(told) == 1
+        assert len(message) == 1
     with turns.turn():  # and the turn is free again
         pass
 

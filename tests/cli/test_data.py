@@ -13,7 +13,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.figures.pair_sheet import pair_sheet
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.check import Spread, check_pairs
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -22,7 +22,7 @@ runner = CliRunner(env={"COLUMNS": "200"})
 def data(tmp_path):
     """Four good pairs of three pictures, one of them with two captions; four bad lines."""
     for number in range(3):
-        tiny_picture(number, 20 + 10 * number, 30).save(tmp_path / f"{number}.png")
+        tiny_image(number, 20 + 10 * number, 30).save(tmp_path / f"{number}.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:90])
     rows = [
         {"image": "0.png", "text": ["一只猫", "猫"]},
@@ -40,7 +40,7 @@ def data(tmp_path):
 
 def test_figures(data):
     found = check_pairs(load_pairs(data / "pairs.jsonl", max_error_rate=1.0, check_images="exists"))
-    assert (found.records, found.pairs, found.pictures, found.texts, found.errors) == (8, 4, 3, 5, 4)
+    assert (found.records, found.pairs, found.images, found.texts, found.errors) == (8, 4, 3, 5, 4)
     assert sorted(problem.line for problem in found.problems) == [5, 6, 7, 8]
     assert found.error_rate == 0.5
     assert found.duplicates == {"猫": 2}
@@ -48,7 +48,7 @@ def test_figures(data):
     assert found.heights == Spread.of([30, 30, 30])
     assert found.area.most == pytest.approx(0.0012)
     assert found.characters == Spread.of([3, 1, 1, 4, 1])
-    assert found.texts_per_picture == Spread.of([3, 1, 1])
+    assert found.texts_per_image == Spread.of([3, 1, 1])
     assert {text for _, text in found.sample} == {"一只猫", "猫", "小小的船"}
     assert json.loads(json.dumps(found.to_dict()))["widths"]["mean"] == 30
     assert Spread.of([]) is None
@@ -72,9 +72,9 @@ def test_command(data):
 
 def test_what_is_worth_a_look(tmp_path):
     """The same picture in two files of two formats, pairs twice, endless and invisible captions: by file and line."""
-    tiny_picture(0).save(tmp_path / "a.png")
-    tiny_picture(0).save(tmp_path / "b.bmp")
-    tiny_picture(1).save(tmp_path / "c.png")
+    tiny_image(0).save(tmp_path / "a.png")
+    tiny_image(0).save(tmp_path / "b.bmp")
+    tiny_image(1).save(tmp_path / "c.png")
     texts = [
         "一只猫",
         "一只猫",
@@ -92,7 +92,7 @@ def test_what_is_worth_a_look(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found = check_pairs(load_pairs(path, max_error_rate=1.0, check_images="exists"))
-    assert (found.same_pictures, found.same_pairs, found.long_texts, found.odd_texts) == (1, 1, 1, 4)
+    assert (found.same_images, found.same_pairs, found.long_texts, found.odd_texts) == (1, 1, 1, 4)
     assert set(found.odd_characters) == {
         "U+200B ZERO WIDTH SPACE",
         "U+0007",
@@ -110,11 +110,11 @@ def test_what_is_worth_a_look(tmp_path):
 
 
 def test_one_pair_with_two_labels(tmp_path):
-    tiny_picture(0).save(tmp_path / "a.png")
+    tiny_image(0).save(tmp_path / "a.png")
     rows = [{"image": "a.png", "text": "猫", "match": label} for label in (1, 0, 1)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found = check_pairs(load_pairs(tmp_path / "pairs.jsonl", columns={"label": "match"}))
-    assert (found.same_pictures, found.same_pairs, found.contradictions) == (0, 2, 1)
+    assert (found.same_images, found.same_pairs, found.contradictions) == (0, 2, 1)
 
 
 def test_labelled_pairs(data):
@@ -151,11 +151,11 @@ def test_sample_is_drawn_evenly(data):
     assert counts[:20].sum() == pytest.approx(60, abs=20)
 
 
-def test_sheet_shows_every_picture():
-    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
-    pairs = [(Image.new("RGB", (90, 60), colour), "一句很长很长很长很长很长很长很长很长的话") for colour in colours]
+def test_sheet_shows_every_image():
+    colors = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    pairs = [(Image.new("RGB", (90, 60), color), "一句很长很长很长很长很长很长很长很长的话") for color in colors]
     sheet = pair_sheet(pairs, title="标题", columns=2)
     seen = {tuple(pixel) for pixel in np.asarray(sheet).reshape(-1, 3)[::7]}
-    assert seen.issuperset(colours)
+    assert seen.issuperset(colors)
     with pytest.raises(ValueError, match="at least one picture"):
         pair_sheet([])

@@ -65,7 +65,7 @@ def test_results_and_card_agree(demo):
     assert "not the authors' weights" in card
 
 
-def test_another_card_names_data_licences_and_random_weights(demo, tmp_path):
+def test_another_card_names_data_licenses_and_random_weights(demo, tmp_path):
     folder, _ = demo
     path = tmp_path / "card.md"
     CliRunner().invoke(app, ["card", str(folder), "--output", str(path)], catch_exceptions=False)
@@ -97,11 +97,11 @@ def test_its_output_runs_without_the_package(demo, tmp_path):
         """,
         tmp_path,
     )
-    picture = Image.open(folder / "picture.png")
-    inputs = AutoProcessor.from_pretrained(folder)(images=[picture], text=TEXTS, return_tensors="pt")
+    image = Image.open(folder / "picture.png")
+    inputs = AutoProcessor.from_pretrained(folder)(images=[image], text=TEXTS, return_tensors="pt")
     expected = AutoModel.from_pretrained(folder)(**inputs).logits_per_image.tolist()
     assert fresh["class"] == "R2D2Model"
     assert fresh["logits"][0] == pytest.approx(expected[0], abs=1e-3)
     here = pipeline("zero-shot-image-classification", model=str(folder))
-    labels = here(picture, candidate_labels=["猫", "小船"], hypothesis_template="{}")
+    labels = here(image, candidate_labels=["猫", "小船"], hypothesis_template="{}")
     assert [item["label"] for item in fresh["labels"]] == [item["label"] for item in labels]

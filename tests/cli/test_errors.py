@@ -21,7 +21,7 @@ from modeling_r2d2.cli import EXAMPLES, app, errors, main
 from modeling_r2d2.cli.terminal import one_line, quiet_libraries
 from modeling_r2d2.inference.loading import one_line_errors
 from modeling_r2d2.processing.files.images import ImageReadError
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 
 def raising(error: BaseException):
@@ -234,7 +234,7 @@ def place(tmp_path_factory):
     tiny_processor().save_pretrained(root / "model")
     lines = []
     for number, text in enumerate("猫狗马鱼"):
-        tiny_picture(number).save(root / f"{number}.png")
+        tiny_image(number).save(root / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "text": text}))
     (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     R2D2Retriever.build(root / "pairs.jsonl", root / "model", root / "index")

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 runner = CliRunner(env={"COLUMNS": "200"})
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("evaluate")
     lines = []
     for number, text in enumerate(TEXTS):
-        tiny_picture(number).save(root / f"{number}.png")
+        tiny_image(number).save(root / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "text": text}, ensure_ascii=False))
     (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for seed, name in enumerate(("one", "two", "prd2")):

@@ -10,13 +10,13 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.cli.data import check
 from modeling_r2d2.cli.options import _reading_pixels
 from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 VERBS = ("index", "search", "match", "pretrain", "finetune", "evaluate", "calibrate", "export")
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_verbs_that_read_pictures_have_the_option(verb):
+def test_verbs_that_read_images_have_the_option(verb):
     command = next(each.callback for each in app.registered_commands if each.name == verb)
     assert "max_pixels" in inspect.signature(command).parameters
     assert "max_pixels" in inspect.signature(check).parameters
@@ -24,7 +24,7 @@ def test_verbs_that_read_pictures_have_the_option(verb):
 
 def test_the_limit_holds_for_the_call(tmp_path):
     for number in range(4):
-        tiny_picture(number, width=50, height=40).save(tmp_path / f"{number}.png")
+        tiny_image(number, width=50, height=40).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("一只猫", encoding="utf-8")
     runner, before = CliRunner(), Image.MAX_IMAGE_PIXELS
     refused = runner.invoke(app, ["data", "check", str(tmp_path), "--max-pixels", "1500"])

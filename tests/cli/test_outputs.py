@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.figures.drawings import refuse_foreign_drawing, save_drawing
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 
 def run(*arguments):
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
     (folder / "photos").mkdir()
     lines = []
     for number, text in enumerate(["一只猫", "一只狗", "红马", "小鱼", "山水", "花草"]):
-        tiny_picture(number).save(folder / "photos" / f"{number}.png")
+        tiny_image(number).save(folder / "photos" / f"{number}.png")
         lines.append(json.dumps({"image": f"photos/{number}.png", "text": text, "image_id": str(number)}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     done(run("index", folder / "photos", "--output", folder / "index", "--model", folder / "model"))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.processing.files import progress as bars
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 pytest.importorskip("faiss")
 
@@ -25,7 +25,7 @@ def place(tmp_path_factory):
     tiny_processor().save_pretrained(root / "model")
     lines = []
     for number, text in enumerate(["猫", "狗", "马", "鱼", "鸟", "车", "船", "山", "水", "火", "木", "天"]):
-        tiny_picture(number).save(root / f"{number}.png")
+        tiny_image(number).save(root / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "text": text}))
     (root / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return root
@@ -75,7 +75,7 @@ def test_a_line_for_each_state_of_a_log(capsys, at_once):
 def test_counting_for_the_bar_says_nothing_a_second_time(place, tmp_path, at_once, caplog):
     photos = tmp_path / "photos"
     photos.mkdir()
-    tiny_picture(0).save(photos / "a.png")
+    tiny_image(0).save(photos / "a.png")
     (photos / "clip.mp4").write_bytes(b"0")
     stdout, _ = run("index", photos, "--model", place / "model", "--output", tmp_path / "index")
     assert stdout.count("ignored: 1 .mp4") == 1

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 runner = CliRunner(env={"COLUMNS": "200"})
 READS = ["pretrain", "finetune", "evaluate", "calibrate", "index", "card", "data check", "data matching-pairs"]
@@ -28,7 +28,7 @@ def table(tmp_path):
     (tmp_path / "图").mkdir()
     rows = ["编号,照片,商品名,备注"]
     for number, text in enumerate(["一只小狗", "红色的杯子", "山上的雪"]):
-        tiny_picture(number).save(tmp_path / "图" / f"{number}.png")
+        tiny_image(number).save(tmp_path / "图" / f"{number}.png")
         rows.append(f"{number},图\\{number}.png,{text},好")
     (tmp_path / "表.csv").write_bytes("\r\n".join(rows).encode("gbk"))
     return tmp_path / "表.csv"
@@ -52,7 +52,7 @@ def test_index_of_several_sources(table, tmp_path):
     tiny_processor().save_pretrained(tmp_path / "model")
     for number, folder in enumerate(("a/photos", "b/photos")):
         (tmp_path / folder).mkdir(parents=True)
-        tiny_picture(9 + number).save(tmp_path / folder / "1.png")
+        tiny_image(9 + number).save(tmp_path / folder / "1.png")
         (tmp_path / folder / "1.svg").write_text("<svg/>")
     sources = [str(tmp_path / "a/photos"), str(tmp_path / "b/photos"), str(table)]
     command = ["index", *sources, "--output", str(tmp_path / "index"), "--model", str(tmp_path / "model")]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from modeling_r2d2 import R2D2ForImageClassification
 from modeling_r2d2.cli import app, main
 from modeling_r2d2.inference.calibrating import load_gallery
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import tiny_config
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     (root / "pictures").mkdir()
     lines = []
     for seed, name in enumerate(NAMES):
-        tiny_picture(seed).save(root / "pictures" / f"{name}.png")
+        tiny_image(seed).save(root / "pictures" / f"{name}.png")
         lines.append(json.dumps({"image": f"{name}.png", "text": name}, ensure_ascii=False))
     (root / "pictures" / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (root / "pictures" / "broken.png").write_bytes(b"GIF89a")
@@ -63,11 +63,11 @@ def test_formats_agree(place):
     assert json.loads((place / "found.json").read_text("utf-8")) == found
 
 
-def test_by_picture_and_captions(place):
-    picture = place / "pictures" / "马.png"
-    found = json.loads(run("search", place / "index", "--image", picture, "--format", "json"))
+def test_by_image_and_captions(place):
+    image = place / "pictures" / "马.png"
+    found = json.loads(run("search", place / "index", "--image", image, "--format", "json"))
     assert found[0]["hits"][0]["id"] == "马.png"
-    found = json.loads(run("search", place / "index", "--image", picture, "--find", "texts", "--format", "json"))
+    found = json.loads(run("search", place / "index", "--image", image, "--find", "texts", "--format", "json"))
     assert {hit["text"] for hit in found[0]["hits"]} == set(NAMES)
 
 
@@ -75,10 +75,10 @@ def test_add_remove_prune(place, tmp_path):
     folder = tmp_path / "more"
     folder.mkdir()
     for seed in (7, 8):
-        tiny_picture(seed).save(folder / f"{seed}.png")
+        tiny_image(seed).save(folder / f"{seed}.png")
     index = ("--output", tmp_path / "index")
     run("index", folder, *index, "--model", place / "model", "--vectors", "hnsw")
-    tiny_picture(9).save(folder / "9.png")
+    tiny_image(9).save(folder / "9.png")
     (folder / "7.png").unlink()
     assert "3 pictures (1 added, 1 unchanged)" in run("index", folder, *index)  # removed only if that is asked for
     assert "1 removed" in run("index", folder, *index, "--prune")
@@ -88,26 +88,26 @@ def test_add_remove_prune(place, tmp_path):
 
 
 def test_match_and_heat_map(place, tmp_path):
-    picture = place / "pictures" / "马.png"
-    command = ("match", picture, "一只猫", "马", "--model", place / "model")
+    image = place / "pictures" / "马.png"
+    command = ("match", image, "一只猫", "马", "--model", place / "model")
     rows = json.loads(run(*command, "--json"))
     assert {row["text"] for row in rows} == {"一只猫", "马"}
     assert rows[0]["match_probability"] >= rows[1]["match_probability"]
     assert f"{rows[0]['match_probability']:.4f}" in run(*command)
     run(*command, "--word", "猫", "--heat-map", tmp_path / "map.png")
-    assert Image.open(tmp_path / "map.png").size == Image.open(picture).size
+    assert Image.open(tmp_path / "map.png").size == Image.open(image).size
 
 
 def test_data_of_a_calibration(tmp_path):
     """A broken picture is left out, and counted; a stream, labelled pairs and what is not there are refused."""
     rows = [{"image": f"{n}.png", "text": text, "match": n % 2} for n, text in enumerate("猫狗马鱼")]
     for n in range(4):
-        tiny_picture(n).save(tmp_path / f"{n}.png")
+        tiny_image(n).save(tmp_path / f"{n}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     (tmp_path / "pairs.data").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     gallery = load_gallery(tmp_path / "pairs.data", format="jsonl", max_error_rate=0.5)
     assert list(gallery.texts) == ["猫", "马", "鱼"]
-    assert [picture.size for picture in gallery.images] == [tiny_picture(0).size] * 3
+    assert [image.size for image in gallery.images] == [tiny_image(0).size] * 3
     with pytest.raises(ValueError, match="a stream of shards"):
         load_gallery(tmp_path / "pairs.data", format="jsonl", streaming=True)
     with pytest.raises(ValueError, match="labelled pairs"):
@@ -124,11 +124,11 @@ def test_calibrate(place, tmp_path):
     texts = ["猫", "狗", "马", "鱼", "鸟", "车", "船", "山", "水", "火", "木", "天"]
     lines = []
     for seed, text in enumerate(texts):
-        tiny_picture(seed).save(data / f"{seed}.png")
+        tiny_image(seed).save(data / f"{seed}.png")
         lines.append(json.dumps({"image": f"{seed}.png", "text": text}, ensure_ascii=False))
     (data / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    picture = place / "pictures" / "马.png"
-    before = json.loads(run("match", picture, "马", "--model", folder, "--json"))
+    image = place / "pictures" / "马.png"
+    before = json.loads(run("match", image, "马", "--model", folder, "--json"))
     command = ("calibrate", folder, "--data", data / "pairs.jsonl", "--prior", "0.01", "--method", "platt")
     command += ("--per-positive", "4")
     result = runner.invoke(app, [str(each) for each in (*command, "--recall", "0.5", "--plot", tmp_path / "r.png")])
@@ -139,13 +139,13 @@ def test_calibrate(place, tmp_path):
     assert "60 pairs, 20.0% of them true, prior 1.0%" in result.output.replace("\n", " ")
     assert "expected calibration error after" in result.output
     assert (tmp_path / "r.png").is_file()
-    after = json.loads(run("match", picture, "马", "--model", folder, "--json"))
+    after = json.loads(run("match", image, "马", "--model", folder, "--json"))
     stored = json.loads((folder / "calibration.json").read_text())
     p = torch.tensor(before[0]["match_probability"], dtype=torch.float64)
     odds = torch.logit(torch.tensor(0.01).double()) - torch.logit(torch.tensor(0.2).double())
     wanted = torch.sigmoid(stored["slope"] * torch.logit(p) + stored["intercept"] + odds)
     assert after[0]["match_probability"] == pytest.approx(float(wanted), abs=1e-5)
-    assert "calibrated" in run("match", picture, "马", "--model", folder)
+    assert "calibrated" in run("match", image, "马", "--model", folder)
 
 
 @pytest.mark.parametrize(

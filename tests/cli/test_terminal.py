@@ -18,7 +18,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.cli.terminal import Terminal, one_line
 from modeling_r2d2.processing.files.printable import printable
 from modeling_r2d2.search import SearchHit, SearchResult, to_csv
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 pytest.importorskip("faiss")
 
@@ -77,7 +77,7 @@ def place(tmp_path_factory):
     names = ["\x1b[31m红.png", "\u202egpj.png", "[red]a[b].png", "x" * 150 + ".png", "a\nb.png", "<img src=x>.png"]
     lines = []
     for seed, name in enumerate(names):
-        tiny_picture(seed).save(folder / name)
+        tiny_image(seed).save(folder / name)
         lines.append(json.dumps({"image": name, "text": f"{HOSTILE} {seed}" if seed else "=1+1"}))
     lines.append(json.dumps({"image": "\x1b[2Jnowhere[/red].png", "text": "猫"}))
     (folder / "broken\x1b[2J[x].png").write_bytes(b"GIF89a")

@@ -28,13 +28,13 @@ def images(size: tuple[int, int] | None = (IMAGE_SIZE, IMAGE_SIZE)) -> list[Imag
     """Four pictures of arithmetic, no file needed: cut to `size`, so that nothing resizes them, or as they are."""
     gradient = Image.linear_gradient("L")
     circle = Image.radial_gradient("L")
-    pictures = [
+    images = [
         Image.merge("RGB", [gradient, circle, gradient.transpose(Image.Transpose.ROTATE_90)]),
         Image.merge("RGB", [circle, gradient, circle]).crop((0, 100, 200, 150)),
         circle.crop((100, 100, 160, 250)),
         Image.new("RGB", (40, 40), (30, 90, 200)),
     ]
-    return [picture if size is None else picture.crop((0, 0, *size)) for picture in pictures]
+    return [image if size is None else image.crop((0, 0, *size)) for image in images]
 
 
 def outputs(folder: Path) -> dict:

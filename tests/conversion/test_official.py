@@ -156,7 +156,7 @@ class TestWeights:
             model, _ = convert(save(content, f"{number}.pth"))
             same_weights(model, source)
 
-    def test_old_serialisation(self, source, tensors, tmp_path):
+    def test_old_serialization(self, source, tensors, tmp_path):
         torch.save({"model": tensors}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
         model, _ = convert(tmp_path / "old.pth")
         same_weights(model, source)

@@ -36,9 +36,9 @@ from transformers import (
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.integrations.warm_preprocessing import describe_pictures
+from modeling_r2d2.integrations.warm_preprocessing import describe_images
 from modeling_r2d2.training.start import StartingPoint, starting_point
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.tiny import TEXT, VIT
 
 VISION = {**VIT, "image_size": 32, "patch_size": 16}
@@ -76,7 +76,7 @@ def saved(folder, model, processor=None):
     return str(folder)
 
 
-def picture(width: int = 90, height: int = 60) -> Image.Image:
+def image(width: int = 90, height: int = 60) -> Image.Image:
     coarse = numpy.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=numpy.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -89,8 +89,8 @@ def test_the_towers_own_preprocessing(tmp_path, roberta, name, caplog):
     with caplog.at_level(logging.WARNING, "modeling_r2d2"):
         network, processor = starting_point(StartingPoint(clip=clip, roberta=str(roberta)), [])
     assert not caplog.records
-    theirs = AutoImageProcessor.from_pretrained(clip)(picture(), return_tensors="pt")["pixel_values"]
-    ours = processor(images=[picture()], return_tensors="pt")["pixel_values"]
+    theirs = AutoImageProcessor.from_pretrained(clip)(image(), return_tensors="pt")["pixel_values"]
+    ours = processor(images=[image()], return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
     assert processor.image_processor.resample == own.resample
@@ -101,7 +101,7 @@ def test_the_towers_own_preprocessing(tmp_path, roberta, name, caplog):
         assert torch.cosine_similarity(found, expected, dim=0) > 0.999
     processor.save_pretrained(tmp_path / "again")
     again = type(processor).from_pretrained(tmp_path / "again")
-    assert torch.equal(again(images=[picture()], return_tensors="pt")["pixel_values"], ours)
+    assert torch.equal(again(images=[image()], return_tensors="pt")["pixel_values"], ours)
 
 
 def test_clip_towers_are_squashed_with_their_own_mean(tmp_path, roberta):
@@ -122,9 +122,9 @@ def test_image_size(tmp_path, roberta):
     model, own = TOWERS["dinov2"]
     clip = saved(tmp_path / "clip", model, own)
     network, processor = starting_point(StartingPoint(clip=clip, roberta=str(roberta), image_size=64), [])
-    assert processor(images=[picture()], return_tensors="pt")["pixel_values"].shape[-2:] == (64, 64)
+    assert processor(images=[image()], return_tensors="pt")["pixel_values"].shape[-2:] == (64, 64)
     assert processor.image_processor.size["shortest_edge"] == 80
-    line = describe_pictures(processor, network.config.vision_config)
+    line = describe_images(processor, network.config.vision_config)
     assert "64×64 pixels (shorter side 80, centre cropped)" in line
     assert "16 patches each" in line
     with pytest.raises(ValueError, match="--image-size 50 is no multiple of the tower's patches of 16.* 48 and 64"):
@@ -159,7 +159,7 @@ def test_the_text_towers_own_tokenizer(tmp_path, roberta):
 
 
 def pretrain(tmp_path, clip, roberta, *more):
-    tiny_picture().save(tmp_path / "0.png")
+    tiny_image().save(tmp_path / "0.png")
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "0.png", "text": "猫"}), encoding="utf-8")
     words = ["pretrain", "--data", tmp_path / "pairs.jsonl", "--output", tmp_path / "out", "--clip", clip]
     done = CliRunner().invoke(app, [str(word) for word in [*words, "--roberta", roberta, "--steps", "1", *more]])

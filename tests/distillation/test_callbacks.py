@@ -48,7 +48,7 @@ def test_everything_is_logged(kind, tmp_path):
         assert 0 < entry["queue_reliability"] <= 1
         assert -1 <= entry["teacher_agreement"] <= 1
     assert [entry["alpha"] for entry in logs] == pytest.approx([min(0.4, 0.08 * s) for s in range(1, STEPS + 1)])
-    assert logs[-1]["centre_norm"] > 0
+    assert logs[-1]["center_norm"] > 0
     assert logs[-1]["queue_fill"] == 1
 
 
@@ -64,7 +64,7 @@ def test_one_way_is_one_callback(kind, tmp_path):
         run.train()
         parts[name] = run.state.log_history[0].keys()
     assert "loss_tgd" in parts["tgd"]
-    assert not {"loss_gcpr", "loss_fgd", "centre_norm"} & parts["tgd"]
+    assert not {"loss_gcpr", "loss_fgd", "center_norm"} & parts["tgd"]
     assert "loss_fgd" in parts["fgd"]
     assert not {"loss_tgd", "alpha", "queue_fill"} & parts["fgd"]
     assert not {"loss_tgd", "loss_fgd", "teacher_agreement"} & parts["none"]
@@ -257,7 +257,7 @@ def test_skipped_steps_leave_the_teacher_alone(tmp_path, monkeypatch):
     run.train()
     for step in range(2, STEPS + 1):
         before, after = seen[step - 2], seen[step - 1]
-        kept = ["centre.images", "teacher.model.text_projection.weight"]
+        kept = ["center.images", "teacher.model.text_projection.weight"]
         assert all(torch.equal(before[name], after[name]) == (step in skipped) for name in kept)
         new = after["queue.reliability"] == 1  # written in this step and not aged since
         assert bool(new.any()) == (step in skipped)

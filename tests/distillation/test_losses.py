@@ -77,13 +77,13 @@ def test_target_guided_loss(placement):
 
 def test_feature_guided_loss():
     student, teacher = RNG.normal(size=(2, ROWS, WIDTH)), RNG.normal(size=(2, ROWS, WIDTH))
-    centres = RNG.normal(size=(2, WIDTH))
+    centers = RNG.normal(size=(2, WIDTH))
     total = 0.0
     for way in range(2):
         for i in range(ROWS):
-            target = softmax((teacher[way, i] - centres[way]) / 0.04)
+            target = softmax((teacher[way, i] - centers[way]) / 0.04)
             total -= np.sum(target * np.log(softmax(student[way, i] / 0.1))) / ROWS / 2
-    targets = [teacher_distribution(tensor(teacher[way]), tensor(centres[way]), 0.04) for way in range(2)]
+    targets = [teacher_distribution(tensor(teacher[way]), tensor(centers[way]), 0.04) for way in range(2)]
     loss = feature_guided_loss(tensor(student[0]), tensor(student[1]), *targets, 0.1)
     assert loss.item() == pytest.approx(total, rel=1e-5)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
-from modeling_r2d2.distillation import FeatureCentre, FeatureQueue, MomentumTeacher, Schedule
+from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, Schedule
 from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, grey_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
 
@@ -81,24 +81,24 @@ def test_queue_goes_on_where_its_state_was_saved():
     assert first.filled == second.filled
 
 
-def test_centre_is_the_moving_mean_over_the_micro_batches():
+def test_center_is_the_moving_mean_over_the_micro_batches():
     rng = np.random.default_rng(0)
-    centre = FeatureCentre(3, 2, momentum=0.9)
+    center = FeatureCenter(3, 2, momentum=0.9)
     images, texts = np.zeros(3), np.zeros(2)
     for _ in range(4):
         parts = [(rng.normal(size=(rows, 3)), rng.normal(size=(rows, 2))) for rows in (4, 2)]
         for image_part, text_part in parts:
-            centre.collect(torch.tensor(image_part), torch.tensor(text_part))
-        centre.commit()
+            center.collect(torch.tensor(image_part), torch.tensor(text_part))
+        center.commit()
         images = 0.9 * images + 0.1 * np.concatenate([p[0] for p in parts]).mean(axis=0)
         texts = 0.9 * texts + 0.1 * np.concatenate([p[1] for p in parts]).mean(axis=0)
-    np.testing.assert_allclose(centre.images, images, rtol=1e-5)
-    np.testing.assert_allclose(centre.texts, texts, rtol=1e-5)
-    before = centre.images.clone()
-    centre.collect(torch.ones(1, 3), torch.ones(1, 2))
-    centre.discard()
-    centre.commit()  # of nothing
-    assert torch.equal(centre.images, before)
+    np.testing.assert_allclose(center.images, images, rtol=1e-5)
+    np.testing.assert_allclose(center.texts, texts, rtol=1e-5)
+    before = center.images.clone()
+    center.collect(torch.ones(1, 3), torch.ones(1, 2))
+    center.discard()
+    center.commit()  # of nothing
+    assert torch.equal(center.images, before)
 
 
 def test_schedules():

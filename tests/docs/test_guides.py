@@ -16,7 +16,7 @@ from PIL import Image
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.jobs.record import RunRecord
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import CROSS, TEXT, VIT, tiny_config
 
 from .pages import PAGES, ROOT, python_blocks, shell_commands, text_of, without_comments
@@ -41,14 +41,14 @@ def demo(folder: str = "runs/demo", seed: int = 0) -> None:
 def write_pairs(path: str = "pairs.jsonl") -> None:
     rows = []
     for place, text in enumerate(TEXTS):
-        tiny_picture(place).save(f"{place}.png")
+        tiny_image(place).save(f"{place}.png")
         rows.append({"image": f"{place}.png", "text": text})
     Path(path).write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
 
 
 def readme(scope, monkeypatch):
     demo()
-    tiny_picture().save("cat.png")
+    tiny_image().save("cat.png")
 
 
 def load(scope, monkeypatch):
@@ -68,10 +68,10 @@ def data(scope, monkeypatch):
     write_pairs()
     for folder in ("Flickr30k-CNA/test", "flickr30k-images", "MUGE", "shards"):
         Path(folder).mkdir(parents=True)
-    tiny_picture().save("flickr30k-images/1.jpg")
+    tiny_image().save("flickr30k-images/1.jpg")
     Path("Flickr30k-CNA/test/flickr30k_cna_test.txt").write_text("1.jpg#0\t一只猫\n1.jpg#1\t猫在跑\n", encoding="utf-8")
     encoded = io.BytesIO()
-    tiny_picture().save(encoded, "JPEG")
+    tiny_image().save(encoded, "JPEG")
     Path("MUGE/valid_imgs.tsv").write_text(f"7\t{base64.b64encode(encoded.getvalue()).decode()}\n")
     row = {"text_id": 1, "text": "一只猫", "image_ids": [7]}
     Path("MUGE/valid_texts.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n", encoding="utf-8")
@@ -121,7 +121,7 @@ def finetune(scope, monkeypatch):
     captioner.set_special_tokens(tiny_processor().tokenizer)
     captioner.save_pretrained("runs/captioner")
     tiny_processor().save_pretrained("runs/captioner")
-    scope["picture"] = tiny_picture()
+    scope["picture"] = tiny_image()
 
 
 def wukong(scope, monkeypatch):
@@ -133,9 +133,9 @@ def wukong(scope, monkeypatch):
     small = {name: config[name] for name in ("vision_config", "text_config", "projection_dim")}
     small |= {"similarity": "token-wise", "token_reduction": 2, "max_text_length": 16}
     monkeypatch.setitem(PRESETS, "wukong-vit-b-32-wukong", small)
-    inputs = tiny_processor()(images=[tiny_picture(0), tiny_picture(1)], text=TEXTS[:2], return_tensors="pt")
+    inputs = tiny_processor()(images=[tiny_image(0), tiny_image(1)], text=TEXTS[:2], return_tensors="pt")
     scope |= {name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}
-    scope |= {"folder": folder, "pictures": [tiny_picture(0)]}
+    scope |= {"folder": folder, "pictures": [tiny_image(0)]}
 
 
 def text_to_image(scope, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 from modeling_r2d2.figures import Hit, Query, best_hits, contact_sheet, fonts, training_curves
 from modeling_r2d2.figures import contact_sheet as sheet_module
 from modeling_r2d2.figures.contact_sheet import _wrap
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 GREEN = (0x1A, 0x98, 0x50)
 
@@ -24,15 +24,15 @@ def no_font(monkeypatch):
 
 
 def text_queries(correct: bool = True) -> list[Query]:
-    hits = [Hit(tiny_picture(n), 0.9 - n / 10, correct and n == 1) for n in range(3)]
+    hits = [Hit(tiny_image(n), 0.9 - n / 10, correct and n == 1) for n in range(3)]
     return [
         Query("一只猫", {"pre-ranking": hits, "two stages": hits[:2]}),
         Query("狗", {"pre-ranking": [], "two stages": hits}),
     ]
 
 
-def count(image: Image.Image, colour: tuple[int, int, int]) -> int:
-    return int((np.asarray(image) == colour).all(axis=2).sum())
+def count(image: Image.Image, color: tuple[int, int, int]) -> int:
+    return int((np.asarray(image) == color).all(axis=2).sum())
 
 
 def test_right_hits_are_framed_green(tmp_path):
@@ -43,7 +43,7 @@ def test_right_hits_are_framed_green(tmp_path):
     assert count(contact_sheet(text_queries(correct=False)), GREEN) == 0
 
 
-def test_pictures_as_queries_texts_as_hits_and_files(tmp_path):
+def test_images_as_queries_texts_as_hits_and_files(tmp_path):
     path = tmp_path / "query.png"
     Image.new("RGBA", (300, 20), (255, 0, 0, 128)).save(path)
     hits = [Hit("一只很长很长的句子" * 9, -0.25, True), Hit("", 0.0, False), Hit("word " * 40, 1, False)]

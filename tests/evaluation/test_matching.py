@@ -12,7 +12,7 @@ from modeling_r2d2.evaluation.matching_pairs import MatchingPairs, make_matching
 from modeling_r2d2.inference.bootstrap import Bootstrap
 from modeling_r2d2.inference.matching import best_threshold, matching_metrics, roc_auc
 from modeling_r2d2.processing.datasets.gallery import Gallery
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "马"]
 
@@ -104,7 +104,7 @@ def processor():
 def gallery():
     """Six pictures and one without a text; the caption 马 stands with two of them."""
     owners = [["p0"], ["p1"], ["p2"], ["p3"], ["p4"], ["p5"], ["p5"]]
-    return Gallery([tiny_picture(seed) for seed in range(7)], [f"p{n}" for n in range(7)], TEXTS, owners)
+    return Gallery([tiny_image(seed) for seed in range(7)], [f"p{n}" for n in range(7)], TEXTS, owners)
 
 
 class TestLists:
@@ -145,7 +145,7 @@ class TestLists:
 
     def test_nothing_wrong_to_draw(self):
         with pytest.raises(ValueError, match="describes every picture"):
-            make_matching_pairs(Gallery([tiny_picture()], ["a"], ["马"], [["a"]]))
+            make_matching_pairs(Gallery([tiny_image()], ["a"], ["马"], [["a"]]))
 
     def test_save_and_load(self, gallery, tmp_path):
         pairs = make_matching_pairs(gallery)

@@ -25,7 +25,7 @@ from modeling_r2d2.evaluation.models import load_model
 from modeling_r2d2.evaluation.runner import evaluate_models
 from modeling_r2d2.evaluation.settings import EvaluationSettings
 from modeling_r2d2.inference.bootstrap import Bootstrap
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import TEXT, VIT, tiny_config
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
@@ -56,7 +56,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     texts = ["猫", "两条红色的鱼在水", "船", "一张很大的马的图片"]
     for number in range(4):
-        tiny_picture(number).save(folder / f"{number}.png")
+        tiny_image(number).save(folder / f"{number}.png")
     lines = [json.dumps({"image": f"{number}.png", "text": text}) for number, text in enumerate(texts)]
     (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder / "pairs.jsonl"

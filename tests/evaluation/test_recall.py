@@ -85,26 +85,26 @@ class TestRetrievalMetrics:
     """`compute_metrics` of a Trainer."""
 
     @staticmethod
-    def captions(pictures: int, captions: int, noise: float, seed: int = 0):
+    def captions(images: int, captions: int, noise: float, seed: int = 0):
         """Every picture `captions` times, as an evaluation set of pairs yields it, in random order."""
         generator = np.random.default_rng(seed)
-        image = generator.normal(size=(pictures, 8))
+        image = generator.normal(size=(images, 8))
         image /= np.linalg.norm(image, axis=1, keepdims=True)
-        ids = np.repeat(np.arange(pictures), captions)
+        ids = np.repeat(np.arange(images), captions)
         generator.shuffle(ids)
         text = image[ids] + noise * generator.normal(size=(len(ids), 8))
         text /= np.linalg.norm(text, axis=1, keepdims=True)
         return text.astype(np.float32), image[ids].astype(np.float32), ids + 100
 
-    def test_pictures_with_several_captions_are_in_the_gallery_once(self):
-        text, image, ids = self.captions(pictures=12, captions=5, noise=0.6)
+    def test_images_with_several_captions_are_in_the_gallery_once(self):
+        text, image, ids = self.captions(images=12, captions=5, noise=0.6)
         figures = retrieval_metrics(EvalPrediction((text, image), ids))
         gallery = {identity: row for row, identity in reversed(list(enumerate(ids.tolist())))}
-        pictures = image[list(gallery.values())]
+        images = image[list(gallery.values())]
         right = ids[:, None] == np.array(list(gallery))[None, :]
         for k in (1, 5, 10):
-            assert figures[f"text_to_image_r{k}"] == pytest.approx(brute_force_recall(text @ pictures.T, right, k))
-            assert figures[f"image_to_text_r{k}"] == pytest.approx(brute_force_recall(pictures @ text.T, right.T, k))
+            assert figures[f"text_to_image_r{k}"] == pytest.approx(brute_force_recall(text @ images.T, right, k))
+            assert figures[f"image_to_text_r{k}"] == pytest.approx(brute_force_recall(images @ text.T, right.T, k))
         assert 0 < figures["text_to_image_r1"] < 100
 
     def test_labels_may_come_as_a_tuple_of_one(self):

@@ -19,7 +19,7 @@ from modeling_r2d2.evaluation import (
 )
 from modeling_r2d2.inference.recall import first_hit_ranks
 from modeling_r2d2.processing.datasets.gallery import positive_pairs
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 TEXTS = ["一只猫", "马", "两条红色的鱼在水", "小船", "一张山水人天地的图片", "狗狗狗", "abc123", "黄鸟"]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "r2d2_b16"
@@ -37,18 +37,18 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return [tiny_picture(seed, width=30 + 3 * seed, height=50 - 2 * seed) for seed in range(6)]
+def pil_images():
+    return [tiny_image(seed, width=30 + 3 * seed, height=50 - 2 * seed) for seed in range(6)]
 
 
 @pytest.fixture(scope="module")
-def one_by_one(model, processor, pictures):
+def one_by_one(model, processor, pil_images):
     """Cosine and match probability of every (text, picture), one pair at a time: two (T, I) tensors."""
-    cosine, probability = torch.zeros(2, len(TEXTS), len(pictures))
+    cosine, probability = torch.zeros(2, len(TEXTS), len(pil_images))
     with torch.no_grad():
         for row, text in enumerate(TEXTS):
-            for column, picture in enumerate(pictures):
-                inputs = processor(images=picture, text=text, return_tensors="pt")
+            for column, image in enumerate(pil_images):
+                inputs = processor(images=image, text=text, return_tensors="pt")
                 ids, mask, pixels = (inputs[n] for n in ("input_ids", "attention_mask", "pixel_values"))
                 output = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
                 cosine[row, column] = output.text_embeds @ output.image_embeds[0]
@@ -58,29 +58,29 @@ def one_by_one(model, processor, pictures):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_encoding_keeps_the_order(model, processor, pictures, one_by_one, batch_size):
-    images = encode_images(model, processor, pictures, batch_size)
+def test_encoding_keeps_the_order(model, processor, pil_images, one_by_one, batch_size):
+    images = encode_images(model, processor, pil_images, batch_size)
     texts = encode_texts(model, processor, TEXTS, batch_size)
     torch.testing.assert_close(texts.embeds @ images.embeds.t(), one_by_one[0], atol=1e-5, rtol=0)
     lengths = [len(processor.tokenizer(text)["input_ids"]) for text in TEXTS]
     assert texts.attention_mask.sum(dim=1).tolist() == lengths
     for states, length in zip(texts.hidden_states, lengths, strict=True):
         assert states[:length].abs().sum(dim=1).min() > 0
-    assert images.hidden_states.shape == (len(pictures), 5, 24)
+    assert images.hidden_states.shape == (len(pil_images), 5, 24)
 
 
-def test_encoding_from_files_and_without_states(model, processor, pictures, tmp_path):
+def test_encoding_from_files_and_without_states(model, processor, pil_images, tmp_path):
     paths = []
-    for number, picture in enumerate(pictures[:3]):
+    for number, image in enumerate(pil_images[:3]):
         paths.append(tmp_path / f"{number}.png")
-        picture.save(paths[-1])
-    images = encode_images(model, processor, [paths[0], str(paths[1]), pictures[2]], keep_states=False)
+        image.save(paths[-1])
+    images = encode_images(model, processor, [paths[0], str(paths[1]), pil_images[2]], keep_states=False)
     assert images.hidden_states is None
-    torch.testing.assert_close(images.embeds, encode_images(model, processor, pictures[:3]).embeds)
+    torch.testing.assert_close(images.embeds, encode_images(model, processor, pil_images[:3]).embeds)
     assert encode_texts(model, processor, TEXTS, keep_states=False).hidden_states is None
 
 
-def test_encoding_leaves_modes_and_gradients_alone(model, processor, pictures):
+def test_encoding_leaves_modes_and_gradients_alone(model, processor, pil_images):
     model.train()
     model.vision_model.eval()  # a locked image tower
     try:
@@ -104,8 +104,8 @@ def test_nothing_to_encode(model, processor):
 
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
 @pytest.mark.parametrize("candidates", [1, 3, 6, 100])
-def test_two_stage_scores(model, processor, pictures, one_by_one, candidates, direction):
-    images, texts = encode_images(model, processor, pictures), encode_texts(model, processor, TEXTS)
+def test_two_stage_scores(model, processor, pil_images, one_by_one, candidates, direction):
+    images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS)
     scores = two_stage_scores(model, texts, images, candidates, direction, batch_size=5)
     cosine, probability = one_by_one if direction == "text_to_image" else [m.t() for m in one_by_one]
     assert scores.shape == cosine.shape
@@ -121,9 +121,9 @@ def test_two_stage_scores(model, processor, pictures, one_by_one, candidates, di
             assert scores[row, rest].tolist() == sorted(scores[row, rest].tolist(), reverse=True)
 
 
-def test_only_the_asked_pairs_are_ranked(model, processor, pictures, one_by_one, monkeypatch):
-    images, texts = encode_images(model, processor, pictures), encode_texts(model, processor, TEXTS)
-    pairs = torch.rand(len(TEXTS), len(pictures)) < 0.4
+def test_only_the_asked_pairs_are_ranked(model, processor, pil_images, one_by_one, monkeypatch):
+    images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS)
+    pairs = torch.rand(len(TEXTS), len(pil_images)) < 0.4
     seen = []
     rank = model.rank
 
@@ -136,13 +136,13 @@ def test_only_the_asked_pairs_are_ranked(model, processor, pictures, one_by_one,
     assert torch.equal(probability.isnan(), ~pairs)
     torch.testing.assert_close(probability[pairs], one_by_one[1][pairs], atol=1e-5, rtol=0)
     assert sum(count for _, _, count in seen) == int(pairs.sum())
-    assert all(rows <= count and columns <= len(pictures) for rows, columns, count in seen)
+    assert all(rows <= count and columns <= len(pil_images) for rows, columns, count in seen)
 
 
-def test_evaluate_retrieval(model, processor, pictures, one_by_one):
+def test_evaluate_retrieval(model, processor, pil_images, one_by_one):
     image_ids, text_ids = list("aabcde"), ["a", "b", "c", "a", ["d", "e"], "e", "b", "c"]
     result = evaluate_retrieval(
-        model, processor, pictures, TEXTS, image_ids, text_ids, ks=(1, 2), candidates=100, batch_size=2
+        model, processor, pil_images, TEXTS, image_ids, text_ids, ks=(1, 2), candidates=100, batch_size=2
     )
     positives = positive_pairs(image_ids, text_ids)
     cosine, probability = one_by_one
@@ -159,35 +159,35 @@ def test_evaluate_retrieval(model, processor, pictures, one_by_one):
     assert json.loads(json.dumps(result.to_dict()))["texts"] == len(TEXTS)
 
 
-def test_shared_pass_equals_each_direction_alone(model, processor, pictures):
-    result = evaluate_retrieval(model, processor, pictures, TEXTS[:6], candidates=2)
-    images, texts = encode_images(model, processor, pictures), encode_texts(model, processor, TEXTS[:6])
+def test_shared_pass_equals_each_direction_alone(model, processor, pil_images):
+    result = evaluate_retrieval(model, processor, pil_images, TEXTS[:6], candidates=2)
+    images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS[:6])
     for way in ("text_to_image", "image_to_text"):
         alone = two_stage_scores(model, texts, images, 2, way)
         torch.testing.assert_close(getattr(result, f"{way}_scores"), alone, atol=1e-5, rtol=0)
 
 
-def test_pre_ranking_only(processor, pictures):
+def test_pre_ranking_only(processor, pil_images):
     prd2 = tiny_model(ranker=False)
-    result = evaluate_retrieval(prd2, processor, pictures, TEXTS[:6])
+    result = evaluate_retrieval(prd2, processor, pil_images, TEXTS[:6])
     assert result.two_stage is None
     assert result.to_dict()["candidates"] is None
     with pytest.raises(ValueError, match="pre-ranking only"):
-        evaluate_retrieval(prd2, processor, pictures, TEXTS[:6], candidates=4)
+        evaluate_retrieval(prd2, processor, pil_images, TEXTS[:6], candidates=4)
 
 
-def test_galleries_that_do_not_fit(model, processor, pictures):
+def test_galleries_that_do_not_fit(model, processor, pil_images):
     with pytest.raises(ValueError, match="6 images and 8 texts"):
-        evaluate_retrieval(model, processor, pictures, TEXTS)
+        evaluate_retrieval(model, processor, pil_images, TEXTS)
     with pytest.raises(ValueError, match="5 image_ids for 6"):
-        evaluate_retrieval(model, processor, pictures, TEXTS, range(5), range(8))
+        evaluate_retrieval(model, processor, pil_images, TEXTS, range(5), range(8))
     with pytest.raises(ValueError, match="come together"):
-        evaluate_retrieval(model, processor, pictures, TEXTS, range(6))
+        evaluate_retrieval(model, processor, pil_images, TEXTS, range(6))
     with pytest.raises(ValueError, match="no right item"):
-        evaluate_retrieval(model, processor, pictures, TEXTS, range(6), range(8))
+        evaluate_retrieval(model, processor, pil_images, TEXTS, range(6), range(8))
     with pytest.raises(ValueError, match="at least 1"):
-        evaluate_retrieval(model, processor, pictures, TEXTS[:6], candidates=0)
-    images = encode_images(model, processor, pictures, keep_states=False)
+        evaluate_retrieval(model, processor, pil_images, TEXTS[:6], candidates=0)
+    images = encode_images(model, processor, pil_images, keep_states=False)
     with pytest.raises(ValueError, match="keep_states=True"):
         two_stage_scores(model, encode_texts(model, processor, TEXTS), images, 3)
 

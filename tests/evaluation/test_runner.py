@@ -19,7 +19,7 @@ from modeling_r2d2.evaluation.runner import evaluate_models, model_hash, read_ca
 from modeling_r2d2.evaluation.settings import EvaluationSettings
 from modeling_r2d2.inference.bootstrap import Bootstrap
 from modeling_r2d2.processing.datasets.gallery import Gallery, data_hash, open_pairs
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 ROWS = [
@@ -37,7 +37,7 @@ FEW = Bootstrap(50)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for number in range(5):
-        tiny_picture(number).save(folder / f"{number}.png")
+        tiny_image(number).save(folder / f"{number}.png")
     lines = [json.dumps({"image": image, "text": text}) for image, text in ROWS]
     (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
@@ -59,20 +59,20 @@ def settings(data, task="retrieval", **more) -> EvaluationSettings:
 
 
 class TestGallery:
-    def test_pictures_once_texts_all(self, data):
+    def test_images_once_texts_all(self, data):
         gallery = Gallery.from_pairs(open_pairs(data / "pairs.jsonl"))
         assert gallery.image_ids == ["0.png", "1.png", "2.png", "3.png", "4.png"]
         assert gallery.texts == [text for _, text in ROWS]
         assert gallery.text_ids == [[image] for image, _ in ROWS]
         assert gallery.positives().int().argmax(dim=1).tolist() == [0, 0, 1, 2, 3, 4]
         assert gallery.captions() == [["一只猫", "小猫"], ["马"], ["两条红色的鱼"], ["小船"], ["马"]]
-        assert np.array_equal(np.asarray(gallery.images[2]), np.asarray(tiny_picture(2)))
+        assert np.array_equal(np.asarray(gallery.images[2]), np.asarray(tiny_image(2)))
 
-    def test_texts_of_several_pictures_and_pictures_of_none(self, tmp_path):
+    def test_texts_of_several_images_and_images_of_none(self, tmp_path):
         lines = []
         for number in range(3):
             buffer = io.BytesIO()
-            tiny_picture(number).save(buffer, "PNG")
+            tiny_image(number).save(buffer, "PNG")
             lines.append(f"{number}\t{base64.b64encode(buffer.getvalue()).decode()}")
         (tmp_path / "valid_imgs.tsv").write_text("\n".join(lines))
         rows = [{"text_id": 1, "text": "猫", "image_ids": [0, 2]}, {"text_id": 2, "text": "猫", "image_ids": [0]}]
@@ -82,7 +82,7 @@ class TestGallery:
         assert gallery.image_ids == ["0", "2", "1"]
         assert gallery.text_ids == [["0", "2"], ["0"]]
         assert gallery.positives().tolist() == [[True, True, False], [True, False, False]]
-        assert np.array_equal(np.asarray(gallery.images[2]), np.asarray(tiny_picture(1)))
+        assert np.array_equal(np.asarray(gallery.images[2]), np.asarray(tiny_image(1)))
         before = data_hash(pairs)
         (tmp_path / "valid_imgs.tsv").write_text("\n".join([lines[0], lines[1], "2" + lines[1][1:]]))
         assert data_hash(open_pairs(tmp_path, format="chinese-clip")) != before
@@ -107,18 +107,18 @@ class TestRecalls:
         assert found == pytest.approx(recall_both_ways(scores, scores.t(), positives, (1, 3)))
         assert intervals == {}
 
-    def test_intervals_equal_a_loop_over_resampled_pictures(self):
+    def test_intervals_equal_a_loop_over_resampled_images(self):
         owners, positives, scores = self.scores()
         _, intervals = recalls_with_intervals(scores, scores.t(), positives, (1,), Bootstrap(200, seed=4))
         hit = (scores.argmax(dim=1).numpy() == owners).astype(float)
         draws = np.random.default_rng(4).integers(0, 10, (200, 10))
         recalls = []
         for drawn in draws:
-            texts = np.concatenate([np.flatnonzero(owners == picture) for picture in drawn])
+            texts = np.concatenate([np.flatnonzero(owners == image) for image in drawn])
             recalls.append(100 * hit[texts].mean())
         assert intervals["text_to_image_r1"] == pytest.approx(np.percentile(recalls, [2.5, 97.5]))
 
-    def test_pictures_without_texts_are_in_the_gallery_and_no_queries(self):
+    def test_images_without_texts_are_in_the_gallery_and_no_queries(self):
         _, positives, scores = self.scores()
         wide = torch.cat([scores, torch.full((30, 1), 9.0, dtype=scores.dtype)], dim=1)
         right = torch.cat([positives, torch.zeros(30, 1, dtype=torch.bool)], dim=1)
@@ -269,23 +269,23 @@ class TestTasks:
 
 class TestKeptResults:
     def test_by_model_data_and_settings(self, data, models, tmp_path):
-        told: list[str] = []
+        message: list[str] = []
 
         def run(model=models / "one", **more):
-            told.clear()
-            return evaluate_models(settings(data, **more), [model], tmp_path / "cache", told.append)[0]
+            message.clear()
+            return evaluate_models(settings(data, **more), [model], tmp_path / "cache", message.append)[0]
 
         first = run()
-        assert "retrieval on pairs.jsonl" in told[0]
+        assert "retrieval on pairs.jsonl" in message[0]
         again = run()
-        assert "kept result" in told[0]
+        assert "kept result" in message[0]
         assert again == first
-        assert "kept" not in (run(ks=(1,)), told[0])[1]
-        assert "kept" not in (run(models / "two"), told[0])[1]
+        assert "kept" not in (run(ks=(1,)), message[0])[1]
+        assert "kept" not in (run(models / "two"), message[0])[1]
         assert run(name="MUGE").data == "MUGE"
-        assert "kept result" in told[0]
+        assert "kept result" in message[0]
         (data / "0.png").touch()
-        assert "kept" not in (run(), told[0])[1]
+        assert "kept" not in (run(), message[0])[1]
 
     def test_lists_of_a_model_do_not_mix_models(self, data, models, tmp_path):
         """A list says whose hard negatives it holds; that must not be taken for the model that is judged."""

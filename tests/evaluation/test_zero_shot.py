@@ -15,7 +15,7 @@ from modeling_r2d2.evaluation.zero_shot import (
 )
 from modeling_r2d2.evaluation.zero_shot_accuracy import ZeroShotAccuracy
 from modeling_r2d2.inference.bootstrap import Bootstrap
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 NAMES = [["猫"], ["狗", "小狗"], ["船"]]
@@ -43,10 +43,10 @@ def test_prompt_ensembles_one_text_at_a_time(model):
         rows.append(mean / mean.norm())
     expected = torch.stack(rows)
     torch.testing.assert_close(class_embeddings(model, processor, NAMES, PROMPTS, 2), expected, atol=1e-5, rtol=0)
-    pictures = [tiny_picture(seed) for seed in range(4)]
-    scores = classify(model, processor, ClassificationSet(pictures, [0, 1, 2, 0], NAMES), PROMPTS, batch_size=3)
-    for picture, row in zip(pictures, scores, strict=True):
-        pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+    images = [tiny_image(seed) for seed in range(4)]
+    scores = classify(model, processor, ClassificationSet(images, [0, 1, 2, 0], NAMES), PROMPTS, batch_size=3)
+    for pil_image, row in zip(images, scores, strict=True):
+        pixels = processor(images=pil_image, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             image = model.get_image_features(pixels).pooler_output[0]
         torch.testing.assert_close(row, expected @ (image / image.norm()), atol=1e-5, rtol=0)
@@ -60,11 +60,11 @@ def test_token_wise_models_ensemble_probabilities():
     """One picture and one prompt at a time, by the model's own zero-shot call; names of one class add up."""
     torch.manual_seed(0)
     model, processor = tiny_wukong("filip").eval(), tiny_wukong_processor()
-    pictures = [tiny_picture(seed) for seed in range(3)]
-    scores = classify(model, processor, ClassificationSet(pictures, [0, 1, 2], NAMES), PROMPTS, batch_size=2)
+    images = [tiny_image(seed) for seed in range(3)]
+    scores = classify(model, processor, ClassificationSet(images, [0, 1, 2], NAMES), PROMPTS, batch_size=2)
     names = [name for some in NAMES for name in some]
-    for picture, row in zip(pictures, scores, strict=True):
-        pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+    for image, row in zip(images, scores, strict=True):
+        pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
         found = []
         for prompt in PROMPTS:
             texts = processor(text=[prompt.format(name) for name in names], return_tensors="pt", padding=True)
@@ -115,7 +115,7 @@ class TestFolder:
         for name, count in (("n01", 2), ("n02", 1), ("empty", 0)):
             (root / name).mkdir(parents=True)
             for number in range(count):
-                tiny_picture(number).save(root / name / f"{number}.png")
+                tiny_image(number).save(root / name / f"{number}.png")
         return root
 
     def test_names(self, folder, tmp_path):
@@ -130,7 +130,7 @@ class TestFolder:
         """Names in GBK, junk of systems, a file that is no picture, pictures in folders below."""
         for name in ("n01/._0.png", "__MACOSX/n01/0.png", ".cache/0.png", "n02/note.svg", "n02/more/9.png"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            tiny_picture(3).save(folder / name, "PNG")
+            tiny_image(3).save(folder / name, "PNG")
         labels = tmp_path / "labels.txt"
         labels.write_bytes("n02\t小狗，狗\r\nn01\t黑色的猫\r\n".encode("gbk"))
         data = classification_folder(folder, labels)

@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 
 from modeling_r2d2 import R2D2Model, R2D2Processor, export_onnx
 from modeling_r2d2.integrations import onnx_export as folder
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.tiny import tiny_config
 
 
@@ -71,6 +71,6 @@ def traced_before(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def pictures():
+def pil_images():
     """Eight pictures of several sizes."""
-    return [tiny_picture(seed, width=30 + 3 * seed, height=50 - 2 * seed) for seed in range(8)]
+    return [tiny_image(seed, width=30 + 3 * seed, height=50 - 2 * seed) for seed in range(8)]

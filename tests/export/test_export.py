@@ -21,7 +21,7 @@ from modeling_r2d2.inference.onnx_manifest import OnnxManifest
 from modeling_r2d2.integrations import onnx_export as folder
 from modeling_r2d2.integrations.onnx_graphs import graphs_of, write_graph
 from modeling_r2d2.processing.files.writing import is_partial, note_written
-from tests.helpers import die, killed, tiny_model, tiny_picture
+from tests.helpers import die, killed, tiny_image, tiny_model
 
 IMAGES, TEXTS = (1, 2, 7), ((1, 2), (4, 9), (6, 16))
 
@@ -78,14 +78,14 @@ def test_towers(exported):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("texts", "images", "length", "pairs"), [(1, 1, 2, 1), (3, 5, 16, 20), (6, 2, 9, 2)])
-def test_ranker(r2d2, texts, images, length, pairs):
+def test_ranker(r2d2, texts, pil_images, length, pairs):
     ids, mask = _texts(texts, length)
     inputs = {
         "text_hidden_states": r2d2.model.get_text_features(ids, mask).last_hidden_state,
-        "image_hidden_states": r2d2.model.get_image_features(torch.randn(images, 3, 32, 32)).last_hidden_state,
+        "image_hidden_states": r2d2.model.get_image_features(torch.randn(pil_images, 3, 32, 32)).last_hidden_state,
         "attention_mask": mask,
         "text_index": torch.randint(texts, (pairs,)),
-        "image_index": torch.randint(images, (pairs,)),
+        "image_index": torch.randint(pil_images, (pairs,)),
     }
     found = _run(r2d2.path, "ranker", **inputs)
     expected = r2d2.model.rank(*inputs.values())
@@ -162,14 +162,14 @@ def _expected_int8(weight: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_precisions(r2d2, traced_before, tmp_path, precision, pictures):
+def test_precisions(r2d2, traced_before, tmp_path, precision, pil_images):
     traced_before(r2d2)
     manifest = export_onnx(
         r2d2.model,
         tmp_path / "out",
         precision,
         r2d2.processor,
-        pictures=pictures if precision == "int8" else None,
+        images=pil_images if precision == "int8" else None,
     )
     full = OnnxManifest.load(r2d2.path)
     made = {name: record.made for name, record in manifest.graphs.items()}
@@ -199,7 +199,7 @@ def test_precisions(r2d2, traced_before, tmp_path, precision, pictures):
         assert np.abs(found - weight).max() > 1e-5
 
 
-def test_int8_without_pictures_keeps_convolutions(r2d2, traced_before, tmp_path):
+def test_int8_without_images_keeps_convolutions(r2d2, traced_before, tmp_path):
     traced_before(r2d2)
     manifest = export_onnx(r2d2.model, tmp_path / "out", "int8", r2d2.processor)
     assert manifest.graphs["image_tower"].made == "int8, dynamic; convolutions in float32"
@@ -304,10 +304,10 @@ def test_killed_export_leaves_nothing_for_long(prd2, traced_before, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_bad_arguments(prd2, tmp_path, pictures):
+def test_bad_arguments(prd2, tmp_path, pil_images):
     for arguments, message in (
         ({"precision": "int4"}, "fp32, fp16, int8"),
-        ({"pictures": pictures}, "for int8"),
+        ({"pictures": pil_images}, "for int8"),
         ({"pictures": [], "precision": "int8"}, "0 given"),
         ({"processor": None}, "needs its processor"),
     ):
@@ -342,11 +342,11 @@ def test_command(prd2, traced_before, tmp_path):
     prd2.model.save_pretrained(tmp_path / "model")
     prd2.processor.save_pretrained(tmp_path / "model")
     for seed in range(3):
-        tiny_picture(seed).save(tmp_path / f"{seed}.png")
+        tiny_image(seed).save(tmp_path / f"{seed}.png")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     traced_before(prd2)
     arguments = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "onnx"), "--precision", "int8"]
-    result = CliRunner().invoke(app, [*arguments, "--pictures", str(tmp_path)])
+    result = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path)])
     assert result.exit_code == 0, (result.output, result.exception)
     for part in (
         "1 of the pictures could not be read and were skipped, first",
@@ -364,7 +364,7 @@ def test_command(prd2, traced_before, tmp_path):
     assert "auto_map" not in config
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").touch()
-    nothing = CliRunner().invoke(app, [*arguments, "--overwrite", "--pictures", str(tmp_path / "none")])
+    nothing = CliRunner().invoke(app, [*arguments, "--overwrite", "--images", str(tmp_path / "none")])
     assert "no readable picture" in str(nothing.exception)
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, FileExistsError)

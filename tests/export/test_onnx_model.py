@@ -24,8 +24,8 @@ def _close(found, expected):
 
 
 @torch.no_grad()
-def test_features_and_scores(r2d2, onnx_model, pictures):
-    inputs = r2d2.processor(images=pictures, text=TEXTS, return_tensors="pt")
+def test_features_and_scores(r2d2, onnx_model, pil_images):
+    inputs = r2d2.processor(images=pil_images, text=TEXTS, return_tensors="pt")
     ids, mask, pixels = (inputs[name] for name in ("input_ids", "attention_mask", "pixel_values"))
     expected, found = r2d2.model(ids, pixels, mask), onnx_model(ids, pixels, mask)
     for name in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"):
@@ -45,20 +45,20 @@ def test_features_and_scores(r2d2, onnx_model, pictures):
     )
 
 
-def test_evaluation(r2d2, onnx_model, pictures):
-    expected = evaluate_retrieval(r2d2.model, r2d2.processor, pictures, TEXTS, candidates=3, batch_size=3)
-    found = evaluate_retrieval(onnx_model, r2d2.processor, pictures, TEXTS, candidates=3, batch_size=3)
+def test_evaluation(r2d2, onnx_model, pil_images):
+    expected = evaluate_retrieval(r2d2.model, r2d2.processor, pil_images, TEXTS, candidates=3, batch_size=3)
+    found = evaluate_retrieval(onnx_model, r2d2.processor, pil_images, TEXTS, candidates=3, batch_size=3)
     _close(found.cosine, expected.cosine)
     _close(found.text_to_image_scores, expected.text_to_image_scores)
     assert found.to_dict() == expected.to_dict()
 
 
 @pytest.mark.parametrize("keep", ["none", "keys_values"])
-def test_search(r2d2, onnx_model, pictures, tmp_path, keep):
+def test_search(r2d2, onnx_model, pil_images, tmp_path, keep):
     pytest.importorskip("faiss")
     (tmp_path / "photos").mkdir()
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / "photos" / f"{number}.png")
+    for number, image in enumerate(pil_images):
+        image.save(tmp_path / "photos" / f"{number}.png")
     results = {}
     for name, model in (("torch", r2d2.model), ("onnx", onnx_model)):
         index = tmp_path / f"{name}.index"
@@ -66,7 +66,7 @@ def test_search(r2d2, onnx_model, pictures, tmp_path, keep):
         R2D2Retriever.build(tmp_path / "photos", model, index, **options)
         retriever = R2D2Retriever.open(index, model, r2d2.processor)
         results[name] = retriever.search(TEXTS[:3], top_k=8, candidates=4)
-        matched = retriever.match(pictures[:2], TEXTS).match_probability
+        matched = retriever.match(pil_images[:2], TEXTS).match_probability
         results[f"{name} match"] = matched
     for found, expected in zip(results["onnx"], results["torch"], strict=True):
         assert [hit.id for hit in found.hits] == [hit.id for hit in expected.hits]
@@ -81,16 +81,16 @@ def test_search(r2d2, onnx_model, pictures, tmp_path, keep):
     assert isinstance(by_folder.model, R2D2OnnxModel)
 
 
-def test_pre_ranking_only(prd2, pictures):
+def test_pre_ranking_only(prd2, pil_images):
     model = R2D2OnnxModel.from_pretrained(prd2.path)
     assert not model.can_rank
-    result = evaluate_retrieval(model, prd2.processor, pictures, TEXTS)
-    expected = evaluate_retrieval(prd2.model, prd2.processor, pictures, TEXTS)
+    result = evaluate_retrieval(model, prd2.processor, pil_images, TEXTS)
+    expected = evaluate_retrieval(prd2.model, prd2.processor, pil_images, TEXTS)
     _close(result.cosine, expected.cosine)
     with pytest.raises(ValueError, match="pre-ranking only"):
         model.rank(torch.randn(1, 3, 32), torch.randn(1, 5, 24))
     with pytest.raises(ValueError, match="pre-ranking only"):
-        evaluate_retrieval(model, prd2.processor, pictures, TEXTS, candidates=3)
+        evaluate_retrieval(model, prd2.processor, pil_images, TEXTS, candidates=3)
     with pytest.raises(ValueError, match="pre-ranking only"):
         _ = model.text_image_encoder
 
@@ -146,14 +146,14 @@ def test_damaged_folders(prd2, tmp_path):
     damaged(flip, "checksum differs")
     damaged(lambda: (path / "manifest.json").write_text("{"), "manifest.json is torn")
     damaged(lambda: edit(format=9), "format 9")
-    damaged(lambda: edit(colour="red"), "too many entries")
+    damaged(lambda: edit(color="red"), "too many entries")
 
 
 @torch.no_grad()
-def test_called_as_the_model_is(prd2, pictures):
+def test_called_as_the_model_is(prd2, pil_images):
     """With whatever the processor makes of images, of texts and of both."""
-    exported, both = R2D2OnnxModel(prd2.path), {"images": pictures[:2], "text": TEXTS[:2]}
-    for given in (both, {"images": pictures}, {"text": TEXTS}):
+    exported, both = R2D2OnnxModel(prd2.path), {"images": pil_images[:2], "text": TEXTS[:2]}
+    for given in (both, {"images": pil_images}, {"text": TEXTS}):
         inputs = prd2.processor(**given, return_tensors="pt")
         expected, found = prd2.model(**inputs), exported(**inputs)
         assert expected.keys() == found.keys()
@@ -171,6 +171,6 @@ def test_called_as_the_model_is(prd2, pictures):
 
 
 @torch.no_grad()
-def test_ranker_called_with_what_the_processor_makes(r2d2, onnx_model, pictures):
-    inputs = r2d2.processor(images=pictures, text=TEXTS, return_tensors="pt")
+def test_ranker_called_with_what_the_processor_makes(r2d2, onnx_model, pil_images):
+    inputs = r2d2.processor(images=pil_images, text=TEXTS, return_tensors="pt")
     _close(onnx_model.match(**inputs).match_probability, r2d2.model.match(**inputs).match_probability)

@@ -14,7 +14,7 @@ from tests.tiny import tiny_config
 NAMES = "红绿蓝黄黑白紫橙"
 
 
-class Colours:
+class Colors:
     """24 pairs; `image_id` is the picture's own, so that the three shades of a colour share their caption alone."""
 
     def __init__(self, count: int = 24):
@@ -31,13 +31,13 @@ class Colours:
 
     def __getitem__(self, index: int) -> dict:
         base = np.random.default_rng(index % 8).integers(30, 220, 3) + np.random.default_rng(index).integers(-10, 10, 3)
-        picture = Image.new("RGB", (40, 40), tuple(int(v) for v in base))
-        return {"image": picture, "text": self.texts(index)[0], "image_id": str(index)}
+        image = Image.new("RGB", (40, 40), tuple(int(v) for v in base))
+        return {"image": image, "text": self.texts(index)[0], "image_id": str(index)}
 
 
 @pytest.fixture(scope="session")
 def processor() -> R2D2Processor:
-    tokenizer = build_character_tokenizer([Colours().texts(i)[0] for i in range(8)], max_length=16)
+    tokenizer = build_character_tokenizer([Colors().texts(i)[0] for i in range(8)], max_length=16)
     return R2D2Processor.build(tokenizer, image_size=32, max_length=16)
 
 

@@ -20,7 +20,7 @@ from modeling_r2d2.finetuning.run import split_validation
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.records import stable_id
 
-from .conftest import Colours
+from .conftest import Colors
 
 
 def batch_of(data, processor, task: str, rows=range(8), **options) -> dict:
@@ -28,17 +28,17 @@ def batch_of(data, processor, task: str, rows=range(8), **options) -> dict:
 
 
 def test_retrieval_batches_tell_captions_apart(processor):
-    batch = batch_of(FinetuningDataset(Colours(), processor), processor, "retrieval", (0, 8, 1))
-    texts = [stable_id(Colours().texts(i)[0]) for i in (0, 8, 1)]
+    batch = batch_of(FinetuningDataset(Colors(), processor), processor, "retrieval", (0, 8, 1))
+    texts = [stable_id(Colors().texts(i)[0]) for i in (0, 8, 1)]
     assert batch["text_ids"].tolist() == texts
     assert texts[0] == texts[1] != texts[2]
     assert len(set(batch["image_ids"].tolist())) == 3
-    plain = batch_of(FinetuningDataset(Colours(), processor), processor, "retrieval", multi_positive=False)
+    plain = batch_of(FinetuningDataset(Colors(), processor), processor, "retrieval", multi_positive=False)
     assert "text_ids" not in plain
 
 
 def test_one_of_several_captions_and_its_id(processor):
-    class Two(Colours):
+    class Two(Colors):
         def __getitem__(self, index):
             return {**super().__getitem__(index), "text": ["红色", "蓝色"]}
 
@@ -53,7 +53,7 @@ def test_one_of_several_captions_and_its_id(processor):
 
 
 def test_matching_draws_negatives_for_true_pairs(processor):
-    pairs = Colours()
+    pairs = Colors()
     data = MatchingDataset(pairs, processor, shuffle=True, passes=20)
     order = np.concatenate([data.permutation(number) for number in range(20)])
     samples = data.__getitems__(list(range(len(data))))
@@ -69,7 +69,7 @@ def test_matching_draws_negatives_for_true_pairs(processor):
 
 
 def test_matching_keeps_the_labels_that_are_given(processor):
-    class Labelled(Colours):
+    class Labelled(Colors):
         def __getitem__(self, index):
             return {**super().__getitem__(index), "label": index % 2}
 
@@ -78,7 +78,7 @@ def test_matching_keeps_the_labels_that_are_given(processor):
 
 
 def test_uniform_negatives_are_the_same_every_time():
-    pairs = Colours()
+    pairs = Colors()
     first, second = (UniformNegatives(pairs, pairs.image_ids()) for _ in range(2))
     assert len(first) == 48
     assert first.negatives == second.negatives
@@ -93,7 +93,7 @@ def test_uniform_negatives_are_the_same_every_time():
     assert shares.mean(axis=1).max() < 0.3  # seven other colours: 1/7 each
 
 
-def test_a_broken_picture_among_drawn_negatives_is_reported(processor, tmp_path):
+def test_a_broken_image_among_drawn_negatives_is_reported(processor, tmp_path):
     """As any other is: by the set that it comes from, and another pair takes its place."""
     for number in range(6):
         Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -108,16 +108,16 @@ def test_a_broken_picture_among_drawn_negatives_is_reported(processor, tmp_path)
 
 
 def test_no_negative_to_draw():
-    class One(Colours):
+    class One(Colors):
         def texts(self, index):
             return ["红色"]
 
     with pytest.raises(ValueError, match="no negative text for pair 0 in 100 draws"):
-        UniformNegatives(One(), Colours().image_ids())
+        UniformNegatives(One(), Colors().image_ids())
 
 
 def test_caption_labels_are_the_tokens(processor):
-    class Lengths(Colours):
+    class Lengths(Colors):
         def texts(self, index):
             return ["红" * (1 + index)]
 
@@ -130,7 +130,7 @@ def test_caption_labels_are_the_tokens(processor):
 
 
 def test_classes(processor):
-    pairs = Colours()
+    pairs = Colors()
     names = class_names(pairs)
     assert names == sorted(names)
     assert len(names) == 8
@@ -143,7 +143,7 @@ def test_classes(processor):
         ClassPairs(pairs, [pairs.texts(0)[0]])
 
 
-def test_a_validation_split_shares_no_picture():
+def test_a_validation_split_shares_no_image():
     ids = np.array([0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
     kept, held_out = split_validation(ids, 0.25, ids)
     assert sorted([*kept, *held_out]) == list(range(10))

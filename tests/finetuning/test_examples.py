@@ -13,7 +13,7 @@ from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from tests.tiny import tiny_config
 
-from .conftest import Colours
+from .conftest import Colors
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
     """A tiny model that knows the characters of Colours and of the demo's names."""
     pytest.importorskip("emoji")
     folder = tmp_path_factory.mktemp("model")
-    texts = [*(Colours().texts(i)[0] for i in range(8)), *EmojiPairs(["twitter"]).names()]
+    texts = [*(Colors().texts(i)[0] for i in range(8)), *EmojiPairs(["twitter"]).names()]
     tokenizer = build_character_tokenizer(texts, max_length=16)
     config = tiny_config("resnet", max_text_length=16)
     config.text_config.vocab_size = len(tokenizer)
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    pairs, lines = Colours(), []
+    pairs, lines = Colors(), []
     for index in range(len(pairs)):
         pairs[index]["image"].save(folder / f"{index}.png")
         lines.append(json.dumps({"image": f"{index}.png", "text": pairs.texts(index)[0]}, ensure_ascii=False))
@@ -66,25 +66,25 @@ def test_finetune_matching(model, data, tmp_path, monkeypatch, capsys):
     assert lines[-2].startswith("红色的图片: 0.") or lines[-2].startswith("红色的图片: 1.")
 
 
-def test_caption_pictures(model, data, tmp_path, monkeypatch, capsys):
-    pictures = [data.parent / "0.png", data.parent / "1.png"]
+def test_caption_images(model, data, tmp_path, monkeypatch, capsys):
+    images = [data.parent / "0.png", data.parent / "1.png"]
     paths = ("--model", model, "--data", data, "--output", tmp_path / "run")
-    run_example("caption_pictures.py", monkeypatch, *pictures, *paths, "--epochs", 1, "--batch-size", 8)
+    run_example("caption_images.py", monkeypatch, *images, *paths, "--epochs", 1, "--batch-size", 8)
     first = capsys.readouterr().out.splitlines()[-2:]
-    run_example("caption_pictures.py", monkeypatch, *pictures, "--captioner", tmp_path / "run")
+    run_example("caption_images.py", monkeypatch, *images, "--captioner", tmp_path / "run")
     assert capsys.readouterr().out.splitlines()[-2:] == first
-    assert [line.split(": ")[0] for line in first] == [str(picture) for picture in pictures]
+    assert [line.split(": ")[0] for line in first] == [str(image) for image in images]
 
 
-def test_classify_pictures(model, data, tmp_path, monkeypatch, capsys):
+def test_classify_images(model, data, tmp_path, monkeypatch, capsys):
     paths = ("--model", model, "--data", data, "--validation", data, "--output", tmp_path / "run")
-    picture = data.parent / "0.png"
-    run_example("classify_pictures.py", monkeypatch, picture, *paths, "--epochs", 1, "--batch-size", 8)
+    image = data.parent / "0.png"
+    run_example("classify_images.py", monkeypatch, image, *paths, "--epochs", 1, "--batch-size", 8)
     name, found = capsys.readouterr().out.splitlines()[-1].split(": ")
-    assert name == str(picture)
+    assert name == str(image)
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert found.partition(" (")[0] in classifier.config.label2id
-    assert len(classifier.config.label2id) == len({Colours().texts(i)[0] for i in range(len(Colours()))})
+    assert len(classifier.config.label2id) == len({Colors().texts(i)[0] for i in range(len(Colors()))})
 
 
 def test_lora(model, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from modeling_r2d2.finetuning import LoRASettings, add_adapters, build_trainer, 
 from modeling_r2d2.finetuning.run import MODEL_CLASSES
 from tests.tiny import tiny_config
 
-from .conftest import NAMES, Colours, save_base, settings
+from .conftest import NAMES, Colors, save_base, settings
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -31,13 +31,13 @@ def different(first: dict, second: dict) -> list[str]:
 
 
 def run(base, run_settings, pairs=None, validation=None, **options):
-    return finetune(base, pairs or Colours(), run_settings, validation, **options)
+    return finetune(base, pairs or Colors(), run_settings, validation, **options)
 
 
 @pytest.mark.parametrize("task", list(MODEL_CLASSES))
 def test_every_task_by_its_default_preset(base, tmp_path, task):
     said = []
-    trainer, report = run(base, settings(tmp_path / "run", task), validation=Colours(8), say=said.append)
+    trainer, report = run(base, settings(tmp_path / "run", task), validation=Colors(8), print_line=said.append)
     before = weights(MODEL_CLASSES[task].from_pretrained(base, num_labels=8))
     after = weights(trainer.model)
     changed = {name.split(".")[0] for name in different(after, before)}
@@ -65,7 +65,7 @@ def test_the_published_schedule_drives_the_trainer(base, tmp_path):
 def test_groups_of_a_trainer_follow_the_settings(base, tmp_path):
     model, processor = load_for("matching", base)
     trainer = build_trainer(
-        model, processor, Colours(), settings(tmp_path, "matching", rates={"text_model": 0.5}), Colours()
+        model, processor, Colors(), settings(tmp_path, "matching", rates={"text_model": 0.5}), Colors()
     )
     trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
     found = {(g["initial_lr"], g["weight_decay"]) for g in trainer.optimizer.param_groups}
@@ -79,7 +79,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(base, tmp_path, lora):
     if lora is not None:
         pytest.importorskip("peft")
     options = {"epochs": 3, "lora": lora, "patience": 9, "learning_rate": 1e-3, "freeze": ()}
-    pairs, validation = Colours(16), Colours(8)
+    pairs, validation = Colors(16), Colors(8)
     whole, _ = run(base, settings(tmp_path / "whole", **options), pairs, validation)
     half = settings(tmp_path / "half", **options)
     model, processor = load_for("retrieval", base)
@@ -120,7 +120,7 @@ def test_a_frozen_tower_does_not_move_at_all(processor, tmp_path):
 
 def test_a_frozen_part_drops_nothing_out(base, tmp_path):
     model, processor = load_for("retrieval", base)
-    trainer = build_trainer(model, processor, Colours(), settings(tmp_path, freeze=("text_model",)))
+    trainer = build_trainer(model, processor, Colors(), settings(tmp_path, freeze=("text_model",)))
     modes = {}
     model.text_model.register_forward_hook(lambda module, *_: modes.update(text=module.training))
     model.text_image_encoder.register_forward_hook(lambda module, *_: modes.update(cross=module.training))
@@ -159,7 +159,7 @@ def test_adapters_save_load_and_merge(base, tmp_path, dora):
 
 
 def inputs(processor) -> dict:
-    pairs = Colours()
+    pairs = Colors()
     return processor(
         images=[pairs[i]["image"] for i in range(4)], text=[pairs.texts(i)[0] for i in range(4)], return_tensors="pt"
     )
@@ -172,7 +172,7 @@ def test_adapters_begin_as_no_change_and_spare_what_is_frozen(base, processor, t
     with torch.no_grad():
         before = model.eval()(**batch).loss_gcpr
     trainer = build_trainer(
-        model, processor, Colours(), settings(tmp_path, preset="small", freeze=("vision_model", "temperature"))
+        model, processor, Colors(), settings(tmp_path, preset="small", freeze=("vision_model", "temperature"))
     )
     with torch.no_grad():
         assert torch.equal(trainer.model.eval()(**batch).loss_gcpr, before)
@@ -185,7 +185,7 @@ def test_targets_by_name(base, processor, tmp_path):
     pytest.importorskip("peft")
     chosen = LoRASettings(rank=2, targets=("text_model.encoder.layer.*.attention.self.*",), train_also=())
     model, _ = load_for("retrieval", base)
-    trainer = build_trainer(model, processor, Colours(), settings(tmp_path, preset="small", lora=chosen))
+    trainer = build_trainer(model, processor, Colors(), settings(tmp_path, preset="small", lora=chosen))
     trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 3 * 2  # layers × query, key, value × two matrices
     for bad, message in (
@@ -201,7 +201,7 @@ def test_early_stopping_keeps_the_best_weights(base, tmp_path):
     trainer, _ = run(
         base,
         settings(tmp_path / "run", epochs=9, learning_rate=0.3, patience=2, schedule="constant", warmup_steps=0),
-        validation=Colours(8),
+        validation=Colors(8),
     )
     recalls = [entry["eval_mean_recall"] for entry in trainer.state.log_history if "eval_mean_recall" in entry]
     best = max(range(len(recalls)), key=recalls.__getitem__)
@@ -211,7 +211,7 @@ def test_early_stopping_keeps_the_best_weights(base, tmp_path):
 
 def test_matching_is_judged_by_its_probability(base, tmp_path):
     """Against the labelled pairs one by one; true pairs without labels get one drawn negative each."""
-    trainer, _ = run(base, settings(tmp_path / "run", "matching", epochs=1, learning_rate=1e-3), validation=Colours(8))
+    trainer, _ = run(base, settings(tmp_path / "run", "matching", epochs=1, learning_rate=1e-3), validation=Colors(8))
     model, processor = trainer.model.eval(), trainer.processing_class
     labelled = trainer.eval_dataset.pairs
     assert len(labelled) == 16
@@ -229,7 +229,7 @@ def test_matching_is_judged_by_its_probability(base, tmp_path):
 
 def test_captions_are_learnt(processor, tmp_path):
     base = save_base(tmp_path / "base", processor, "resnet", dropout=0.0)
-    pairs = Colours(8)
+    pairs = Colors(8)
     options = {"epochs": 60, "learning_rate": 5e-3, "augment": False, "freeze": (), "log_every": 60, "warmup_steps": 5}
     run(
         base,
@@ -238,8 +238,8 @@ def test_captions_are_learnt(processor, tmp_path):
     )
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
     read = AutoProcessor.from_pretrained(tmp_path / "run")
-    pictures = read(images=[pairs[i]["image"] for i in range(8)], return_tensors="pt")
-    captions = read.post_process_image_text_to_text(model.generate(**pictures))
+    images = read(images=[pairs[i]["image"] for i in range(8)], return_tensors="pt")
+    captions = read.post_process_image_text_to_text(model.generate(**images))
     assert all(caption.endswith("色的图片") and caption[0] in NAMES for caption in captions)
     right = sum(caption == pairs.texts(i)[0] for i, caption in enumerate(captions))
     assert right >= 6  # by chance 1
@@ -249,11 +249,11 @@ def test_a_classifier_begins_as_zero_shot_and_classifies_in_the_stock_pipeline(b
     pytest.importorskip("peft")
     from modeling_r2d2.finetuning.data import class_names
 
-    names = class_names(Colours())
+    names = class_names(Colors())
     model, _ = load_for("classification", base, names, prompts=("{}",))
     whole = R2D2Model.from_pretrained(base).eval()
-    pictures = [Colours()[i]["image"] for i in range(5)]
-    batch = processor(images=pictures, text=names, return_tensors="pt")
+    images = [Colors()[i]["image"] for i in range(5)]
+    batch = processor(images=images, text=names, return_tensors="pt")
     with torch.no_grad():
         zero_shot = whole(**batch).logits_per_image
         torch.testing.assert_close(model.eval()(batch["pixel_values"]).logits, zero_shot, atol=1e-4, rtol=1e-4)
@@ -263,7 +263,7 @@ def test_a_classifier_begins_as_zero_shot_and_classifies_in_the_stock_pipeline(b
     assert report.trainable.keys() == {"vision_model", "vision_projection", "temperature", "classifier"}
     assert not torch.equal(trainer.model.classifier.weight, begin)
     classify = pipeline("image-classification", model=str(tmp_path / "run"))
-    result = classify(pictures[0], top_k=8)
+    result = classify(images[0], top_k=8)
     assert {entry["label"] for entry in result} == set(names)
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert again.config.id2label == dict(enumerate(names))
@@ -292,7 +292,7 @@ def test_what_is_refused(base, processor, tmp_path):
     run(base, settings(tmp_path / "run", epochs=1))
     with pytest.raises(FileExistsError, match="already holds"):
         run(base, settings(tmp_path / "run"))
-    labelled = Colours()
+    labelled = Colors()
     labelled.labelled = True
     with pytest.raises(ValueError, match="labelled pairs, and caption learns from true ones"):
         run(base, settings(tmp_path / "other", "caption"), labelled)

@@ -5,7 +5,7 @@ import torch
 from transformers import pipeline
 
 from modeling_r2d2 import R2D2ForImageClassification, R2D2ForImageTextRetrieval
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.test_remote_code import fresh_process, logits
 from tests.tiny import tiny_config
 
@@ -19,7 +19,7 @@ def test_in_a_fresh_process(tmp_path):
     for name, model in (("retrieval", retrieval), ("classifier", classifier)):
         model.save_pretrained(folder / name)
         tiny_processor().save_pretrained(folder / name)
-    tiny_picture().save(folder / "picture.png")
+    tiny_image().save(folder / "picture.png")
     result = fresh_process(
         folder,
         """
@@ -42,6 +42,6 @@ def test_in_a_fresh_process(tmp_path):
     assert torch.tensor(result["logits"]).allclose(torch.tensor(expected), atol=1e-5)
     here = {
         entry["label"]: entry["score"]
-        for entry in pipeline("image-classification", model=str(folder / "classifier"))(tiny_picture())
+        for entry in pipeline("image-classification", model=str(folder / "classifier"))(tiny_image())
     }
     assert result["scores"] == pytest.approx(here, abs=1e-5)

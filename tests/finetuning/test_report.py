@@ -5,11 +5,11 @@ import pytest
 from modeling_r2d2.finetuning import build_trainer, load_for
 from modeling_r2d2.finetuning.report import check_splits, false_negatives, make_report, summarise
 
-from .conftest import Colours, settings
+from .conftest import Colors, settings
 
 
 def report_of(base, run_settings, pairs=None, validation=0):
-    pairs = pairs or Colours(240)
+    pairs = pairs or Colors(240)
     model, processor = load_for(run_settings.task, base)
     trainer = build_trainer(model, processor, pairs, run_settings)
     return make_report(
@@ -59,8 +59,8 @@ def test_warnings_of_what_makes_small_runs_fail(base, tmp_path, changes, warning
     assert warning in found[0]
 
 
-def test_few_pictures_and_unknown_characters(base, processor, tmp_path):
-    class Repeated(Colours):
+def test_few_images_and_unknown_characters(base, processor, tmp_path):
+    class Repeated(Colors):
         def image_ids(self):
             return super().image_ids() % 5
 
@@ -78,7 +78,7 @@ def test_few_pictures_and_unknown_characters(base, processor, tmp_path):
 
 def test_false_negatives_are_counted_as_they_occur():
     """Of 24 pairs of 8 captions all in one batch: each meets two others of its caption."""
-    pairs = Colours()
+    pairs = Colors()
     assert false_negatives(pairs, pairs.image_ids(), 24) == 2.0
     assert false_negatives(pairs, pairs.image_ids() * 0, 24) == 0.0  # one picture: positives already
 

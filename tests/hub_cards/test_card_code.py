@@ -13,7 +13,7 @@ from modeling_r2d2.hub_cards.facts import read_facts
 from modeling_r2d2.integrations.converted_card import converted_card
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.check import check_pairs
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.hub_cards.conftest import KINDS
 from tests.hub_cards.fresh import run_blocks
 
@@ -28,7 +28,7 @@ def python_blocks(content, name):
 
 def test_cards_of_models(folders, tmp_path):
     """All kinds, both languages (their code is the same but for comments), and the two older cards."""
-    tiny_picture().save(tmp_path / "picture.png")
+    tiny_image().save(tmp_path / "picture.png")
     blocks = []
     for kind in KINDS:
         shutil.copytree(folders[kind], tmp_path / kind, ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -74,7 +74,7 @@ def pairs(tmp_path):
         {"image": "x.png", "text": "狗"}
     ]
     for place in range(4):
-        tiny_picture(place, width=30 + 10 * place).save(tmp_path / f"{place}.png")
+        tiny_image(place, width=30 + 10 * place).save(tmp_path / f"{place}.png")
     text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8")
     return tmp_path / "pairs.jsonl"
@@ -97,8 +97,8 @@ def test_card_of_a_data_set(language, pairs):
         name="猫",
         path="pairs.jsonl",
         language=language,
-        licence="cc-by-4.0",
-        picture_licence="own terms",
+        license="cc-by-4.0",
+        image_license="own terms",
         origin="drawn by hand",
         limits=["只有猫。"],
     )

@@ -7,7 +7,7 @@ import yaml
 
 from modeling_r2d2.hub_cards import CardError, check_card
 from modeling_r2d2.hub_cards.checking import code_blocks, known_pipeline_tags, load_card
-from modeling_r2d2.hub_cards.licences import HUB_LICENCES, DataSource, licence_fields
+from modeling_r2d2.hub_cards.licenses import HUB_LICENSES, DataSource, license_fields
 
 HEADER = {
     "language": "zh",
@@ -113,25 +113,25 @@ def test_code_blocks():
     assert code_blocks(text) == [("bash", "a\n"), ("python", "b\n\nc\n"), ("", "d\n")]
 
 
-def test_known_tags_and_licences():
+def test_known_tags_and_licenses():
     assert {"zero-shot-image-classification", "image-text-to-text", "text-to-image"} <= known_pipeline_tags()
     assert "base" not in known_pipeline_tags()
-    assert {"unknown", "other", "cc-by-nc-sa-4.0"} <= HUB_LICENCES
-    assert all(re.fullmatch(r"[a-z0-9.+-]+", name) for name in HUB_LICENCES)
+    assert {"unknown", "other", "cc-by-nc-sa-4.0"} <= HUB_LICENSES
+    assert all(re.fullmatch(r"[a-z0-9.+-]+", name) for name in HUB_LICENSES)
 
 
-def test_licence_fields():
-    assert licence_fields(None) == {"license": "unknown"}
-    assert licence_fields("Apache-2.0") == {"license": "apache-2.0"}
-    assert licence_fields("Research use only") == {"license": "other", "license_name": "research-use-only"}
+def test_license_fields():
+    assert license_fields(None) == {"license": "unknown"}
+    assert license_fields("Apache-2.0") == {"license": "apache-2.0"}
+    assert license_fields("Research use only") == {"license": "other", "license_name": "research-use-only"}
     with pytest.raises(ValueError, match="own name"):
-        licence_fields("other")
+        license_fields("other")
 
 
 def test_data_sources():
     assert DataSource.parse("Zero") == DataSource("Zero", "research use only")
-    assert DataSource.parse("Wukong=my own reading").licence == "my own reading"
-    assert DataSource.parse("我的数据").licence is None
+    assert DataSource.parse("Wukong=my own reading").license == "my own reading"
+    assert DataSource.parse("我的数据").license is None
     assert DataSource.parse("owner/data = mit") == DataSource("owner/data", "mit")
     assert DataSource.parse("owner/data").hub_id == "owner/data"
     assert DataSource.parse("Zero").hub_id is None

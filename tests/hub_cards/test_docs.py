@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 from modeling_r2d2.hub_cards.checking import code_blocks, load_card
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -20,7 +20,7 @@ def test_guide(name, folders, tmp_path, monkeypatch, online):
     Path("runs").mkdir()
     shutil.copytree(folders["pretrained"], "runs/mine")
     for place, text in enumerate("猫狗马"):
-        tiny_picture(place).save(f"{place}.png")
+        tiny_image(place).save(f"{place}.png")
         with open("test.jsonl", "a", encoding="utf-8") as file:
             file.write(f'{{"image": "{place}.png", "text": "{text}"}}\n')
     verbs, scope = [], {}

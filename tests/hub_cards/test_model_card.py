@@ -36,7 +36,7 @@ def test_every_kind_is_valid(kind, language, folders, result_of):
         language=language,
         results=[result_of(folder)],
         data=[DataSource.parse("Zero"), DataSource.parse("owner/data=mit"), DataSource("我的数据")],
-        licence="apache-2.0",
+        license="apache-2.0",
         base_model="owner/base",
         speed=SPEED,
         repo="me/tiny",

@@ -22,7 +22,7 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.hub_cards import PushRefusedError, model_card, plan_push, push_folder, write_card
 from modeling_r2d2.hub_cards.checking import code_blocks
 from modeling_r2d2.hub_cards.inspection import problems_of
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.hub_cards.fresh import run_blocks
 from tests.hub_cards.hub_server import TOKEN, Hub
 
@@ -263,7 +263,7 @@ def test_what_is_no_secret_and_no_pickle(tmp_path):
     numpy.save(tmp_path / "a.npy", numpy.zeros(3))
     numpy.savez(tmp_path / "b.npz", a=numpy.zeros(3))
     (tmp_path / "c.safetensors").write_bytes(safetensors_bytes({"format": "pt"}))
-    tiny_picture().save(tmp_path / "d.png")
+    tiny_image().save(tmp_path / "d.png")
     (tmp_path / "e.py").write_text("import json\nimport re\n.5\ntoken = tokenizer_with_a_long_name\n")
     (tmp_path / "f.txt").write_text("N.\n(see below)\ncos\n")
     (tmp_path / "g.jsonl").write_text(
@@ -361,7 +361,7 @@ def test_push_then_the_cards_code_by_name(folder, tmp_path):
         assert hub.lfs == {"model.safetensors"}
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        tiny_picture().save(elsewhere / "picture.png")
+        tiny_image().save(elsewhere / "picture.png")
         card = hub.repos["me/tiny"]["README.md"].decode()
         blocks = [(f"block-{place}", code) for place, (_, code) in enumerate(code_blocks(card))]
         assert len(blocks) == 3
@@ -399,7 +399,7 @@ def test_card_command(folders, tmp_path, result_of):
     results = tmp_path / "results.json"
     results.write_text(json.dumps([result_of(folder).to_dict()]), encoding="utf-8")
     speed = tmp_path / "speed.json"
-    options = ["--results", results, "--data", "Zero", "--licence", "mit", "--base-model", "owner/base"]
+    options = ["--results", results, "--data", "Zero", "--license", "mit", "--base-model", "owner/base"]
     done = run("card", folder, "--language", "zh", *options, "--repo", "me/tiny", "--limit", "只见过猫。")
     assert done.exit_code == 0, (done.output, done.exception)
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -430,11 +430,11 @@ def test_card_command(folders, tmp_path, result_of):
 
 def test_card_command_on_data(tmp_path):
     for place in range(2):
-        tiny_picture(place).save(tmp_path / f"{place}.png")
+        tiny_image(place).save(tmp_path / f"{place}.png")
     lines = "".join(f'{{"image": "{place}.png", "text": "猫"}}\n' for place in range(2))
     (tmp_path / "cats.jsonl").write_text(lines, encoding="utf-8")
     done = run(
-        "card", tmp_path / "cats.jsonl", "--dataset", "--name", "两只猫", "--licence", "cc0-1.0", "--language", "zh"
+        "card", tmp_path / "cats.jsonl", "--dataset", "--name", "两只猫", "--license", "cc0-1.0", "--language", "zh"
     )
     assert done.exit_code == 0, (done.output, done.exception)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -447,7 +447,7 @@ def test_card_command_on_data(tmp_path):
 
 
 def test_a_card_does_not_replace_its_data(tmp_path):
-    tiny_picture(0).save(tmp_path / "0.png")
+    tiny_image(0).save(tmp_path / "0.png")
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"image": "0.png", "text": "猫"}\n', encoding="utf-8")
     before = data.read_bytes()

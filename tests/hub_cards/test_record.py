@@ -20,7 +20,7 @@ from modeling_r2d2.jobs.record import FINETUNING_FILE, RECORD_FILE, RunRecord, T
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training.start import StartingPoint
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.tiny import tiny_config
 
 TEXTS = ["一只小狗", "一只小猫", "红色的车", "绿色的树", "蓝色的天", "白色的云"]
@@ -30,7 +30,7 @@ def write_pairs(folder: Path, name: str, count: int = 6, broken: int = 0) -> Pat
     """Pairs of which two share a picture; `broken` more have a picture whose pixels are cut off."""
     rows = []
     for place in range(count):
-        tiny_picture(place).save(folder / f"{place}.png")
+        tiny_image(place).save(folder / f"{place}.png")
         rows.append({"image": f"{max(place, 1)}.png", "text": TEXTS[place]})
     for place in range(broken):
         whole = (folder / "1.png").read_bytes()
@@ -188,7 +188,7 @@ def test_starting_points(tmp_path, monkeypatch):
 def test_streams_are_counted_in_shards(tmp_path):
     for shard in range(2):
         with tarfile.open(tmp_path / f"part-{shard}.tar", "w") as archive:
-            tiny_picture(shard).save(tmp_path / "a.png")
+            tiny_image(shard).save(tmp_path / "a.png")
             (tmp_path / "a.txt").write_text("一只猫", encoding="utf-8")
             for name in ("a.png", "a.txt"):
                 archive.add(tmp_path / name, name)

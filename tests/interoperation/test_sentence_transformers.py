@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Model
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 pytest.importorskip("sentence_transformers")
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -49,19 +49,19 @@ def ranker(folder):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return [tiny_picture(seed, width=30 + seed, height=50 - seed) for seed in range(5)]
+def pil_images():
+    return [tiny_image(seed, width=30 + seed, height=50 - seed) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
-def expected(folder, pictures):
+def expected(folder, pil_images):
     """By the model alone, one input at a time: text and picture embeddings, match probability of every pair."""
     model, processor = R2D2Model.from_pretrained(folder).eval(), tiny_processor()
     probabilities, texts, images = np.zeros((3, 5)), [], []
     with torch.no_grad():
         for i, text in enumerate(TEXTS):
-            for j, picture in enumerate(pictures):
-                inputs = processor(images=[picture], text=[text], return_tensors="pt")
+            for j, image in enumerate(pil_images):
+                inputs = processor(images=[image], text=[text], return_tensors="pt")
                 output = model(**inputs)
                 if j == 0:
                     texts.append(output.text_embeds[0].numpy())
@@ -73,8 +73,8 @@ def expected(folder, pictures):
     return np.stack(texts), np.stack(images), probabilities
 
 
-def test_embeddings_are_the_models(encoder, pictures, expected):
-    texts, images = encoder.encode(TEXTS), encoder.encode(pictures, batch_size=2)
+def test_embeddings_are_the_models(encoder, pil_images, expected):
+    texts, images = encoder.encode(TEXTS), encoder.encode(pil_images, batch_size=2)
     np.testing.assert_allclose(texts, expected[0], atol=1e-5)
     np.testing.assert_allclose(images, expected[1], atol=1e-5)
     np.testing.assert_allclose(encoder.similarity(texts, images).numpy(), expected[0] @ expected[1].T, atol=1e-5)
@@ -82,23 +82,23 @@ def test_embeddings_are_the_models(encoder, pictures, expected):
     assert encoder.similarity_fn_name == "cosine"
     assert encoder.supports("image")
     assert not encoder.supports("audio")
-    np.testing.assert_allclose(encoder.encode(pictures[3]), expected[1][3], atol=1e-5)  # one picture, not a list
+    np.testing.assert_allclose(encoder.encode(pil_images[3]), expected[1][3], atol=1e-5)  # one picture, not a list
 
 
-def test_pictures_of_every_form(encoder, pictures, expected, tmp_path):
+def test_images_of_every_form(encoder, pil_images, expected, tmp_path):
     path = tmp_path / "一只 猫.png"
-    pictures[1].save(path)
-    forms = [pictures[1], path, str(path), np.asarray(pictures[1]), {"image": pictures[1]}]
+    pil_images[1].save(path)
+    forms = [pil_images[1], path, str(path), np.asarray(pil_images[1]), {"image": pil_images[1]}]
     for form in forms:
         np.testing.assert_allclose(encoder.encode([form])[0], expected[1][1], atol=1e-5)
 
 
-def test_prompts_go_before_texts_alone(folder, pictures, expected):
+def test_prompts_go_before_texts_alone(folder, pil_images, expected):
     encoder = sentence_transformer(folder, prompts={"query": "一张图片"}, device="cpu")
     prompted = encoder.encode(["猫"], prompt_name="query")
     np.testing.assert_allclose(prompted, encoder.encode(["一张图片猫"]), atol=1e-6)
     assert np.abs(prompted - encoder.encode(["猫"])).max() > 1e-3
-    np.testing.assert_allclose(encoder.encode(pictures, prompt_name="query"), expected[1], atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(pil_images, prompt_name="query"), expected[1], atol=1e-5)
 
 
 def test_long_texts_are_truncated(folder):
@@ -124,11 +124,11 @@ def test_bad_inputs(encoder, inputs, message):
         encoder.encode(inputs)
 
 
-def test_mixed_inputs_are_refused(encoder, pictures):
+def test_mixed_inputs_are_refused(encoder, pil_images):
     with pytest.raises(ValueError, match="one call per modality"):
-        encoder.encode(["一只猫", pictures[0]])
+        encoder.encode(["一只猫", pil_images[0]])
     with pytest.raises(ValueError, match="in one call"):
-        encoder[0].preprocess(["一只猫", pictures[0]])
+        encoder[0].preprocess(["一只猫", pil_images[0]])
 
 
 def test_a_text_that_ends_like_a_file(encoder):
@@ -137,29 +137,29 @@ def test_a_text_that_ends_like_a_file(encoder):
     )  # the tokenizer drops the space
 
 
-def test_ranker_gives_match_probabilities(ranker, pictures, expected):
-    pairs = [(text, picture) for text in TEXTS for picture in pictures]
+def test_ranker_gives_match_probabilities(ranker, pil_images, expected):
+    pairs = [(text, image) for text in TEXTS for image in pil_images]
     for batch_size in (4, 32):
         found = ranker.predict(pairs, batch_size=batch_size)
         np.testing.assert_allclose(found.reshape(3, 5), expected[2], atol=1e-5)
-    swapped = ranker.predict([(picture, text) for text, picture in pairs])
+    swapped = ranker.predict([(image, text) for text, image in pairs])
     np.testing.assert_allclose(swapped.reshape(3, 5), expected[2], atol=1e-5)
     assert ranker.predict(pairs[0]) == pytest.approx(expected[2][0, 0], abs=1e-5)
 
 
-def test_rank(ranker, pictures, expected, tmp_path):
-    documents = [*pictures[:4], str(tmp_path / "last.png")]
-    pictures[4].save(documents[4])
+def test_rank(ranker, pil_images, expected, tmp_path):
+    documents = [*pil_images[:4], str(tmp_path / "last.png")]
+    pil_images[4].save(documents[4])
     ranking = ranker.rank(TEXTS[1], documents)
     assert [hit["corpus_id"] for hit in ranking] == np.argsort(-expected[2][1]).tolist()
     assert [hit["score"] for hit in ranking] == pytest.approx(np.sort(expected[2][1])[::-1].tolist(), abs=1e-5)
-    captions = ranker.rank(pictures[2], TEXTS, return_documents=True, top_k=2)  # and captions for a picture
+    captions = ranker.rank(pil_images[2], TEXTS, return_documents=True, top_k=2)  # and captions for a picture
     best = np.argsort(-expected[2][:, 2])[:2]
     assert [hit["text"] for hit in captions] == [TEXTS[place] for place in best]
 
 
-def test_what_repeats_is_encoded_once(ranker, pictures):
-    features = ranker[0].preprocess([(TEXTS[0], pictures[0]), (TEXTS[0], pictures[1]), (TEXTS[2], pictures[0])])
+def test_what_repeats_is_encoded_once(ranker, pil_images):
+    features = ranker[0].preprocess([(TEXTS[0], pil_images[0]), (TEXTS[0], pil_images[1]), (TEXTS[2], pil_images[0])])
     assert len(features["input_ids"]) == 2
     assert len(features["pixel_values"]) == 2
     assert features["text_index"].tolist() == [0, 0, 1]
@@ -175,15 +175,15 @@ def test_log_odds_against_numpy():
     assert match_log_odds(extreme, extreme).tolist() == [400.0, -400.0]
 
 
-def test_bad_pairs(ranker, pictures):
-    for pair in (("一只猫", "狗"), (pictures[0], pictures[1]), ("一只猫", "gone.png")):
+def test_bad_pairs(ranker, pil_images):
+    for pair in (("一只猫", "狗"), (pil_images[0], pil_images[1]), ("一只猫", "gone.png")):
         with pytest.raises(ValueError, match="pair 0 is not|no such picture"):
             ranker.predict([pair])
 
 
-def test_no_ranker(tmp_path, pictures):
+def test_no_ranker(tmp_path, pil_images):
     folder = save(tmp_path, tiny_model(ranker=False))
-    assert sentence_transformer(folder, device="cpu").encode(pictures[:1]).shape == (1, 16)
+    assert sentence_transformer(folder, device="cpu").encode(pil_images[:1]).shape == (1, 16)
     with pytest.raises(ValueError, match="pre-ranking only"):
         cross_encoder(folder)
 
@@ -196,7 +196,7 @@ def test_pre_training_checkpoints_load(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["encoder", "ranker"])
-def test_save_and_load(kind, encoder, ranker, folder, pictures, expected, tmp_path, capfd):
+def test_save_and_load(kind, encoder, ranker, folder, pil_images, expected, tmp_path, capfd):
     model = {"encoder": encoder, "ranker": ranker}[kind]
     model.save(str(tmp_path), create_model_card=False)
     assert not list(tmp_path.rglob("*.bin"))
@@ -205,11 +205,11 @@ def test_save_and_load(kind, encoder, ranker, folder, pictures, expected, tmp_pa
             SentenceTransformer(str(tmp_path), device="cpu")
         again = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
         assert type(again[0]) is R2D2Encoder
-        np.testing.assert_allclose(again.encode(pictures), expected[1], atol=1e-5)
+        np.testing.assert_allclose(again.encode(pil_images), expected[1], atol=1e-5)
     else:
         again = CrossEncoder(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
         assert type(again[0]) is R2D2Ranker
-        found = again.predict([(TEXTS[0], picture) for picture in pictures])
+        found = again.predict([(TEXTS[0], image) for image in pil_images])
         np.testing.assert_allclose(found, expected[2][0], atol=1e-5)
     plain, info = R2D2Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -218,11 +218,11 @@ def test_save_and_load(kind, encoder, ranker, folder, pictures, expected, tmp_pa
         model[0].save(str(tmp_path), safe_serialization=False)
 
 
-def test_a_loss_of_the_library_trains_it(folder, pictures):
+def test_a_loss_of_the_library_trains_it(folder, pil_images):
     """Text and picture columns through MultipleNegativesRankingLoss: finite, and it falls on one batch."""
     model = sentence_transformer(folder, device="cpu").train()
     loss = MultipleNegativesRankingLoss(model)
-    features = [model.preprocess(TEXTS), model.preprocess(pictures[:3])]
+    features = [model.preprocess(TEXTS), model.preprocess(pil_images[:3])]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     values = []
     for _ in range(8):
@@ -239,13 +239,13 @@ def test_other_backends_are_refused(folder):
         R2D2Encoder.load(folder, backend="onnx")
 
 
-def test_guide(folder, tmp_path, monkeypatch, pictures):
+def test_guide(folder, tmp_path, monkeypatch, pil_images):
     """The guide's code as printed, with a tiny model in place of the demo's."""
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/demo").symlink_to(folder)
-    for name, picture in zip(("cat.png", "dog.png"), pictures, strict=False):
-        picture.save(name)
+    for name, image in zip(("cat.png", "dog.png"), pil_images, strict=False):
+        image.save(name)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "sentence_transformers.md").read_text(encoding="utf-8"), re.S)
     assert len(blocks) >= 3
     scope = {}
@@ -262,10 +262,10 @@ def test_a_missing_file_is_no_text(encoder, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "tif", "ICO", "ppm", "jp2"])
-def test_files_of_every_suffix_are_pictures(encoder, tmp_path, suffix):
+def test_files_of_every_suffix_are_images(encoder, tmp_path, suffix):
     path = tmp_path / f"一只 猫.{suffix}"
-    picture = tiny_picture(3)
-    picture.save(path, {"jfif": "JPEG", "ICO": "ICO"}.get(suffix))
+    image = tiny_image(3)
+    image.save(path, {"jfif": "JPEG", "ICO": "ICO"}.get(suffix))
     from modeling_r2d2.processing.files.images import open_image
 
     assert np.allclose(encoder.encode([str(path)]), encoder.encode([open_image(path)]), atol=1e-6)

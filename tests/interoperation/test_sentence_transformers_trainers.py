@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Model
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 pytest.importorskip("sentence_transformers")
 from datasets import Dataset, Features, Value
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 def columns(tmp_path_factory) -> dict:
     """Texts, decoded pictures, names of picture files, and labels."""
     place = tmp_path_factory.mktemp("pictures")
-    images = [tiny_picture(seed) for seed in range(4)]
+    images = [tiny_image(seed) for seed in range(4)]
     paths = [str(place / f"{number}.png") for number in range(4)]
     for image, path in zip(images, paths, strict=True):
         image.save(path)

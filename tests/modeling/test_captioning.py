@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, pipeline
 from modeling_r2d2 import R2D2ForConditionalGeneration, R2D2ForPreTraining
 from modeling_r2d2.model.captioning_r2d2 import R2D2CaptionDecoder
 from modeling_r2d2.model.modeling_r2d2 import R2D2CrossEncoder
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.test_remote_code import fresh_process
 from tests.tiny import TEXT, tiny_batch, tiny_config
 
@@ -145,7 +145,7 @@ def test_a_batch_equals_one_by_one(model, beams):
         assert tokenizer.decode(alone[0], skip_special_tokens=True).replace(" ", "").startswith(text)
 
 
-def test_every_picture_is_encoded_once(model, monkeypatch):
+def test_every_image_is_encoded_once(model, monkeypatch):
     seen = []
     encode = model.get_image_states
     monkeypatch.setattr(model, "get_image_states", lambda x: seen.append(len(x)) or encode(x))
@@ -231,14 +231,14 @@ def test_stock_pipeline(tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     caption = pipeline("image-text-to-text", model=str(tmp_path))
-    picture = tiny_picture()
-    inputs = processor(images=[picture], text=["一只"], return_tensors="pt")
-    (result,) = caption(images=picture, text="一只", generate_kwargs={"num_beams": 2})
+    image = tiny_image()
+    inputs = processor(images=[image], text=["一只"], return_tensors="pt")
+    (result,) = caption(images=image, text="一只", generate_kwargs={"num_beams": 2})
     expected = processor.tokenizer.decode(model.generate(**inputs, num_beams=2)[0], skip_special_tokens=True)
     # the pipeline decodes as a BERT tokenizer does, with a space between characters
     assert result["generated_text"].replace(" ", "") == expected.replace(" ", "")
     assert result["generated_text"].startswith("一只")
-    assert caption(images=picture, text="")[0]["generated_text"]
+    assert caption(images=image, text="")[0]["generated_text"]
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_without_the_package(tmp_path):
     model = captioner()
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
-    tiny_picture().save(folder / "picture.png")
+    tiny_image().save(folder / "picture.png")
     result = fresh_process(
         folder,
         """
@@ -259,8 +259,8 @@ def test_without_the_package(tmp_path):
         """,
         tmp_path,
     )
-    picture = tiny_processor()(images=[tiny_picture()], return_tensors="pt")["pixel_values"]
-    assert result["tokens"] == model.generate(pixel_values=picture, num_beams=2).tolist()
+    image = tiny_processor()(images=[tiny_image()], return_tensors="pt")["pixel_values"]
+    assert result["tokens"] == model.generate(pixel_values=image, num_beams=2).tolist()
 
 
 def test_decoding_joins_chinese_characters_and_keeps_latin_words():

@@ -23,7 +23,7 @@ def as_tensor(x) -> torch.Tensor:
     return torch.tensor(np.asarray(x), dtype=torch.float32)
 
 
-def test_pre_ranking_loss_averages_over_the_captions_of_a_picture():
+def test_pre_ranking_loss_averages_over_the_captions_of_a_image():
     images, texts, ids, tau = unit(5), unit(5), [3, 3, 7, 1, 7], 0.07
     expected = 0.0
     for rows, columns in ((images, texts), (texts, images)):

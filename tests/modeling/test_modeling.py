@@ -229,7 +229,7 @@ def test_text_tower_is_a_plain_bert(tmp_path):
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
-def test_missing_temperature_is_initialised(tmp_path):
+def test_missing_temperature_is_initialized(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model(temperature_init_value=0.05).save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from modeling_r2d2 import (
     R2D2ForImageTextRetrieval,
     R2D2ForPreTraining,
 )
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import tiny_config
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
@@ -20,8 +20,8 @@ TEXTS = ["一只猫", "两条红色的鱼在水"]
 @pytest.fixture(scope="module")
 def inputs() -> dict:
     """What the processor makes of images, texts and both."""
-    processor, pictures = tiny_processor(), [tiny_picture(n) for n in range(2)]
-    kinds = {"images": {"images": pictures}, "texts": {"text": TEXTS}, "both": {"images": pictures, "text": TEXTS}}
+    processor, images = tiny_processor(), [tiny_image(n) for n in range(2)]
+    kinds = {"images": {"images": images}, "texts": {"text": TEXTS}, "both": {"images": images, "text": TEXTS}}
     return {name: processor(**given, return_tensors="pt") for name, given in kinds.items()}
 
 
@@ -95,5 +95,5 @@ def test_image_towers_read_no_texts(inputs):
 @torch.no_grad()
 def test_wukong_takes_what_its_processor_makes():
     processor = tiny_wukong_processor()
-    both = processor(images=[tiny_picture()], text=TEXTS, return_tensors="pt")
+    both = processor(images=[tiny_image()], text=TEXTS, return_tensors="pt")
     assert tiny_wukong()(**both).logits_per_image.shape == (1, 2)

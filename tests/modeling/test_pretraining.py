@@ -52,7 +52,7 @@ def test_ranking_and_mlm_equal_separate_passes(rank_masked_texts):
     torch.testing.assert_close(output.loss_mlm, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_captions_of_one_picture_are_never_negatives():
+def test_captions_of_one_image_are_never_negatives():
     batch = tiny_batch()
     batch["image_ids"] = torch.tensor([0, 0, 0, 0, 0, 9])
     full = model()

@@ -5,11 +5,11 @@ import torch
 from transformers import pipeline
 
 from modeling_r2d2 import R2D2ImageTextMatchingPipeline
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
-PICTURES = [tiny_picture(n, 20 + n) for n in range(3)]
+IMAGES = [tiny_image(n, 20 + n) for n in range(3)]
 TEXTS = ["一只猫", "马", "两条红色的鱼在水"]
-ALL = [(picture, text) for picture in PICTURES for text in TEXTS]
+ALL = [(image, text) for image in IMAGES for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def match(folder):
 @pytest.fixture(scope="module")
 def expected(model, processor):
     results = []
-    for picture, text in ALL:
-        inputs = processor(images=picture, text=text, return_tensors="pt")
+    for image, text in ALL:
+        inputs = processor(images=image, text=text, return_tensors="pt")
         ids, mask, pixels = (inputs[n] for n in ("input_ids", "attention_mask", "pixel_values"))
         with torch.no_grad():
             probability = model.match(ids, pixels, mask).match_probability.item()
@@ -46,21 +46,21 @@ def test_batches(match, expected, batch_size):
 
 
 def test_every_form_of_a_pair(match, expected, tmp_path):
-    picture, text = ALL[1]
-    picture.save(tmp_path / "picture.png")
+    image, text = ALL[1]
+    image.save(tmp_path / "picture.png")
     file = str(tmp_path / "picture.png")
-    assert match((picture, text)) == pytest.approx(expected[1], abs=1e-5)
-    assert match({"image": picture, "text": text}) == pytest.approx(expected[1], abs=1e-5)
-    assert match(image=picture, text=text) == pytest.approx(expected[1], abs=1e-5)
+    assert match((image, text)) == pytest.approx(expected[1], abs=1e-5)
+    assert match({"image": image, "text": text}) == pytest.approx(expected[1], abs=1e-5)
+    assert match(image=image, text=text) == pytest.approx(expected[1], abs=1e-5)
     mixed = [ALL[0], {"image": file, "text": text}, list(ALL[2]), (tmp_path / "picture.png", text)]
     assert close(match(mixed), [expected[0], expected[1], expected[2], expected[1]])
 
 
-def test_lists_of_pictures_and_of_texts(match, expected):
-    assert close(match(image=PICTURES, text=TEXTS), [expected[0], expected[4], expected[8]])
-    assert close(match({"image": PICTURES, "text": TEXTS}), [expected[0], expected[4], expected[8]])
-    assert close(match(image=PICTURES[0], text=TEXTS), expected[:3])
-    assert close(match(image=PICTURES, text=TEXTS[0]), expected[::3])
+def test_lists_of_images_and_of_texts(match, expected):
+    assert close(match(image=IMAGES, text=TEXTS), [expected[0], expected[4], expected[8]])
+    assert close(match({"image": IMAGES, "text": TEXTS}), [expected[0], expected[4], expected[8]])
+    assert close(match(image=IMAGES[0], text=TEXTS), expected[:3])
+    assert close(match(image=IMAGES, text=TEXTS[0]), expected[::3])
     assert match([]) == []
     assert match(image=[], text=[]) == []
 
@@ -90,7 +90,7 @@ def test_generators_and_data_sets_stream(match, expected):
     assert close(list(match(Pairs(), batch_size=4)), expected)
 
 
-def test_every_distinct_picture_and_text_is_encoded_once(match, monkeypatch):
+def test_every_distinct_image_and_text_is_encoded_once(match, monkeypatch):
     seen = {}
     for name in ("get_image_features", "get_text_features", "rank"):
         method = getattr(match.model, name)
@@ -110,7 +110,7 @@ def test_by_class(model, processor, expected):
 
 
 def test_long_texts_are_cut(match):
-    long, cut = match(image=PICTURES[0], text=["狗" * 300, "狗" * 14])
+    long, cut = match(image=IMAGES[0], text=["狗" * 300, "狗" * 14])
     assert long == pytest.approx(cut)
 
 
@@ -122,11 +122,11 @@ def test_models_without_a_ranker_are_refused(prd2_folder):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"image": PICTURES, "text": TEXTS[:2]}, ValueError, "3 pictures and 2 texts"),
-        ({"image": PICTURES}, ValueError, "both image= and text="),
+        ({"image": IMAGES, "text": TEXTS[:2]}, ValueError, "3 pictures and 2 texts"),
+        ({"image": IMAGES}, ValueError, "both image= and text="),
         ({}, ValueError, "both image= and text="),
         ({"inputs": ALL, "text": TEXTS}, ValueError, "not both"),
-        ({"inputs": [("猫", PICTURES[0])]}, TypeError, r"\(picture, text\)"),
+        ({"inputs": [("猫", IMAGES[0])]}, TypeError, r"\(picture, text\)"),
         ({"inputs": [("a", "b", "c")]}, TypeError, "a pair is"),
         ({"inputs": [{"picture": "a"}]}, TypeError, "a pair is"),
         ({"inputs": [("missing.png", "猫")]}, ValueError, "missing.png: no such file"),

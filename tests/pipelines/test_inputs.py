@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from modeling_r2d2.model import pipeline_inputs as inputs
-from modeling_r2d2.model.pipeline_inputs import read_picture, text_limit, tokenize
-from tests.helpers import tiny_picture
+from modeling_r2d2.model.pipeline_inputs import read_image, text_limit, tokenize
+from tests.helpers import tiny_image
 from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "CMYK", "P", "1", "YCbCr", "HSV"])
 def test_eight_bit_modes_are_converted_by_pil(mode):
-    picture = tiny_picture().convert(mode)
-    read = read_picture(picture)
+    image = tiny_image().convert(mode)
+    read = read_image(image)
     assert read.mode == "RGB"
-    assert np.array_equal(read, picture.convert("RGB"))
+    assert np.array_equal(read, image.convert("RGB"))
 
 
 @pytest.mark.parametrize(
@@ -31,39 +31,39 @@ def test_eight_bit_modes_are_converted_by_pil(mode):
     ],
 )
 def test_wide_modes_are_rescaled_not_clipped(values, expected, tmp_path):
-    picture = Image.fromarray(values)
+    image = Image.fromarray(values)
     path = tmp_path / "wide.tiff"
-    picture.save(path)
-    for source in (picture, path, str(path)):
-        assert np.asarray(read_picture(source))[0, :, 1].tolist() == expected
+    image.save(path)
+    for source in (image, path, str(path)):
+        assert np.asarray(read_image(source))[0, :, 1].tolist() == expected
 
 
 def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
+    assert read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
 def test_broken_files_are_named(tmp_path):
     whole = tmp_path / "whole.png"
-    tiny_picture(width=200, height=200).save(whole)
+    tiny_image(width=200, height=200).save(whole)
     truncated, text = tmp_path / "truncated.png", tmp_path / "note.png"
     truncated.write_bytes(whole.read_bytes()[:-300])
     text.write_text("no picture")
     for path in (truncated, text, tmp_path / "missing.png"):
         with pytest.raises(ValueError, match=f"{path.name}: (cannot be decoded|not a picture|no such file)"):
-            read_picture(path)
+            read_image(path)
     with pytest.raises(TypeError, match="not int"):
-        read_picture(3)
+        read_image(3)
 
 
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
-    tiny_picture(width=40, height=40).save(path)
+    tiny_image(width=40, height=40).save(path)
     for limit in (1000, 300):  # PIL would warn, and refuse
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb.png: .*\(a decompression bomb\?\)"):
-            read_picture(path)
+            read_image(path)
 
 
 def test_text_limit_is_the_least(processor):

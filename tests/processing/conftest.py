@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 
-def png(colour: int) -> bytes:
+def png(color: int) -> bytes:
     """A 12 x 10 picture of noise, another one for every `colour`."""
-    pixels = np.random.default_rng(colour).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(color).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def image_folder(tmp_path) -> Path:
     """`0.png` ... `4.png`; `half.png`, which is cut off; `text.png`, which is none. `missing.png` does not exist."""
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -13,7 +13,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def picture(width: int = 48, height: int = 48, seed: int = 0) -> Image.Image:
+def image_of(width: int = 48, height: int = 48, seed: int = 0) -> Image.Image:
     small = rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -24,18 +24,18 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 class TestAffine:
     def test_identity(self):
-        assert np.array_equal(pixels(affine(picture(), ((1, 0), (0, 1)))), pixels(picture()))
+        assert np.array_equal(pixels(affine(image_of(), ((1, 0), (0, 1)))), pixels(image_of()))
 
-    def test_turns_and_mirrors_about_the_centre(self):
-        image = picture(48, 48)
+    def test_turns_and_mirrors_about_the_center(self):
+        image = image_of(48, 48)
         assert np.array_equal(pixels(affine(image, ((-1, 0), (0, 1)))), pixels(ImageOps.mirror(image)))
         assert np.array_equal(pixels(affine(image, ((-1, 0), (0, -1)))), pixels(image.rotate(180)))
         quarter = affine(image, ((0, 1), (-1, 0)))
         assert np.array_equal(pixels(quarter), pixels(image.transpose(Image.Transpose.ROTATE_90)))
 
     def test_shift_moves_the_content(self):
-        moved = pixels(affine(picture(40, 30), ((1, 0, 5), (0, 1, -2)), fill=(1, 2, 3)))
-        assert np.array_equal(moved[:28, 5:], pixels(picture(40, 30))[2:, :35])
+        moved = pixels(affine(image_of(40, 30), ((1, 0, 5), (0, 1, -2)), fill=(1, 2, 3)))
+        assert np.array_equal(moved[:28, 5:], pixels(image_of(40, 30))[2:, :35])
         assert (moved[:, :5] == (1, 2, 3)).all()
 
 
@@ -48,19 +48,19 @@ class TestOperations:
 
     @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast", "equalize"}))
     def test_strength_zero_changes_nothing(self, name):
-        assert np.array_equal(pixels(OPERATIONS[name](picture(), 0.0, 1, WHITE)), pixels(picture()))
+        assert np.array_equal(pixels(OPERATIONS[name](image_of(), 0.0, 1, WHITE)), pixels(image_of()))
 
     @pytest.mark.parametrize(("sign", "factor"), [(1, 1.45), (-1, 0.55)])
     def test_brightness_at_magnitude_5(self, sign, factor):
-        expected = np.clip(pixels(picture()) * factor, 0, 255)
-        assert np.abs(pixels(OPERATIONS["brightness"](picture(), 0.5, sign, WHITE)) - expected).max() <= 1
+        expected = np.clip(pixels(image_of()) * factor, 0, 255)
+        assert np.abs(pixels(OPERATIONS["brightness"](image_of(), 0.5, sign, WHITE)) - expected).max() <= 1
 
     def test_translate(self):
-        moved = pixels(OPERATIONS["translate_x"](picture(50, 40), 1.0, 1, WHITE))
-        assert np.array_equal(moved[:, 10:], pixels(picture(50, 40))[:, :40])
+        moved = pixels(OPERATIONS["translate_x"](image_of(50, 40), 1.0, 1, WHITE))
+        assert np.array_equal(moved[:, 10:], pixels(image_of(50, 40))[:, :40])
         assert (moved[:, :10] == 255).all()
-        moved = pixels(OPERATIONS["translate_y"](picture(50, 40), 0.5, -1, WHITE))
-        assert np.array_equal(moved[:36], pixels(picture(50, 40))[4:])
+        moved = pixels(OPERATIONS["translate_y"](image_of(50, 40), 0.5, -1, WHITE))
+        assert np.array_equal(moved[:36], pixels(image_of(50, 40))[4:])
 
     def test_shear_moves_rows_by_their_height(self):
         stripe = Image.new("RGB", (41, 41), "black")
@@ -73,11 +73,11 @@ class TestOperations:
             assert np.abs(np.array(found) - expected).max() < 0.6
 
     def test_rotate(self):
-        expected = picture().rotate(15, Image.Resampling.BICUBIC, fillcolor=WHITE)
-        assert np.array_equal(pixels(OPERATIONS["rotate"](picture(), 0.5, 1, WHITE)), pixels(expected))
+        expected = image_of().rotate(15, Image.Resampling.BICUBIC, fillcolor=WHITE)
+        assert np.array_equal(pixels(OPERATIONS["rotate"](image_of(), 0.5, 1, WHITE)), pixels(expected))
 
     def test_contrast_operations(self):
-        pale = Image.fromarray((pixels(picture()) // 4 + 90).astype(np.uint8))
+        pale = Image.fromarray((pixels(image_of()) // 4 + 90).astype(np.uint8))
         for name in ("autocontrast", "equalize"):
             changed = pixels(OPERATIONS[name](pale, 0.5, 1, WHITE))
             assert changed.min() == 0
@@ -85,10 +85,10 @@ class TestOperations:
 
     def test_sharpness(self):
         variation = [
-            np.abs(np.diff(pixels(OPERATIONS["sharpness"](picture(), 1.0, sign, WHITE)), axis=1)).sum()
+            np.abs(np.diff(pixels(OPERATIONS["sharpness"](image_of(), 1.0, sign, WHITE)), axis=1)).sum()
             for sign in (-1, 1)
         ]
-        assert variation[0] < np.abs(np.diff(pixels(picture()), axis=1)).sum() < variation[1]
+        assert variation[0] < np.abs(np.diff(pixels(image_of()), axis=1)).sum() < variation[1]
 
 
 class TestR2D2Augmentation:
@@ -98,16 +98,16 @@ class TestR2D2Augmentation:
         assert augment.operations == tuple(OPERATIONS)
 
     @pytest.mark.parametrize("size", [(48, 48), (100, 30), (7, 90), (1, 1)])
-    def test_any_picture_becomes_a_square(self, size):
+    def test_any_image_becomes_a_square(self, size):
         for seed in range(20):
-            image = R2D2Augmentation(size=32)(picture(*size), rng(seed))
+            image = R2D2Augmentation(size=32)(image_of(*size), rng(seed))
             assert image.size == (32, 32)
             assert image.mode == "RGB"
 
     def test_generator_decides(self):
         augment = R2D2Augmentation(size=32)
-        first = [pixels(augment(picture(), rng(seed))) for seed in range(8)]
-        again = [pixels(augment(picture(), rng(seed))) for seed in range(8)]
+        first = [pixels(augment(image_of(), rng(seed))) for seed in range(8)]
+        again = [pixels(augment(image_of(), rng(seed))) for seed in range(8)]
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
         assert len({a.tobytes() for a in first}) == 8
 
@@ -129,8 +129,8 @@ class TestR2D2Augmentation:
 
     def test_plain_settings_only_resize(self):
         augment = R2D2Augmentation(size=32, scale=(1, 1), ratio=(1, 1), flip=0, operations=("identity",))
-        expected = picture().resize((32, 32), Image.Resampling.BICUBIC)
-        assert np.array_equal(pixels(augment(picture(), rng())), pixels(expected))
+        expected = image_of().resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(pixels(augment(image_of(), rng())), pixels(expected))
 
     @pytest.mark.parametrize("wrong", [{"operations": ("solarize",)}, {"magnitude": 11}, {"scale": (0, 1)}])
     def test_wrong_settings(self, wrong):
@@ -141,7 +141,7 @@ class TestR2D2Augmentation:
 def test_fast():
     """Below a millisecond for a picture of 72 px, best of several since the machine is shared."""
     augment = R2D2Augmentation(size=48)
-    image, generator, times = picture(72, 72), rng(), []
+    image, generator, times = image_of(72, 72), rng(), []
     for _ in range(5):
         start = time.process_time()
         for _ in range(40):

@@ -11,7 +11,7 @@ from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 OFF = dict.fromkeys((field.name for field in dataclasses.fields(BatchAugmentation) if field.name != "erase_sides"), 0)
 
 
-def pictures(count: int = 6, side: int = 16) -> torch.Tensor:
+def images(count: int = 6, side: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, 3, side, side, generator=generator) * 255
 
@@ -22,31 +22,31 @@ def draws(count: int = 6, seed: int = 0) -> torch.Tensor:
 
 
 def test_everything_off_changes_nothing():
-    torch.testing.assert_close(BatchAugmentation(**OFF)(pictures(), draws()), pictures(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(BatchAugmentation(**OFF)(images(), draws()), images(), rtol=0, atol=1e-2)
 
 
 def test_flip_alone():
-    flipped = BatchAugmentation(**{**OFF, "flip": 1})(pictures(), draws())
-    torch.testing.assert_close(flipped, pictures().flip(-1), rtol=0, atol=1e-2)
+    flipped = BatchAugmentation(**{**OFF, "flip": 1})(images(), draws())
+    torch.testing.assert_close(flipped, images().flip(-1), rtol=0, atol=1e-2)
 
 
 def test_a_quarter_turn():
     draw = draws()
     draw[:, 0] = 1.0  # the whole of +90 degrees
-    turned = BatchAugmentation(**{**OFF, "rotate": 90})(pictures(), draw)
-    torch.testing.assert_close(turned, pictures().rot90(1, (2, 3)), rtol=0, atol=1e-2)
+    turned = BatchAugmentation(**{**OFF, "rotate": 90})(images(), draw)
+    torch.testing.assert_close(turned, images().rot90(1, (2, 3)), rtol=0, atol=1e-2)
 
 
 def test_translation_uncovers_white():
     draw = draws()
     draw[:, 6], draw[:, 7] = 1.0, 0.5  # a quarter of the side to the left, none down
-    moved = BatchAugmentation(**{**OFF, "translate": 0.25})(pictures(), draw)
-    torch.testing.assert_close(moved[..., :12], pictures()[..., 4:], rtol=0, atol=1e-2)
+    moved = BatchAugmentation(**{**OFF, "translate": 0.25})(images(), draw)
+    torch.testing.assert_close(moved[..., :12], images()[..., 4:], rtol=0, atol=1e-2)
     torch.testing.assert_close(moved[..., 12:], torch.full((6, 3, 16, 4), 255.0), rtol=0, atol=1e-2)
 
 
-def test_colour_parts_against_their_formulas():
-    draw, x = draws(), pictures()
+def test_color_parts_against_their_formulas():
+    draw, x = draws(), images()
     grey = x.mean(1, keepdim=True)
 
     def factor(row: int, limit: float) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_colour_parts_against_their_formulas():
 
 
 def test_blur_and_erase():
-    x = pictures()
+    x = images()
     blurred = BatchAugmentation(**{**OFF, "blur": 1})(x, draws())
     assert (blurred.var(dim=(1, 2, 3)) < x.var(dim=(1, 2, 3))).all()
     erased = BatchAugmentation(**{**OFF, "erase": 1, "erase_sides": (0.5, 0.5)})(x, draws())
@@ -80,7 +80,7 @@ def test_blur_and_erase():
 
 
 def test_a_samples_draws_alone_decide():
-    augment, x, draw = BatchAugmentation(), pictures(), draws()
+    augment, x, draw = BatchAugmentation(), images(), draws()
     together = augment(x, draw)
     assert together.shape == x.shape
     assert together.min() >= 0

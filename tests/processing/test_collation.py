@@ -24,7 +24,7 @@ from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.records import stable_id
 from modeling_r2d2.processing.datasets.report import DataRefusedError
 from modeling_r2d2.processing.masking import IGNORE_INDEX, TextMasking
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.tiny import tiny_config
 
 from .conftest import png
@@ -45,7 +45,7 @@ class Pairs:
         self.reads += 1
         text = TEXTS[index % 10]
         text = [text, f"一张{text}的图片"] if index % 3 == 0 else text
-        return {"image": tiny_picture(index, 30 + index, 40), "text": text, "image_id": f"c{index % 10}"}
+        return {"image": tiny_image(index, 30 + index, 40), "text": text, "image_id": f"c{index % 10}"}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ class TestBatch:
 
     def test_long_texts_are_truncated_with_one_warning(self, processor, caplog):
         encoder = SampleEncoder(processor)
-        pair = {"image": tiny_picture(), "image_id": 0}
+        pair = {"image": tiny_image(), "image_id": 0}
         with caplog.at_level(logging.WARNING):
             lengths = [
                 len(encoder({**pair, "text": n * "猫"}, np.random.default_rng())["input_ids"]) for n in (14, 15, 99)
@@ -130,26 +130,26 @@ class TestBatch:
             "a text of 17 tokens was truncated to 16: " + 15 * "猫"
         ]
 
-    def test_pictures_may_be_paths_or_of_other_modes(self, processor, tmp_path):
+    def test_images_may_be_paths_or_of_other_modes(self, processor, tmp_path):
         encoder = SampleEncoder(processor)
-        tiny_picture().save(tmp_path / "x.png")
+        tiny_image().save(tmp_path / "x.png")
         first, second, third = (
             encoder({"image": image, "text": "猫", "image_id": 0}, np.random.default_rng())["pixel_values"]
-            for image in (tmp_path / "x.png", tiny_picture(), tiny_picture().convert("RGBA"))
+            for image in (tmp_path / "x.png", tiny_image(), tiny_image().convert("RGBA"))
         )
         assert np.array_equal(first, second)
         assert np.array_equal(second, third)
 
     @pytest.mark.parametrize("size", [(30, 20), (20, 30), (16, 16), (20, 20), (64, 48)])
-    def test_cropped_pictures_are_those_of_the_processor(self, processor, size):
+    def test_cropped_images_are_those_of_the_processor(self, processor, size):
         """Where the shorter side is first brought to more than what is cropped."""
         crop = {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
         cropping = R2D2Processor.build(processor.tokenizer, size={"shortest_edge": 20}, **crop)
         coarse = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-        pair = {"image": picture, "text": "猫", "image_id": "0"}
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        pair = {"image": image, "text": "猫", "image_id": "0"}
         found = SampleEncoder(cropping)(pair, np.random.default_rng(0))["pixel_values"]
-        expected = cropping(images=[picture], do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"]
+        expected = cropping(images=[image], do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"]
         assert np.array_equal(found, expected[0].transpose(1, 2, 0))
 
     def test_processors_that_make_no_one_size_are_refused(self, processor):
@@ -243,7 +243,7 @@ class TestAccelerate:
 
 
 class TestCache:
-    def test_pictures_are_read_once(self, processor):
+    def test_images_are_read_once(self, processor):
         dataset, fresh = make(processor, passes=3), make(processor, passes=3, cache_bytes=0)
         dataset._image_ids = fresh._image_ids = np.arange(20)
         for position in range(60):
@@ -260,12 +260,12 @@ class TestCache:
         assert 10_000 < held <= 20_000
 
 
-class TestBrokenPictures:
+class TestBrokenImages:
     @pytest.fixture
-    def pairs(self, pictures):
+    def pairs(self, image_folder):
         lines = [f'{{"image": "{name}.png", "text": "猫"}}' for name in ("0", "half", "1", "2", "3", "4")]
-        (pictures / "data.jsonl").write_text("\n".join(lines))
-        return load_pairs(pictures / "data.jsonl", max_error_rate=0.2)
+        (image_folder / "data.jsonl").write_text("\n".join(lines))
+        return load_pairs(image_folder / "data.jsonl", max_error_rate=0.2)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_next_pair_stands_in_and_the_report_tells(self, processor, pairs, workers):
@@ -323,7 +323,7 @@ def test_a_sample_takes_less_than_a_millisecond_and_a_half():
 
     class Drawings(Pairs):
         def __getitem__(self, index):
-            return {**super().__getitem__(index), "image": tiny_picture(index, 72, 72)}
+            return {**super().__getitem__(index), "image": tiny_image(index, 72, 72)}
 
     dataset = PretrainingDataset(
         Drawings(), processor, BatchAugmentation(), TextMasking(processor.tokenizer), passes=20, shuffle=True

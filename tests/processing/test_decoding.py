@@ -7,19 +7,19 @@ import time
 import pytest
 from PIL import Image
 
-from modeling_r2d2.app.decoding import PictureDecoder
+from modeling_r2d2.app.decoding import ImageDecoder
 from modeling_r2d2.processing.files.images import ImageReadError
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = PictureDecoder(max_pixels=10_000, seconds=20, processes=1)
+    decoder = ImageDecoder(max_pixels=10_000, seconds=20, processes=1)
     yield decoder
     decoder.close()
 
 
-def helper_of(decoder: PictureDecoder):
+def helper_of(decoder: ImageDecoder):
     (helper,) = decoder._idle
     return helper
 
@@ -27,9 +27,9 @@ def helper_of(decoder: PictureDecoder):
 def test_the_same_pixels_as_open_image(decoder, tmp_path):
     exif = Image.Exif()
     exif[274] = 6
-    tiny_picture(3, width=40, height=20).save(tmp_path / "照片 1.png", exif=exif)
-    picture = decoder.open(tmp_path / "照片 1.png")
-    assert picture.tobytes() == tiny_picture(3, width=40, height=20).transpose(Image.Transpose.ROTATE_270).tobytes()
+    tiny_image(3, width=40, height=20).save(tmp_path / "照片 1.png", exif=exif)
+    image = decoder.open(tmp_path / "照片 1.png")
+    assert image.tobytes() == tiny_image(3, width=40, height=20).transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def test_what_cannot_be_read_is_named(decoder, tmp_path):
@@ -43,8 +43,8 @@ def test_what_cannot_be_read_is_named(decoder, tmp_path):
         decoder.open(tmp_path / "nowhere.png")
 
 
-def test_a_crash_is_one_pictures(decoder, tmp_path):
-    tiny_picture(1).save(tmp_path / "1.png")
+def test_a_crash_is_one_images(decoder, tmp_path):
+    tiny_image(1).save(tmp_path / "1.png")
     decoder.open(tmp_path / "1.png")
     process = helper_of(decoder)._process
     process.send_signal(signal.SIGSTOP)
@@ -52,12 +52,12 @@ def test_a_crash_is_one_pictures(decoder, tmp_path):
     killer.start()
     with pytest.raises(ImageReadError, match="1.png: the decoder crashed"):
         decoder.open(tmp_path / "1.png")
-    assert decoder.open(tmp_path / "1.png").tobytes() == tiny_picture(1).tobytes()  # by another helper
+    assert decoder.open(tmp_path / "1.png").tobytes() == tiny_image(1).tobytes()  # by another helper
 
 
 def test_a_slow_one_is_ended(decoder, tmp_path, monkeypatch):
     """A decoder that hangs: stopped by a signal, it does not answer any more."""
-    tiny_picture(1).save(tmp_path / "1.png")
+    tiny_image(1).save(tmp_path / "1.png")
     decoder.open(tmp_path / "1.png")
     monkeypatch.setattr(decoder, "seconds", 0.3)
     helper_of(decoder)._process.send_signal(signal.SIGSTOP)

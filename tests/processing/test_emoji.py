@@ -23,7 +23,7 @@ def test_all_concepts():
     concepts = emoji.emoji_concepts()
     assert len(concepts) == 1441
     assert len({concept.key for concept in concepts}) == len({concept.name for concept in concepts}) == 1441
-    assert all(set(concept.pictures) == set(emoji.VENDORS) for concept in concepts)
+    assert all(set(concept.images) == set(emoji.VENDORS) for concept in concepts)
     assert not any(set(":_\ufe0f") & set(concept.name) for concept in concepts)
 
 
@@ -54,7 +54,7 @@ def test_templates():
     assert pairs.all_texts() == pairs[0]["text"]
 
 
-def test_calibration_pictures_are_a_tenth_of_samsung_and_always_the_same():
+def test_calibration_images_are_a_tenth_of_samsung_and_always_the_same():
     include, exclude, only = (
         EmojiPairs(["apple", "samsung"], calibration=choice) for choice in ("include", "exclude", "only")
     )
@@ -80,7 +80,7 @@ def test_wrong_names():
         EmojiPairs(["apple"], concepts=["41"])
 
 
-def test_every_picture_of_the_demo_can_be_read():
+def test_every_image_of_the_demo_can_be_read():
     pairs = EmojiPairs(concepts=emoji.demo300_keys()[::20])
     sizes = {pairs.image(index).size for index in range(len(pairs))}
     assert (72, 72) in sizes

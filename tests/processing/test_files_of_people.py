@@ -17,7 +17,7 @@ import pytest
 
 from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.datasets.report import Note, Problem
-from modeling_r2d2.search.pictures import Picture, list_pictures
+from modeling_r2d2.search.images import CollectionImage, list_images
 
 from .conftest import png
 from .test_streaming import write_tar
@@ -33,10 +33,10 @@ def texts_of(pairs) -> list:
 def listed(source, **reading) -> tuple[dict[str, tuple[str, ...]], list[Problem], list[Note]]:
     """Captions of each picture of an index by id, what was wrong, and what was noted."""
     notes: list[Note] = []
-    items = list(list_pictures(source, note=notes.append, **reading))
-    pictures = [item for item in items if isinstance(item, Picture)]
-    assert len({picture.id for picture in pictures}) == len(pictures)
-    return {picture.id: picture.texts for picture in pictures}, [i for i in items if isinstance(i, Problem)], notes
+    items = list(list_images(source, note=notes.append, **reading))
+    images = [item for item in items if isinstance(item, CollectionImage)]
+    assert len({image.id for image in images}) == len(images)
+    return {image.id: image.texts for image in images}, [i for i in items if isinstance(i, Problem)], notes
 
 
 def counts(notes) -> Counter:
@@ -51,8 +51,8 @@ class TestNamesInShards:
         for number, name in enumerate(self.NAMES):
             members += [(name, png(number)), (f"{Path(name).stem}.txt", f"图{number}")]
         path = write_tar(tmp_path / "x.tar", members)
-        pictures, problems, notes = listed(path)
-        assert pictures == {f"x.tar/{name}": (f"图{number}",) for number, name in enumerate(self.NAMES)}
+        images, problems, notes = listed(path)
+        assert images == {f"x.tar/{name}": (f"图{number}",) for number, name in enumerate(self.NAMES)}
         assert problems == notes == []
         pairs = tolerant(path)
         samples = list(pairs)
@@ -60,7 +60,7 @@ class TestNamesInShards:
         assert len({sample["image_id"] for sample in samples}) == 5
         assert pairs.report.errors == 0
 
-    def test_pictures_alone(self, tmp_path):
+    def test_images_alone(self, tmp_path):
         """A folder of photographs as a tar: no captions, so no name's part is a field."""
         names = [*self.NAMES, "a.png", "a.edited.png", "2024.05.01.png", "2024.05.02.png", "无后缀.的.png"]
         path = write_tar(tmp_path / "x.tar", [(name, png(number)) for number, name in enumerate(names)])
@@ -89,8 +89,8 @@ class TestNamesInShards:
         assert pairs.report.errors == 0
         assert "3 .seg.png" in pairs.report.summary()
         assert "ignored: 3 .cls" in pairs.report.summary()
-        pictures, problems, notes = listed(path)
-        assert list(pictures) == [f"x.tar/{n:04}.jpg" for n in range(3)]
+        images, problems, notes = listed(path)
+        assert list(images) == [f"x.tar/{n:04}.jpg" for n in range(3)]
         assert problems == []
         assert counts(notes) == {".seg.png": 3, ".cls": 3}
 
@@ -104,7 +104,7 @@ class TestNamesInShards:
         assert pairs.report.notes == ["ignored: 6 .cls"]
 
     @pytest.mark.parametrize("names", [("a.image.png", "a.txt"), ("a.png", "a.caption.txt"), ("a.png", "a.png.txt")])
-    def test_the_only_picture_and_the_only_text(self, tmp_path, names):
+    def test_the_only_image_and_the_only_text(self, tmp_path, names):
         path = write_tar(tmp_path / "x.tar", [(names[0], png(0)), (names[1], "图")])
         assert texts_of(load_pairs(path)) == ["图"]
         assert listed(path)[0] == {f"x.tar/{names[0]}": ("图",)}
@@ -136,8 +136,8 @@ class TestNamesInShards:
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = kind, "./a.png"
                 archive.addfile(info)
-        pictures, problems, _ = listed(path)
-        assert list(pictures) == ["x.tar/a.png", "x.tar/etc/b.png", "x.tar/../c.png", f"x.tar/{'长' * 90}/d.png"]
+        images, problems, _ = listed(path)
+        assert list(images) == ["x.tar/a.png", "x.tar/etc/b.png", "x.tar/../c.png", f"x.tar/{'长' * 90}/d.png"]
         assert [Path(problem.source).name for problem in problems] == ["soft.png", "hard.png", "pipe.png"]
         assert not (tmp_path.parent / "c.png").exists()
 
@@ -148,8 +148,8 @@ class TestNamesInShards:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-        pictures, problems, notes = listed(path)
-        assert (pictures, problems) == ({"x.tar/红色杯子.png": ("红色的杯子",)}, [])
+        images, problems, notes = listed(path)
+        assert (images, problems) == ({"x.tar/红色杯子.png": ("红色的杯子",)}, [])
         assert any("GBK" in note.reason for note in notes)
         assert texts_of(load_pairs(path)) == ["红色的杯子"]
 
@@ -172,8 +172,8 @@ class TestDamagedShards:
         cut = len(whole.rstrip(b"\0")) // 512 * 512 + 512 if cut is None else cut
         path = tmp_path / "cut.tar"
         path.write_bytes(whole[:cut])
-        pictures, problems, _ = listed(path)
-        assert len(pictures) == (4 if place == "last border" else 2)
+        images, problems, _ = listed(path)
+        assert len(images) == (4 if place == "last border" else 2)
         assert problems[-1].incomplete
         pairs = tolerant(path)
         assert len(list(pairs)) >= 2
@@ -196,8 +196,8 @@ class TestDamagedShards:
         place = self.ends(whole)[1]
         path = tmp_path / "x.tar"
         path.write_bytes(whole[:place] + b"\xff" * 512 + whole[place + 512 :])
-        pictures, problems, _ = listed(path)
-        assert list(pictures) == ["x.tar/0.png", "x.tar/2.png", "x.tar/3.png"]
+        images, problems, _ = listed(path)
+        assert list(images) == ["x.tar/0.png", "x.tar/2.png", "x.tar/3.png"]
         assert any(problem.incomplete for problem in problems)
 
     @pytest.mark.parametrize("place", [0, 1, 3])
@@ -210,8 +210,8 @@ class TestDamagedShards:
         header[148:156] = b"%06o\0 " % sum(header)
         path = tmp_path / "x.tar"
         path.write_bytes(whole[:start] + bytes(header) + whole[start + 512 :])
-        pictures, problems, _ = listed(path)
-        assert len(pictures) == (4 if place else 0)  # it was a text's header
+        images, problems, _ = listed(path)
+        assert len(images) == (4 if place else 0)  # it was a text's header
         assert any(problem.incomplete for problem in problems)
 
     def test_endless_members_and_endless_nothing(self, tmp_path, monkeypatch):
@@ -221,8 +221,8 @@ class TestDamagedShards:
         path = write_tar(tmp_path / "x.tar", [("1.png", png(1)), ("2.png", bytes(1001)), ("3.png", png(3))])
         with open(path, "ab") as file:
             file.truncate(10 << 30)  # of a file system with holes
-        pictures, problems, _ = listed(path)
-        assert list(pictures) == ["x.tar/1.png", "x.tar/3.png"]
+        images, problems, _ = listed(path)
+        assert list(images) == ["x.tar/1.png", "x.tar/3.png"]
         assert [problem.reason for problem in problems] == ["1,001 bytes are too many for one member"]
 
     def test_one_behind_another(self, whole, tmp_path):
@@ -230,14 +230,14 @@ class TestDamagedShards:
         path = tmp_path / "x.tar"
         path.write_bytes(whole + second)
         assert texts_of(load_pairs(path)) == ["图0", "图1", "图2", "图3", "图9"]
-        picture = next(p for p in list_pictures(path) if p.id == "x.tar/9.png")
-        assert path.read_bytes()[picture.offset :][: picture.size] == png(9)
+        image = next(p for p in list_images(path) if p.id == "x.tar/9.png")
+        assert path.read_bytes()[image.offset :][: image.size] == png(9)
 
     def test_a_newer_version_of_a_member(self, tmp_path):
         members = [("a.png", png(1)), ("a.txt", "旧"), ("a.png", png(2)), ("a.txt", "新")]
         path = write_tar(tmp_path / "x.tar", members)
         assert texts_of(load_pairs(path)) == ["旧", "新"]
-        found = [(p.texts, p.data) for p in list_pictures(path)]
+        found = [(p.texts, p.data) for p in list_images(path)]
         assert found == [(("旧",), png(1)), (("新",), png(2))]
 
     @pytest.mark.parametrize("name", ["x.tar", "x.zip", "x.csv.zip", "x.csv", "x.jsonl"])
@@ -247,7 +247,7 @@ class TestDamagedShards:
         if name == "x.tar":
             assert "zip" in listed(path)[1][0].reason
         else:
-            for read in (load_pairs, lambda source: list(list_pictures(source))):
+            for read in (load_pairs, lambda source: list(list_images(source))):
                 with pytest.raises(ValueError, match=r"zip archive.*: unpack it"):
                     read(path)
 
@@ -270,9 +270,9 @@ class TestTables:
 
     @pytest.mark.parametrize("header", HEADERS)
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-    def test_headers_and_line_ends(self, pictures, header, end):
+    def test_headers_and_line_ends(self, image_folder, header, end):
         rows = [header, "0.png,图0", "", '1.png, "图,1"', "2.png,图2,,", ",,"]
-        path = pictures / "data.csv"
+        path = image_folder / "data.csv"
         path.write_bytes(end.join(rows).encode())
         pairs = load_pairs(path)
         assert texts_of(pairs) == ["图0", "图,1", "图2"]
@@ -283,16 +283,16 @@ class TestTables:
         assert bool(taken) == (header in self.HEADERS[3:7] + self.HEADERS[8:10])
         assert all("is taken for the" in reason for reason in taken)
 
-    def test_an_index_says_which_columns_are_no_captions(self, pictures):
-        path = pictures / "data.csv"
-        for header, told in (("image,备注,编号", "['备注', '编号']"), ("image,txt,x", None), ("image", None)):
+    def test_an_index_says_which_columns_are_no_captions(self, image_folder):
+        path = image_folder / "data.csv"
+        for header, message in (("image,备注,编号", "['备注', '编号']"), ("image,txt,x", None), ("image", None)):
             path.write_text(f"{header}\n0.png{',好' * header.count(',')}\n", encoding="utf-8")
             reasons = [note.reason for note in listed(path)[2] if "captions" in note.reason]
-            assert len(reasons) == bool(told)
-            assert all(told in reason and "--text-column" in reason for reason in reasons)
+            assert len(reasons) == bool(message)
+            assert all(message in reason and "--text-column" in reason for reason in reasons)
 
-    def test_two_candidates(self, pictures):
-        path = pictures / "data.csv"
+    def test_two_candidates(self, image_folder):
+        path = image_folder / "data.csv"
         path.write_text("filename,caption,标题\n0.png,a,b\n", encoding="utf-8")
         with pytest.raises(ValueError, match=r"the text may be in 'caption' or '标题'.*--text-column"):
             load_pairs(path)
@@ -306,7 +306,7 @@ class TestTables:
 
     @pytest.mark.parametrize("encoding", ["gbk", "gb18030", "utf-16", "utf-16-le", "utf-8-sig"])
     @pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.jsonl", "captions.txt"])
-    def test_encodings(self, pictures, encoding, name):
+    def test_encodings(self, image_folder, encoding, name):
         captions = ["一只小狗", "红色的杯子", "山上的雪"]
         mark = "\t" if name != "data.csv" else ","
         rows = [f"{n}.png{mark}{caption}" for n, caption in enumerate(captions)]
@@ -314,9 +314,9 @@ class TestTables:
             rows = [json.dumps({"image": f"{n}.png", "text": c}, ensure_ascii=False) for n, c in enumerate(captions)]
         elif name != "captions.txt":
             rows.insert(0, f"image{mark}text")
-        path = pictures / name
+        path = image_folder / name
         path.write_bytes("\r\n".join(rows).encode(encoding))
-        source = pictures if name == "captions.txt" else path
+        source = image_folder if name == "captions.txt" else path
         for reading in ({}, {"encoding": encoding}):
             pairs = load_pairs(source, **reading)
             assert texts_of(pairs) == captions
@@ -326,8 +326,8 @@ class TestTables:
             assert [found[f"{n}.png"] for n in range(3)] == [(caption,) for caption in captions]
             assert problems == []
 
-    def test_what_is_not_guessed_says_what_to_do(self, pictures):
-        path = pictures / "data.csv"
+    def test_what_is_not_guessed_says_what_to_do(self, image_folder):
+        path = image_folder / "data.csv"
         path.write_bytes("image,text\n0.png,開啟檔案的視窗\n1.png,臺灣的夜景與燈\n".encode("big5"))
         with pytest.raises(ValueError, match=r"--encoding gb18030"):
             load_pairs(path)
@@ -335,26 +335,26 @@ class TestTables:
         with pytest.raises(ValueError, match="encoding is 'gkb'"):
             load_pairs(path, encoding="gkb")
 
-    def test_a_single_bad_row_is_that_rows_problem(self, pictures):
-        path = pictures / "data.csv"
+    def test_a_single_bad_row_is_that_rows_problem(self, image_folder):
+        path = image_folder / "data.csv"
         path.write_bytes("image,text\n0.png,一只小狗\n1.png,".encode() + "红色的杯子".encode("gbk") + b"\n2.png,c\n")
         pairs = tolerant(path)
         assert texts_of(pairs) == ["一只小狗", "c"]
         assert [problem.line for problem in pairs.report.problems] == [3]
         assert "--encoding" in pairs.report.summary()
 
-    def test_paths_of_windows_and_addresses(self, pictures):
-        (pictures / "猫 1").mkdir()
-        (pictures / "猫 1" / "a.png").write_bytes(png(7))
+    def test_paths_of_windows_and_addresses(self, image_folder):
+        (image_folder / "猫 1").mkdir()
+        (image_folder / "猫 1" / "a.png").write_bytes(png(7))
         images = [
             "猫 1\\a.png",
-            f"D:\\数据\\{pictures.name}\\猫 1\\a.png",
+            f"D:\\数据\\{image_folder.name}\\猫 1\\a.png",
             "\\\\server\\share\\0.png",
-            (pictures / "猫 1" / "a.png").as_uri(),
+            (image_folder / "猫 1" / "a.png").as_uri(),
             "E:\\nowhere\\x.png",
             "https://example.org/1.png",
         ]
-        path = pictures / "data.jsonl"
+        path = image_folder / "data.jsonl"
         rows = [{"image": image, "text": f"图{n}"} for n, image in enumerate(images)]
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         pairs = tolerant(path)
@@ -388,8 +388,8 @@ class TestTables:
     ]
 
     @pytest.mark.parametrize("row", ODD)
-    def test_an_odd_record_is_one_problem(self, pictures, row):
-        path = pictures / "data.jsonl"
+    def test_an_odd_record_is_one_problem(self, image_folder, row):
+        path = image_folder / "data.jsonl"
         rows = [{"image": "0.png", "text": "图0"}, {"text": "图", **row}, {"image": "1.png", "text": "图1"}]
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         for streaming in (False, True):
@@ -402,8 +402,8 @@ class TestTables:
         assert "\n" not in str(problems[0])
 
     @pytest.mark.parametrize("name", ["名" * 101 + ".png", "x" * 300 + "/" + "y" * 5000])
-    def test_a_name_that_is_too_long(self, pictures, name):
-        path = pictures / "data.jsonl"
+    def test_a_name_that_is_too_long(self, image_folder, name):
+        path = image_folder / "data.jsonl"
         rows = [{"image": "0.png", "text": "图0"}, {"image": name, "text": "图"}, {"image": "1.png", "text": "图1"}]
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         for options in ({}, {"check_images": "exists"}, {"streaming": True}):
@@ -411,22 +411,22 @@ class TestTables:
         assert len(listed(path)[0]) == 3  # what cannot be opened is reported when it is read
 
     @pytest.mark.parametrize("data", [b"[" * 100_000, b'{"image": "0.png", "text": ' + b"[" * 100_000, b"1" * 5000])
-    def test_deep_json(self, pictures, data):
-        path = pictures / "data.jsonl"
+    def test_deep_json(self, image_folder, data):
+        path = image_folder / "data.jsonl"
         path.write_bytes(b'{"image": "0.png", "text": "a"}\n' + data)
         pairs = tolerant(path)
         assert texts_of(pairs) == ["a"]
         assert len(pairs.report.problems) == len(listed(path)[1]) == 1
 
     @pytest.mark.parametrize("text", ["", "\n\n", "{}", "[]", "3", "null", '{\n "image": "0.png"\n}'])
-    def test_wrong_top_level_is_one_error(self, pictures, text):
-        path = pictures / "data.json"
+    def test_wrong_top_level_is_one_error(self, image_folder, text):
+        path = image_folder / "data.json"
         path.write_text(text)
         with pytest.raises(ValueError, match=r"data\.json"):
             load_pairs(path)
 
-    def test_a_record_of_many_keys_is_told_shortly(self, pictures):
-        path = pictures / "data.jsonl"
+    def test_a_record_of_many_keys_is_told_shortly(self, image_folder):
+        path = image_folder / "data.jsonl"
         row = {f"\x1b[31m{'k' * 200}{number}": 1 for number in range(5000)}
         path.write_text(json.dumps({"image": "0.png", "text": "a"}) + "\n" + json.dumps(row), encoding="utf-8")
         reason = tolerant(path).report.problems[0].reason
@@ -435,19 +435,19 @@ class TestTables:
 
     def test_a_pipe_is_no_source(self, tmp_path):
         os.mkfifo(tmp_path / "x.csv")
-        for read in (load_pairs, lambda source: list(list_pictures(source))):
+        for read in (load_pairs, lambda source: list(list_images(source))):
             with pytest.raises(ValueError, match="neither a file nor a folder"):
                 read(tmp_path / "x.csv")
 
 
 class TestArrow:
-    def test_corrupt_parquet(self, pictures):
+    def test_corrupt_parquet(self, image_folder):
         import datasets
 
-        path = pictures / "data.parquet"
+        path = image_folder / "data.parquet"
         for data in (b"", b"nothing", b"PAR1" + bytes(100) + b"PAR1"):
             path.write_bytes(data)
-            for read in (load_pairs, lambda source: list(list_pictures(source))):
+            for read in (load_pairs, lambda source: list(list_images(source))):
                 with pytest.raises(ValueError, match=r"data\.parquet") as error:
                     read(path)
                 assert "\n" not in str(error.value)
@@ -456,7 +456,7 @@ class TestArrow:
         data = bytearray(path.read_bytes())
         data[4:40] = b"\xff" * 36  # within the first page
         path.write_bytes(bytes(data))
-        for read in (load_pairs, lambda source: list(list_pictures(source))):
+        for read in (load_pairs, lambda source: list(list_images(source))):
             with pytest.raises(ValueError, match=r"data\.parquet"):
                 read(path)
 
@@ -467,7 +467,7 @@ class TestArrow:
         datasets.Dataset.from_dict({"image": ["0.png"], "text": ["a"]}).save_to_disk(tmp_path / "saved")
         for damage in (lambda file: file.write_bytes(file.read_bytes()[:5]), Path.unlink):
             damage(tmp_path / "saved" / harm)
-            for read in (load_pairs, lambda source: list(list_pictures(source, format="dataset"))):
+            for read in (load_pairs, lambda source: list(list_images(source, format="dataset"))):
                 with pytest.raises(ValueError, match="saved") as error:
                     read(tmp_path / "saved")
                 assert "\n" not in str(error.value)
@@ -520,7 +520,7 @@ class TestFolders:
         assert pairs.keys() == names[:3]
         assert "1 pictures in" in pairs.report.summary()
         assert "0 ." not in pairs.report.summary()
-        places = {picture.id: picture.location for picture in list_pictures(photos, note=print)}
+        places = {image.id: image.location for image in list_images(photos, note=print)}
         assert places[names[3]] == str(photos / names[3])
 
     def test_sidecars_in_gbk(self, photos):
@@ -528,7 +528,7 @@ class TestFolders:
         assert texts_of(tolerant(photos)) == ["一只黑色的猫"]
         assert listed(photos)[0]["猫/1.png"] == ("一只黑色的猫",)
 
-    def test_a_text_that_cannot_be_read_costs_the_index_no_picture(self, photos, tmp_path):
+    def test_a_text_that_cannot_be_read_costs_the_index_no_image(self, photos, tmp_path):
         (photos / "猫/1.txt").write_bytes(b"\xff\xfe\xfd")
         found, problems, _ = listed(photos)
         assert (found["猫/1.png"], len(found), len(problems)) == ((), 4, 1)
@@ -556,8 +556,8 @@ class TestFolders:
         before = listed(photos)[0]
         (photos / "loop.png").symlink_to("loop.png")
         (photos / "loop").symlink_to("loop")
-        pictures, problems, _ = listed(photos)
-        assert {name: texts for name, texts in pictures.items() if name != "loop.png"} == before
+        images, problems, _ = listed(photos)
+        assert {name: texts for name, texts in images.items() if name != "loop.png"} == before
         assert [problem for problem in problems if "loop.png" not in problem.source] == []
         assert len(tolerant(photos, format="classes")) == 4
 
@@ -595,7 +595,7 @@ class TestFolders:
         assert texts_of(load_pairs(photos, format="webdataset")) == ["图"]
         assert list(listed(photos, format="webdataset")[0]) == ["0.tar/1.png"]
         (tmp_path / "x.csv").write_text("image,text\n")
-        for read in (load_pairs, lambda *args, **options: list(list_pictures(*args, **options))):
+        for read in (load_pairs, lambda *args, **options: list(list_images(*args, **options))):
             with pytest.raises(ValueError, match="without files of the format csv"):
                 read(photos, format="csv")
             for kind in ("folder", "classes", "dataset"):

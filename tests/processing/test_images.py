@@ -121,7 +121,7 @@ def test_32_bit_and_float_are_rescaled():
 
 
 def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     for format in ("GIF", "WEBP", "PNG"):
         data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
         red, green, blue = open_image(data).getpixel((4, 4))
@@ -149,7 +149,7 @@ def test_truncated_files_are_named(tmp_path, format):
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"\xff\xd8\xff"])
-def test_what_is_no_picture(tmp_path, data):
+def test_what_is_no_image(tmp_path, data):
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     for read in (open_image, check_image):
@@ -169,7 +169,7 @@ def test_missing_file_folder_and_wrong_object(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_any_damage_gives_a_picture_or_our_error():
+def test_any_damage_gives_a_image_or_our_error():
     rng = np.random.default_rng(0)
     for format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF"):
         data = np.frombuffer(encoded(photograph(), format), dtype=np.uint8)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from modeling_r2d2.model import images_r2d2
 from modeling_r2d2.model import images_r2d2 as travelling
-from modeling_r2d2.model.pipeline_inputs import read_picture
+from modeling_r2d2.model.pipeline_inputs import read_image
 from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image
 from tests.helpers import tiny_processor
 
@@ -48,7 +48,7 @@ def quarters(image: Image.Image) -> list[int]:
     pixels = np.asarray(image.convert("RGB")).astype(int)
     height, width = pixels.shape[:2]
     points = [(8, 8), (8, width - 8), (height - 8, width - 8), (height - 8, 8)]
-    return [int(np.argmin([np.abs(pixels[point] - colour).sum() for colour in CORNERS])) for point in points]
+    return [int(np.argmin([np.abs(pixels[point] - color).sum() for color in CORNERS])) for point in points]
 
 
 def photograph(path: Path, orientation: int, **options) -> Path:
@@ -79,7 +79,7 @@ class TestUpright:
             "path": open_image(path),
             "bytes": open_image(path.read_bytes()),
             "PIL image": open_image(Image.open(path)),
-            "pipeline": read_picture(str(path)),
+            "pipeline": read_image(str(path)),
         }
         for way, image in ways.items():
             assert image.size == (48, 32), way
@@ -100,7 +100,7 @@ class TestUpright:
         path = photograph(tmp_path / "IMG_0001.HEIC", 6, format="HEIF")
         monkeypatch.delitem(Image.OPEN, "HEIF")
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
-        for read in (open_image, read_picture):
+        for read in (open_image, read_image):
             with pytest.raises(ValueError, match=r"IMG_0001\.HEIC: .*pip install 'modeling-r2d2\[heif\]'"):
                 read(path)
         monkeypatch.undo()
@@ -115,7 +115,7 @@ class TestUpright:
 
     @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0rub" * 9, b"\0" * 40])
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
-    def test_broken_exif_data_do_not_fail_the_picture(self, tmp_path, exif):
+    def test_broken_exif_data_do_not_fail_the_image(self, tmp_path, exif):
         path = tmp_path / "broken.jpg"
         four_corners([0, 1, 2, 3], wide=True).save(path, exif=exif)
         assert quarters(open_image(path)) == [0, 1, 2, 3]
@@ -145,7 +145,7 @@ class TestWhatIsOpened:
         monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a program was started"))
         monkeypatch.setattr(os, "system", lambda *args: pytest.fail("a program was started"))
         path = eps(tmp_path / f"x.{suffix}")
-        for read in (open_image, check_image, read_picture, lambda path: open_image(path.read_bytes())):
+        for read in (open_image, check_image, read_image, lambda path: open_image(path.read_bytes())):
             with pytest.raises(ValueError, match="not a picture in a format that is read"):
                 read(path)
 
@@ -164,7 +164,7 @@ class TestWhatIsOpened:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind("socket.jpg")
             for name in ("pipe.jpg", "zero.png", "link.jpg", "socket.jpg"):
-                for read in (open_image, check_image, read_picture):
+                for read in (open_image, check_image, read_image):
                     done: list[str] = []
                     reading = threading.Thread(target=_note_error, args=(read, tmp_path / name, done), daemon=True)
                     reading.start()
@@ -224,7 +224,7 @@ class TestMessyFiles:
         for name in self.NAMES:
             path = tmp_path / name
             four_corners([0, 1, 2, 3], wide=True).save(path, "PNG")
-            assert quarters(open_image(path)) == quarters(read_picture(str(path))) == [0, 1, 2, 3]
+            assert quarters(open_image(path)) == quarters(read_image(str(path))) == [0, 1, 2, 3]
 
     @pytest.mark.parametrize(
         ("data", "message"),
@@ -237,20 +237,20 @@ class TestMessyFiles:
             (b"Pf\n2 2\n-1.0\n" + np.full(4, np.nan, "<f4").tobytes(), "not finite"),
         ],
     )
-    def test_what_is_no_picture(self, tmp_path, data, message):
+    def test_what_is_no_image(self, tmp_path, data, message):
         path = tmp_path / "图 1.jpg"
         path.write_bytes(data)
-        for read in (open_image, read_picture):
+        for read in (open_image, read_image):
             with pytest.raises(ValueError, match=f"图 1.jpg: .*({message})"):
                 read(str(path))
 
     @pytest.mark.parametrize("name", ["", "a\0b.png", "x" * 5000, "\udcff.png"])
     def test_names_that_no_file_can_have(self, name):
-        for read in (open_image, read_picture):
+        for read in (open_image, read_image):
             with pytest.raises(ValueError):
                 read(name)
 
-    def test_colours_of_print_with_the_marker_of_adobe(self, tmp_path):
+    def test_colors_of_print_with_the_marker_of_adobe(self, tmp_path):
         path = tmp_path / "print.jpg"
         four_corners([0, 1, 2, 3], wide=True).convert("CMYK").save(path, quality=95)  # PIL inverts them, as Adobe
         assert b"Adobe" in path.read_bytes()
@@ -265,7 +265,7 @@ class TestValues:
         values[place, place] = value
         path = tmp_path / "float.tif"
         Image.fromarray(values).save(path)
-        for read in (open_image, read_picture):
+        for read in (open_image, read_image):
             with pytest.raises(ValueError, match=r"float\.tif.*not finite"):
                 read(path)
         with pytest.raises(ValueError, match="not finite"):

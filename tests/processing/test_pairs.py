@@ -43,17 +43,17 @@ GOOD = [{"image": f"{n}.png", "text": f"图{n}"} for n in range(3)]
 
 
 class TestFormats:
-    def test_jsonl(self, pictures):
-        check_good(load_pairs(write_jsonl(pictures / "data.jsonl", GOOD)))
+    def test_jsonl(self, image_folder):
+        check_good(load_pairs(write_jsonl(image_folder / "data.jsonl", GOOD)))
 
     @pytest.mark.parametrize(("image", "text"), [("image_path", "caption"), ("file_name", "texts")])
-    def test_jsonl_aliases(self, pictures, image, text):
+    def test_jsonl_aliases(self, image_folder, image, text):
         rows = [{image: row["image"], text: row["text"], "more": 1} for row in GOOD]
-        check_good(load_pairs(write_jsonl(pictures / "data.json", rows)))
+        check_good(load_pairs(write_jsonl(image_folder / "data.json", rows)))
 
-    def test_jsonl_own_names_ids_and_several_texts(self, pictures):
+    def test_jsonl_own_names_ids_and_several_texts(self, image_folder):
         rows = [{"file": "0.png", "title": [" 一只猫 ", "猫"], "key": 12}, {"file": "1.png", "title": "狗"}]
-        path = write_jsonl(pictures / "data.jsonl", rows)
+        path = write_jsonl(image_folder / "data.jsonl", rows)
         pairs = load_pairs(path, columns={"image": "file", "text": "title", "image_id": "key"})
         assert pairs[0]["text"] == ["一只猫", "猫"]
         assert pairs[0]["image_id"] == "12"
@@ -63,8 +63,8 @@ class TestFormats:
         assert pairs.first_texts() == ["一只猫", "狗"]
         assert pairs.location(1) == f"{path}:2"
 
-    def test_jsonl_byte_order_mark_and_blank_lines(self, pictures):
-        path = pictures / "data.jsonl"
+    def test_jsonl_byte_order_mark_and_blank_lines(self, image_folder):
+        path = image_folder / "data.jsonl"
         lines = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in GOOD)
         path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
         pairs = load_pairs(path)
@@ -73,28 +73,28 @@ class TestFormats:
         assert pairs.report.errors == 0
 
     @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
-    def test_delimited(self, pictures, suffix, delimiter):
-        with open(pictures / f"data.{suffix}", "w", encoding="utf-8", newline="") as file:
+    def test_delimited(self, image_folder, suffix, delimiter):
+        with open(image_folder / f"data.{suffix}", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter)
             writer.writerow(["id", "image", "text"])
             writer.writerows([f"n{n}", f"{n}.png", f"图{n}"] for n in range(3))
-        pairs = load_pairs(pictures / f"data.{suffix}")
+        pairs = load_pairs(image_folder / f"data.{suffix}")
         check_good(pairs)
         assert pairs[2]["image_id"] == "n2"
-        (pictures / "plain").write_text("\n".join(f"图{n}{delimiter}{n}.png" for n in range(3)), encoding="utf-8")
-        check_good(load_pairs(pictures / "plain", format=suffix, columns=["text", "image"]))
+        (image_folder / "plain").write_text("\n".join(f"图{n}{delimiter}{n}.png" for n in range(3)), encoding="utf-8")
+        check_good(load_pairs(image_folder / "plain", format=suffix, columns=["text", "image"]))
 
-    def test_csv_quotes_and_line_breaks(self, pictures):
-        (pictures / "data.csv").write_text('image,text\n0.png,"红,""大""\n的"\n1.png,图\n', encoding="utf-8")
-        pairs = load_pairs(pictures / "data.csv")
+    def test_csv_quotes_and_line_breaks(self, image_folder):
+        (image_folder / "data.csv").write_text('image,text\n0.png,"红,""大""\n的"\n1.png,图\n', encoding="utf-8")
+        pairs = load_pairs(image_folder / "data.csv")
         assert pairs[0]["text"] == '红,"大"\n的'
         assert pairs.location(1).endswith("data.csv:4")
 
-    def test_tsv_keeps_quotation_marks(self, pictures):
-        (pictures / "data.tsv").write_text('image\ttext\n0.png\t"红\n1.png\t大"\n', encoding="utf-8")
-        assert load_pairs(pictures / "data.tsv").first_texts() == ['"红', '大"']
+    def test_tsv_keeps_quotation_marks(self, image_folder):
+        (image_folder / "data.tsv").write_text('image\ttext\n0.png\t"红\n1.png\t大"\n', encoding="utf-8")
+        assert load_pairs(image_folder / "data.tsv").first_texts() == ['"红', '大"']
 
-    def test_several_files_glob_and_image_root(self, pictures, tmp_path):
+    def test_several_files_glob_and_image_root(self, image_folder, tmp_path):
         for number, row in enumerate(GOOD):
             write_jsonl(tmp_path / f"part-{number}.jsonl", [row])
         for source in (
@@ -102,44 +102,44 @@ class TestFormats:
             [tmp_path / f"part-{n}.jsonl" for n in range(3)],
             f"{tmp_path}/part-{{0..2}}.jsonl",
         ):
-            check_good(load_pairs(source, image_root=pictures))
+            check_good(load_pairs(source, image_root=image_folder))
 
     @pytest.mark.parametrize("name", ["metadata.jsonl", "captions.csv", "captions.tsv", "captions.txt", "sidecars"])
-    def test_folder(self, pictures, name):
+    def test_folder(self, image_folder, name):
         if name == "sidecars":
             for number in range(3):
-                (pictures / f"{number}.txt").write_text(f"图{number}\n", encoding="utf-8")
+                (image_folder / f"{number}.txt").write_text(f"图{number}\n", encoding="utf-8")
             for extra in ("3.png", "4.png", "half.png", "text.png"):
-                (pictures / extra).unlink()
+                (image_folder / extra).unlink()
         elif name.endswith("jsonl"):
-            write_jsonl(pictures / name, [{"file_name": row["image"], "text": row["text"]} for row in GOOD])
+            write_jsonl(image_folder / name, [{"file_name": row["image"], "text": row["text"]} for row in GOOD])
         else:
             delimiter = "," if name.endswith("csv") else "\t"
             header = "" if name.endswith("txt") else f"file_name{delimiter}caption\n"
             lines = "\n".join(f"{row['image']}{delimiter}{row['text']}" for row in GOOD)
-            (pictures / name).write_text(header + lines, encoding="utf-8")
-        pairs = load_pairs(pictures)
+            (image_folder / name).write_text(header + lines, encoding="utf-8")
+        pairs = load_pairs(image_folder)
         check_good(pairs)
         if name != "sidecars":
             assert "4 pictures" in pairs.report.summary()
 
-    def test_numbered_captions_of_one_picture_share_its_id(self, pictures):
-        (pictures / "captions.txt").write_text("0.png#0\t图0\n0.png#1\t图\n1.png\t图1\n", encoding="utf-8")
-        pairs = load_pairs(pictures)
+    def test_numbered_captions_of_one_image_share_its_id(self, image_folder):
+        (image_folder / "captions.txt").write_text("0.png#0\t图0\n0.png#1\t图\n1.png\t图1\n", encoding="utf-8")
+        pairs = load_pairs(image_folder)
         assert pairs[0]["image_id"] == pairs[1]["image_id"] == "0.png"
         assert len(set(pairs.image_ids())) == 2
 
-    def test_folder_splits(self, pictures, tmp_path):
-        write_jsonl(pictures / "captions.jsonl", GOOD)
+    def test_folder_splits(self, image_folder, tmp_path):
+        write_jsonl(image_folder / "captions.jsonl", GOOD)
         check_good(load_pairs(tmp_path, split="pictures"))
         write_jsonl(tmp_path / "val.jsonl", GOOD)
-        check_good(load_pairs(tmp_path, split="val", image_root=pictures))
+        check_good(load_pairs(tmp_path, split="val", image_root=image_folder))
         with pytest.raises(ValueError, match="no split 'test'"):
             load_pairs(tmp_path, split="test")
         with pytest.raises(ValueError, match=r"val.jsonl \(jsonl\) has no splits"):
             load_pairs(tmp_path / "val.jsonl", split="val")
 
-    def test_pictures_of_one_name_in_two_folders_are_two(self, tmp_path):
+    def test_images_of_one_name_in_two_folders_are_two(self, tmp_path):
         for seed, shop in enumerate(("一店", "二店")):
             (tmp_path / shop).mkdir()
             Image.new("RGB", (16, 16), (99 * seed, 0, 0)).save(tmp_path / shop / "1.png")
@@ -152,7 +152,7 @@ class TestFormats:
         assert load_pairs(tmp_path / "一店" / "pairs.jsonl")[0]["image_id"] == "1.png"
 
     @pytest.mark.parametrize("decoded", [True, False])
-    def test_parquet(self, pictures, tmp_path, decoded):
+    def test_parquet(self, image_folder, tmp_path, decoded):
         import datasets
 
         for part, numbers in enumerate(([0], [1, 2])):
@@ -160,23 +160,23 @@ class TestFormats:
             rows = datasets.Dataset.from_dict({"image": images, "text": [f"图{n}" for n in numbers]})
             rows = rows.cast_column("image", datasets.Image()) if decoded else rows
             rows.to_parquet(tmp_path / f"part-{part}.parquet")
-        pairs = load_pairs(tmp_path / "part-*.parquet", image_root=None if decoded else pictures)
+        pairs = load_pairs(tmp_path / "part-*.parquet", image_root=None if decoded else image_folder)
         check_good(pairs)
         assert pairs.location(2) == f"{tmp_path / 'part-1.parquet'}:2"
         assert len(set(pairs.image_ids())) == 3
 
-    def test_semicolons(self, pictures):
-        (pictures / "data.csv").write_text("image;text\n0.png;图0\n", encoding="utf-8")
+    def test_semicolons(self, image_folder):
+        (image_folder / "data.csv").write_text("image;text\n0.png;图0\n", encoding="utf-8")
         with pytest.raises(ValueError, match="fields are parted by ';', not by ','"):
-            load_pairs(pictures / "data.csv")
-        (pictures / "data.tsv").write_text("image,text\n0.png,图0\n", encoding="utf-8")
+            load_pairs(image_folder / "data.csv")
+        (image_folder / "data.tsv").write_text("image,text\n0.png,图0\n", encoding="utf-8")
         with pytest.raises(ValueError, match="name it .csv"):
-            load_pairs(pictures / "data.tsv")
+            load_pairs(image_folder / "data.tsv")
 
-    def test_background_that_is_no_colour(self, pictures):
-        write_jsonl(pictures / "data.jsonl", GOOD)
+    def test_background_that_is_no_color(self, image_folder):
+        write_jsonl(image_folder / "data.jsonl", GOOD)
         with pytest.raises(ValueError, match="background is 'whit', no colour"):
-            load_pairs(pictures / "data.jsonl", background="whit")
+            load_pairs(image_folder / "data.jsonl", background="whit")
 
     def test_parquet_of_several_folders(self, tmp_path):
         import datasets
@@ -245,8 +245,8 @@ BAD = [
 
 
 class TestBadRecords:
-    def test_each_kind_is_reported_with_file_and_line(self, pictures, caplog):
-        path = write_jsonl(pictures / "data.jsonl", [GOOD[0], *(row for _, row, _ in BAD)])
+    def test_each_kind_is_reported_with_file_and_line(self, image_folder, caplog):
+        path = write_jsonl(image_folder / "data.jsonl", [GOOD[0], *(row for _, row, _ in BAD)])
         pairs = tolerant(path)
         assert pairs.first_texts() == ["图0", "一"]
         assert pairs.report.seen == len(BAD) + 1
@@ -257,98 +257,99 @@ class TestBadRecords:
         assert f"16 bad of 17 records:\n  {path}:2: not JSON" in caplog.text
         assert "... and 11 more" in caplog.text
 
-    def test_not_utf8(self, pictures):
-        (pictures / "data.jsonl").write_bytes(b'{"image": "0.png", "text": "a"}\n' + '{"text": "狗"}\n'.encode("gbk"))
-        problem = tolerant(pictures / "data.jsonl").report.problems[0]
+    def test_not_utf8(self, image_folder):
+        lines = b'{"image": "0.png", "text": "a"}\n' + '{"text": "狗"}\n'.encode("gbk")
+        (image_folder / "data.jsonl").write_bytes(lines)
+        problem = tolerant(image_folder / "data.jsonl").report.problems[0]
         assert (problem.line, problem.reason[:9]) == (2, "not UTF-8")
-        (pictures / "data.csv").write_bytes(b"image,text\n0.png,a\n1.png," + "狗".encode("gbk") + b"\n2.png,c\n")
-        pairs = tolerant(pictures / "data.csv")
+        (image_folder / "data.csv").write_bytes(b"image,text\n0.png,a\n1.png," + "狗".encode("gbk") + b"\n2.png,c\n")
+        pairs = tolerant(image_folder / "data.csv")
         assert [(p.line, p.reason) for p in pairs.report.problems] == [(3, "not UTF-8")]
         assert pairs.first_texts() == ["a", "c"]
 
-    def test_csv_rows_of_other_length_and_unclosed_quotes(self, pictures):
+    def test_csv_rows_of_other_length_and_unclosed_quotes(self, image_folder):
         rows = ["image,text", "0.png,a", "1.png,b,c", "1.png", "", '2.png,"d"e', "2.png,f", '3.png,"g', "4.png,h"]
-        (pictures / "data.csv").write_text("\n".join(rows))
-        pairs = tolerant(pictures / "data.csv")
+        (image_folder / "data.csv").write_text("\n".join(rows))
+        pairs = tolerant(image_folder / "data.csv")
         assert pairs.first_texts() == ["a", "f"]
         found = [(p.line, p.lines) for p in pairs.report.problems]
         assert found == [(3, 1), (4, 1), (6, 1), (8, 2)]
         assert "lines 8 to 9: an unclosed quote?" in pairs.report.problems[-1].reason
         assert pairs.report.errors == 5
 
-    def test_captions_txt_and_sidecars(self, pictures):
-        (pictures / "captions.txt").write_bytes(b"0.png\ta\nnotab\n1.png\t\n\n2.png\t\xff\n")
-        problems = tolerant(pictures).report.problems
+    def test_captions_txt_and_sidecars(self, image_folder):
+        (image_folder / "captions.txt").write_bytes(b"0.png\ta\nnotab\n1.png\t\n\n2.png\t\xff\n")
+        problems = tolerant(image_folder).report.problems
         assert [(p.line, p.reason.split(":")[0]) for p in problems] == [
             (2, "no tab between the picture's name and its caption"),
             (3, "empty caption"),
             (5, "not UTF-8"),
         ]
-        (pictures / "captions.txt").unlink()
-        (pictures / "0.txt").write_text("a")
-        (pictures / "1.txt").write_text("\n")
-        problems = tolerant(pictures).report.problems
+        (image_folder / "captions.txt").unlink()
+        (image_folder / "0.txt").write_text("a")
+        (image_folder / "1.txt").write_text("\n")
+        problems = tolerant(image_folder).report.problems
         assert "no caption: there is no 2.txt beside it" in problems[1].reason
         assert len(problems) == 6
 
-    def test_tables(self, pictures):
+    def test_tables(self, image_folder):
         import datasets
 
         rows = {"image": ["0.png", None, "missing.png", "half.png"], "text": ["a", "b", "c", None]}
-        pairs = tolerant(datasets.Dataset.from_dict(rows), image_root=pictures)
+        pairs = tolerant(datasets.Dataset.from_dict(rows), image_root=image_folder)
         assert [str(p) for p in pairs.report.problems] == [
             "data set:2: no image (image is empty)",
-            f"data set:3: {pictures / 'missing.png'}: no such picture",
+            f"data set:3: {image_folder / 'missing.png'}: no such picture",
             "data set:4: empty caption",
         ]
 
-    def test_default_refuses_above_one_percent(self, pictures):
+    def test_default_refuses_above_one_percent(self, image_folder):
         rows = [GOOD[0]] * 199
-        path = write_jsonl(pictures / "data.jsonl", [*rows, "?"])
+        path = write_jsonl(image_folder / "data.jsonl", [*rows, "?"])
         assert load_pairs(path).report.errors == 1
-        path = write_jsonl(pictures / "data.jsonl", [*rows, "?", "?", "?"])
+        path = write_jsonl(image_folder / "data.jsonl", [*rows, "?", "?", "?"])
         with pytest.raises(DataRefusedError, match=r"3 bad of 202 records:\n.*data\.jsonl:200: not JSON") as error:
             load_pairs(path)
         assert "max_error_rate" in str(error.value)
 
-    def test_refuse_any(self, pictures):
-        path = write_jsonl(pictures / "data.jsonl", [GOOD[0]] * 500 + ["?"])
+    def test_refuse_any(self, image_folder):
+        path = write_jsonl(image_folder / "data.jsonl", [GOOD[0]] * 500 + ["?"])
         with pytest.raises(DataRefusedError, match=r"1 bad of 501"):
             load_pairs(path, on_error="refuse")
 
-    def test_how_much_is_checked(self, pictures):
+    def test_how_much_is_checked(self, image_folder):
         path = write_jsonl(
-            pictures / "data.jsonl", [{"image": n, "text": "a"} for n in ("0.png", "text.png", "no.png")]
+            image_folder / "data.jsonl", [{"image": n, "text": "a"} for n in ("0.png", "text.png", "no.png")]
         )
         assert len(tolerant(path, check_images="header")) == 1
         assert len(tolerant(path, check_images="exists")) == 2
         assert len(tolerant(path, check_images="none")) == 3
 
-    def test_wrong_use(self, pictures, tmp_path):
+    def test_wrong_use(self, image_folder, tmp_path):
         for name, value in (("format", "xml"), ("on_error", "ignore"), ("max_error_rate", 2), ("check_images", "all")):
             with pytest.raises(ValueError, match=name):
-                load_pairs(write_jsonl(pictures / "data.jsonl", GOOD), **{name: value})
+                load_pairs(write_jsonl(image_folder / "data.jsonl", GOOD), **{name: value})
         with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl does not exist"):
             load_pairs(tmp_path / "nowhere.jsonl")
         with pytest.raises(ValueError, match="unknown format"):
-            load_pairs(pictures / "0.png")
-        (pictures / "array.json").write_text(json.dumps(GOOD))
+            load_pairs(image_folder / "0.png")
+        (image_folder / "array.json").write_text(json.dumps(GOOD))
         with pytest.raises(ValueError, match="one object per line"):
-            load_pairs(pictures / "array.json")
-        (pictures / "indented.json").write_text(json.dumps(GOOD, indent=1))
+            load_pairs(image_folder / "array.json")
+        (image_folder / "indented.json").write_text(json.dumps(GOOD, indent=1))
         with pytest.raises(ValueError, match="one object per line"):
-            load_pairs(pictures / "indented.json")
-        (pictures / "data.csv").write_text("a,b\n1,2\n")
+            load_pairs(image_folder / "indented.json")
+        (image_folder / "data.csv").write_text("a,b\n1,2\n")
         with pytest.raises(ValueError, match=r"data\.csv: header line: no column for the image.*\['a', 'b'\]"):
-            load_pairs(pictures / "data.csv")
+            load_pairs(image_folder / "data.csv")
         with pytest.raises(ValueError, match="no column 'x'"):
-            load_pairs(pictures / "data.csv", columns={"image": "x"})
-        (pictures / "empty.jsonl").write_text("")
+            load_pairs(image_folder / "data.csv", columns={"image": "x"})
+        (image_folder / "empty.jsonl").write_text("")
         with pytest.raises(ValueError, match="no pairs in it"):
-            load_pairs(pictures / "empty.jsonl")
-        (pictures / "bad.parquet").write_text("no")
+            load_pairs(image_folder / "empty.jsonl")
+        (image_folder / "bad.parquet").write_text("no")
         with pytest.raises(ValueError, match=r"bad\.parquet is not a readable Parquet file"):
-            load_pairs(pictures / "bad.parquet")
+            load_pairs(image_folder / "bad.parquet")
         empty = tmp_path / "empty"
         empty.mkdir()
         with pytest.raises(ValueError, match="holds no captions file"):
@@ -357,17 +358,17 @@ class TestBadRecords:
 
 class TestAccess:
     @pytest.fixture
-    def pairs(self, pictures) -> PairDataset:
+    def pairs(self, image_folder) -> PairDataset:
         """Two of five pictures are cut off, which the header does not show."""
-        (pictures / "half2.png").write_bytes(png(8)[:150])
+        (image_folder / "half2.png").write_bytes(png(8)[:150])
         names = ["0.png", "half.png", "1.png", "half2.png", "2.png"]
         return load_pairs(
-            write_jsonl(pictures / "data.jsonl", [{"image": n, "text": n} for n in names]), max_error_rate=0.5
+            write_jsonl(image_folder / "data.jsonl", [{"image": n, "text": n} for n in names]), max_error_rate=0.5
         )
 
-    def test_broken_picture_names_data_line_and_file(self, pairs, pictures):
+    def test_broken_image_names_data_line_and_file(self, pairs, image_folder):
         assert len(pairs) == 5
-        with pytest.raises(ImageReadError, match=rf"data\.jsonl:2: {pictures}/half\.png: cannot be decoded"):
+        with pytest.raises(ImageReadError, match=rf"data\.jsonl:2: {image_folder}/half\.png: cannot be decoded"):
             pairs[1]
         with pytest.raises(IndexError):
             pairs[5]
@@ -461,8 +462,8 @@ class TestIds:
 class TestDamagedSources:
     """A source that ends early or swallows rows says so: what is absent from it may not be taken for gone."""
 
-    def test_bad_quote(self, pictures):
-        path = pictures / "data.csv"
+    def test_bad_quote(self, image_folder):
+        path = image_folder / "data.csv"
         path.write_text('image,text\n0.png,图0\n1.png,"图1\n2.png,图2\n', encoding="utf-8")
         assert tolerant(path).report.incomplete
         path.write_text("image,text\n0.png,图0\n1.png,\n", encoding="utf-8")

@@ -20,8 +20,8 @@ from .conftest import png
 tolerant = partial(load_pairs, max_error_rate=1.0)
 
 
-def pixels(colour: int) -> np.ndarray:
-    return np.random.default_rng(colour).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+def pixels(color: int) -> np.ndarray:
+    return np.random.default_rng(color).integers(0, 256, (10, 12, 3), dtype=np.uint8)
 
 
 def write_lines(path: Path, rows: list) -> Path:
@@ -36,7 +36,7 @@ def problems(pairs) -> dict[int, str]:
 
 
 @pytest.fixture
-def images(tmp_path) -> Path:
+def image_folder(tmp_path) -> Path:
     """A folder `images` of `0.jpg` … `4.jpg` (PNG inside: the suffix means nothing to the reader)."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -53,7 +53,7 @@ class TestCCMB:
     )
 
     @pytest.mark.parametrize(("name", "file"), [("icm", "long_itm"), ("iqm", "short_itm")])
-    def test_matching(self, tmp_path, images, name, file):
+    def test_matching(self, tmp_path, image_folder, name, file):
         path = write_lines(tmp_path / "val" / f"{file}_val.json", list(self.ROWS))
         for source, split in ((path, None), (tmp_path, "val"), (tmp_path, None)):
             pairs = load_pairs(source, format=name, split=split)
@@ -67,7 +67,7 @@ class TestCCMB:
             assert np.array_equal(np.asarray(sample["image"]), pixels(0))
         assert pairs.select([2, 1]).labels().tolist() == [1, 0]
 
-    def test_bad_lines(self, tmp_path, images):
+    def test_bad_lines(self, tmp_path, image_folder):
         rows = [
             *self.ROWS,
             {"text": "没有标签", "image_path": "1.jpg"},
@@ -85,7 +85,7 @@ class TestCCMB:
         assert "the label is 2" in found[5]
         assert found[6] == "empty caption"
         assert "no image_path; there are ['text', 'label']" in found[7]
-        assert f"{images / 'missing.jpg'}: no such picture" in found[8]
+        assert f"{image_folder / 'missing.jpg'}: no such picture" in found[8]
         assert "not JSON" in found[9]
         assert "a JSON list, not an object" in found[10]
         assert "names a folder" in found[11]
@@ -94,10 +94,10 @@ class TestCCMB:
             load_pairs(path, format="icm")
 
     @pytest.mark.parametrize(("name", "file"), [("icr", "long_itr"), ("iqr", "short_itr")])
-    def test_retrieval(self, tmp_path, images, name, file):
+    def test_retrieval(self, tmp_path, image_folder, name, file):
         rows = [{"text": "一只小狗", "image_path": "a/0.jpg"}, {"text": "车", "image_path": "b/3.jpg"}, "?"]
         write_lines(tmp_path / name.upper() / "val" / f"{file}_val.json", rows)
-        pairs = tolerant(tmp_path, format=name, split="val", image_root=images)
+        pairs = tolerant(tmp_path, format=name, split="val", image_root=image_folder)
         assert not pairs.labelled
         assert [pairs[i]["text"] for i in range(2)] == ["一只小狗", "车"]
         assert set(pairs[0]) == {"image", "text", "image_id"}
@@ -105,14 +105,14 @@ class TestCCMB:
         with pytest.raises(ValueError, match="no labels"):
             pairs.labels()
 
-    def test_label_of_ones_own_files(self, tmp_path, images):
+    def test_label_of_ones_own_files(self, tmp_path, image_folder):
         path = write_lines(tmp_path / "own.jsonl", [{"image": "images/0.jpg", "text": "狗", "match": 0}])
         assert load_pairs(path, columns={"label": "match"})[0]["label"] == 0
         assert not load_pairs(path).labelled
         with pytest.raises(ValueError, match="no column 'label'"):
             tolerant(path, columns={"label": "label"})
 
-    def test_several_splits_must_be_named(self, tmp_path, images):
+    def test_several_splits_must_be_named(self, tmp_path, image_folder):
         for split in ("train", "val"):
             write_lines(tmp_path / split / f"long_itr_{split}.json", [{"text": "狗", "image_path": "0.jpg"}])
         with pytest.raises(ValueError, match=r"splits train, val of ICR: name one with split="):
@@ -124,7 +124,7 @@ class TestCCMB:
 
 
 class TestFlickr30kCNA:
-    def test_both_ways_of_naming(self, tmp_path, images):
+    def test_both_ways_of_naming(self, tmp_path, image_folder):
         lines = ["0.jpg#0\t两个男人", "0.jpg#1\t两个人", "1#0\t一条狗", "2\t没有编号", "2.jpg\t也没有"]
         write_lines(tmp_path / "test" / "flickr30k_cna_test.txt", lines)
         pairs = load_pairs(tmp_path, format="flickr30k-cna", split="test")
@@ -132,16 +132,16 @@ class TestFlickr30kCNA:
         assert pairs.keys() == ["0.jpg", "0.jpg", "1.jpg", "2.jpg", "2.jpg"]
         assert np.array_equal(np.asarray(pairs[2]["image"]), pixels(1))
 
-    def test_image_folder_beside_or_named(self, tmp_path, images):
+    def test_image_folder_beside_or_named(self, tmp_path, image_folder):
         path = write_lines(tmp_path / "test" / "flickr30k_cna_test.txt", ["0#0\t男人"])
-        shutil.move(images, tmp_path / "elsewhere")
+        shutil.move(image_folder, tmp_path / "elsewhere")
         with pytest.raises(DataRefusedError, match=r"flickr30k_cna_test\.txt:1: .*0\.jpg: no such picture"):
             load_pairs(path, format="flickr30k-cna")
         assert len(load_pairs(path, format="flickr30k-cna", image_root=tmp_path / "elsewhere")) == 1
         shutil.move(tmp_path / "elsewhere", tmp_path / "flickr30k-images")
         assert len(load_pairs(path, format="flickr30k-cna")) == 1
 
-    def test_bad_lines(self, tmp_path, images):
+    def test_bad_lines(self, tmp_path, image_folder):
         path = tmp_path / "flickr30k_cna_val.txt"
         path.write_bytes("0.jpg#0 没有制表符\n0.jpg#1\t\n9.jpg#0\t少图\n0.jpg#2\t好\n".encode() + b"0.jpg#3\t\xff\n")
         pairs = tolerant(path, format="flickr30k-cna")
@@ -151,7 +151,7 @@ class TestFlickr30kCNA:
         assert "no tab" in found[1]
         assert "not UTF-8" in found[5]
 
-    def test_as_a_stream(self, tmp_path, images):
+    def test_as_a_stream(self, tmp_path, image_folder):
         path = write_lines(tmp_path / "flickr30k_cna_val.txt", ["0#0\t甲", "1#0\t乙", "?"])
         pairs = tolerant(path, format="flickr30k-cna", streaming=True)
         assert [(s["text"], s["image_id"]) for s in pairs] == [("甲", "0.jpg"), ("乙", "1.jpg")]
@@ -180,8 +180,8 @@ class TestChineseCLIP:
             assert pairs.first_texts() == ["高级感托特包斜挎", "高级感托特包斜挎", "棉鞋"]
             assert pairs.keys() == ["1000", "1001", "1001"]
             assert pairs.text_keys() == ["8428", "8428", "8429"]
-            for index, colour in enumerate((0, 1, 1)):
-                assert np.array_equal(np.asarray(pairs[index]["image"]), pixels(colour))
+            for index, color in enumerate((0, 1, 1)):
+                assert np.array_equal(np.asarray(pairs[index]["image"]), pixels(color))
             assert pairs.unpaired.keys() == ["1002"]
             assert np.array_equal(np.asarray(pairs.unpaired.image(0)), pixels(2))
             copy = pickle.loads(pickle.dumps(pairs.select([2])))
@@ -241,7 +241,7 @@ class TestAICICC:
             assert pairs.location(1) == f"{path}:{1 if indent is None else 13}"
             assert np.array_equal(np.asarray(pairs[1]["image"]), pixels(1))
 
-    def test_bad_elements(self, tmp_path, images):
+    def test_bad_elements(self, tmp_path, image_folder):
         path = tmp_path / "caption_validation_annotations_1.json"
         good = '{"image_id": "0.jpg", "caption": ["好"]}'
         path.write_text(
@@ -307,7 +307,7 @@ ZERO = {"Url": "http://a", "Title": "小狗的照片", "Content": "", "Keywords"
 
 
 class TestZero:
-    def test_several_texts_a_picture(self, tmp_path, images):
+    def test_several_texts_a_image(self, tmp_path, image_folder):
         rows = [
             {**ZERO, "ImageKey": "0", "ImageQuery": "小狗"},
             {**ZERO, "ImageKey": "1.jpg", "ImageQuery": "小狗的照片", "Content": "一只小狗在跑"},
@@ -325,7 +325,7 @@ class TestZero:
         chosen = tolerant(path, format="zero", columns={"text": "Title,Keywords"})
         assert chosen.texts(0) == ["小狗的照片", "宠物"]
 
-    def test_bad_lines(self, tmp_path, images):
+    def test_bad_lines(self, tmp_path, image_folder):
         rows = [
             {**ZERO, "ImageKey": "0"},
             {**ZERO, "ImageQuery": "没有键"},
@@ -411,7 +411,7 @@ class TestImg2dataset:
 
 
 class TestBuilders:
-    def test_flickr(self, tmp_path, images):
+    def test_flickr(self, tmp_path, image_folder):
         from modeling_r2d2.processing.datasets.builders import Flickr30kCNA
 
         path = write_lines(tmp_path / "test" / "flickr30k_cna_test.txt", ["0#0\t甲", "1#0\t乙"])
@@ -432,7 +432,7 @@ class TestBuilders:
             Flickr30kCNA()
 
     @pytest.mark.parametrize("options", [{}, {"encoding": "gbk"}])
-    def test_files_in_gbk(self, tmp_path, images, options):
+    def test_files_in_gbk(self, tmp_path, image_folder, options):
         from modeling_r2d2.processing.datasets.builders import Flickr30kCNA
 
         path = write_lines(tmp_path / "test" / "flickr30k_cna_test.txt", ["0#0\t黑色的猫", "1#0\t小狗"])
@@ -442,7 +442,7 @@ class TestBuilders:
         builder.download_and_prepare()
         assert builder.as_dataset(split="test")["text"][:] == [["黑色的猫"], ["小狗"]]
 
-    def test_labels_and_embedded_pictures(self, tmp_path, images):
+    def test_labels_and_embedded_images(self, tmp_path, image_folder):
         from modeling_r2d2.processing.datasets.builders import ICM, ChineseCLIPFormat
 
         path = write_lines(tmp_path / "long_itm_val.json", list(TestCCMB.ROWS))

@@ -57,7 +57,7 @@ def test_samples(shards):
 
 
 @pytest.mark.parametrize("kind", ["tar", "jsonl", "folder"])
-def test_pictures_of_one_name_in_two_folders_are_two(tmp_path, kind):
+def test_images_of_one_name_in_two_folders_are_two(tmp_path, kind):
     for n, shop in enumerate(("一店", "二店")):
         (tmp_path / shop).mkdir()
         if kind == "tar":
@@ -94,16 +94,16 @@ def test_shards_have_no_columns_to_list(tmp_path):
         list(load_pairs(path, columns=["image", "text", "image_id"]))
 
 
-def test_columns_named_by_a_list(pictures):
+def test_columns_named_by_a_list(image_folder):
     for name, numbers in (("a", (0, 1)), ("b", (2, 3))):
         lines = "".join(f"{n}.png,图{n}\n" for n in numbers)
-        (pictures / f"{name}.csv").write_text(lines, encoding="utf-8")
-    pairs = load_pairs(str(pictures / "?.csv"), columns=["image", "text"], streaming=True)
+        (image_folder / f"{name}.csv").write_text(lines, encoding="utf-8")
+    pairs = load_pairs(str(image_folder / "?.csv"), columns=["image", "text"], streaming=True)
     assert texts(pairs) == ALL[:4]
     assert sorted(texts(DataLoader(pairs.shuffle(0), batch_size=None, num_workers=2))) == ALL[:4]
 
 
-def test_streams_of_a_published_set_find_each_files_own_pictures(tmp_path):
+def test_streams_of_a_published_set_find_each_files_own_images(tmp_path):
     for n in range(2):
         folder = tmp_path / f"wukong{n}" / "00000"
         folder.mkdir(parents=True)
@@ -216,19 +216,19 @@ def test_shuffle(shards):
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
-def test_other_files_as_a_stream(pictures, format):
+def test_other_files_as_a_stream(image_folder, format):
     if format == "jsonl":
         rows = [json.dumps({"image": f"{n}.png", "text": f"图{n}"}) for n in range(3)] + ["?"]
     else:
         rows = ["image,text", *(f"{n}.png,图{n}" for n in range(3)), "?"]
-    (pictures / f"data.{format}").write_text("\n".join(rows), encoding="utf-8")
-    pairs = load_pairs(pictures / f"data.{format}", streaming=True, max_error_rate=0.5)
+    (image_folder / f"data.{format}").write_text("\n".join(rows), encoding="utf-8")
+    pairs = load_pairs(image_folder / f"data.{format}", streaming=True, max_error_rate=0.5)
     assert texts(pairs) == ALL[:3]
     assert pairs.report.problems[0].line == len(rows)
     assert [s["image_id"] for s in pairs] == ["0.png", "1.png", "2.png"]
 
 
-def test_what_cannot_be_streamed(pictures):
-    (pictures / "x.parquet").write_text("")
+def test_what_cannot_be_streamed(image_folder):
+    (image_folder / "x.parquet").write_text("")
     with pytest.raises(ValueError, match="memory-mapped"):
-        load_pairs(pictures / "x.parquet", streaming=True)
+        load_pairs(image_folder / "x.parquet", streaming=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import save_tiny_model, tiny_picture
+from tests.helpers import save_tiny_model, tiny_image
 
 NAMES = ["a.png", "一只 猫.png", "b c/狗🐶.jpg", "b c/d.webp", "e.PNG", "f.bmp", "g.png", "h.gif", "马.png"]
 
@@ -29,16 +29,16 @@ def processor(model_folder):
     return R2D2Processor.from_pretrained(model_folder)
 
 
-def save_pictures(folder, names=NAMES, first_seed=0):
+def save_images(folder, names=NAMES, first_seed=0):
     """Pictures of different content below a folder."""
     for seed, name in enumerate(names, start=first_seed):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        tiny_picture(seed, width=30 + seed, height=20 + 7 * seed % 13).save(path)
+        tiny_image(seed, width=30 + seed, height=20 + 7 * seed % 13).save(path)
     return folder
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """A folder of nine pictures: spaces, Chinese and emoji in their names, six formats."""
-    return save_pictures(tmp_path / "我的 图片")
+    return save_images(tmp_path / "我的 图片")

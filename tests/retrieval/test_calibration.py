@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from modeling_r2d2.figures.reliability import reliability_plot
 from modeling_r2d2.inference.calibration import Calibration, fit_calibration, ranker_digest, reliability, threshold_for
 from modeling_r2d2.inference.calibration_pairs import Gallery, draw_pairs
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 
 def known(slope, intercept, pairs=20_000, seed=0):
@@ -167,7 +167,7 @@ def test_hard_pairs_follow_the_weights():
 
 
 def test_gallery_gives_the_models_probabilities(model, processor):
-    texts, images = ["一只猫", "马", "小船"], [tiny_picture(seed) for seed in range(3)]
+    texts, images = ["一只猫", "马", "小船"], [tiny_image(seed) for seed in range(3)]
     gallery = Gallery.encode(model, processor, images, texts)
     pairs = draw_pairs(range(3), range(3), per_positive=2)
     found = gallery.probabilities(pairs)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.search import PictureIndex
+from modeling_r2d2.search import ImageIndex
 from modeling_r2d2.search.building import IndexBuilder
-from tests.retrieval.conftest import save_pictures
+from tests.retrieval.conftest import save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -31,13 +31,13 @@ while time.monotonic() < end:
 """
 
 
-def test_opening_while_a_writer_changes_it(model, processor, model_folder, pictures, tmp_path):
+def test_opening_while_a_writer_changes_it(model, processor, model_folder, images, tmp_path):
     """By hand for longer: SOAK=60. Without care one opening in fifty meets a file that is just being replaced."""
     root = tmp_path / "index"
-    IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4).add(pictures)
+    IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4).add(images)
     early = R2D2Retriever.open(root, model, processor)
     first = early.search("一只猫", top_k=9)[0].to_dict()
-    command = [sys.executable, "-c", WRITER, model_folder, pictures, root, os.environ.get("SOAK", "3")]
+    command = [sys.executable, "-c", WRITER, model_folder, images, root, os.environ.get("SOAK", "3")]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert writer.stdout.readline() == "ready\n"
     states, opened = set(), 0
@@ -55,13 +55,13 @@ def test_opening_while_a_writer_changes_it(model, processor, model_folder, pictu
 
 
 def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):
-    pictures = save_pictures(tmp_path / "many", [f"{number:03}.png" for number in range(60)])
-    IndexBuilder(model, processor, tmp_path / "index", batch_size=1, shard_size=1).add(pictures)
+    images = save_images(tmp_path / "many", [f"{number:03}.png" for number in range(60)])
+    IndexBuilder(model, processor, tmp_path / "index", batch_size=1, shard_size=1).add(images)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, hard))
     try:
-        index = PictureIndex(tmp_path / "index")
+        index = ImageIndex(tmp_path / "index")
         assert np.concatenate(list(index.all_embeds())).shape == (60, model.config.projection_dim)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

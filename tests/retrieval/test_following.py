@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import app
-from modeling_r2d2.search import CacheOptions, IndexFileError, OtherModelError, PictureIndex, manifest
+from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, OtherModelError, manifest
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
-from tests.helpers import tiny_model, tiny_picture
-from tests.retrieval.conftest import NAMES, save_pictures
+from tests.helpers import tiny_image, tiny_model
+from tests.retrieval.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -50,7 +50,7 @@ def state_of(root):
 
 def content_of(root):
     """What an index holds of each id, in whatever shard: place, hash, captions; and embedding, kept states."""
-    index = PictureIndex(root)
+    index = ImageIndex(root)
     ids = index.table.column("id").to_pylist()
     assert len(ids) == len(set(ids)), "two rows of one id"
     embeds = np.concatenate(list(index.all_embeds()))
@@ -76,14 +76,14 @@ def hits_of(root, model, processor):
 
 
 class TestMoved:
-    def test_a_folder(self, builder, model, processor, pictures, tmp_path):
+    def test_a_folder(self, builder, model, processor, images, tmp_path):
         root = tmp_path / "index"
-        builder(vectors="hnsw").add(pictures)
-        moved = pictures.rename(tmp_path / "elsewhere")
+        builder(vectors="hnsw").add(images)
+        moved = images.rename(tmp_path / "elsewhere")
         assert set(hits_of(root, model, processor).values()) == {"missing"}
         again = builder(vectors="hnsw")
         built = again.add(moved)
-        assert (built.pictures, built.unchanged, built.moved, built.added, built.removed) == (9, 9, 9, 0, 0)
+        assert (built.images, built.unchanged, built.moved, built.added, built.removed) == (9, 9, 9, 0, 0)
         assert (again.encoded, built.gone) == (0, [])
         assert set(hits_of(root, model, processor).values()) == {None}
         builder("fresh", vectors="hnsw").add(moved)
@@ -92,41 +92,41 @@ class TestMoved:
         assert builder(vectors="hnsw").add(moved).moved == 0
         assert state_of(root) == before
         with (root / "shards").joinpath(f"{Manifest.load(root).shards[0].name}.rows").open("rb") as file:
-            assert bytes(str(pictures), "utf-8") not in file.read()
+            assert bytes(str(images), "utf-8") not in file.read()
 
-    def test_partly_and_some_are_gone(self, builder, model, processor, pictures, tmp_path):
-        builder().add(pictures)
-        shutil.copytree(pictures, tmp_path / "copy")
-        (pictures / "a.png").unlink()
-        (pictures / "e.PNG").unlink()
+    def test_partly_and_some_are_gone(self, builder, model, processor, images, tmp_path):
+        builder().add(images)
+        shutil.copytree(images, tmp_path / "copy")
+        (images / "a.png").unlink()
+        (images / "e.PNG").unlink()
         (tmp_path / "copy" / "e.PNG").unlink()
         again = builder()
         built = again.add(tmp_path / "copy")
         assert (built.unchanged, built.moved, built.gone, again.encoded) == (8, 1, ["e.PNG"], 0)
-        index = PictureIndex(tmp_path / "index")
-        assert index.picture(index.place_of["a.png"]).path == str(tmp_path / "copy" / "a.png")
-        assert index.picture(index.place_of["f.bmp"]).path == str(pictures / "f.bmp")  # the place that is known holds
+        index = ImageIndex(tmp_path / "index")
+        assert index.image(index.place_of["a.png"]).path == str(tmp_path / "copy" / "a.png")
+        assert index.image(index.place_of["f.bmp"]).path == str(images / "f.bmp")  # the place that is known holds
         assert hits_of(tmp_path / "index", model, processor)["e.PNG"] == "missing"
 
-    def test_another_folder_of_equal_names_sizes_and_times_is_no_move(self, builder, pictures, tmp_path):
+    def test_another_folder_of_equal_names_sizes_and_times_is_no_move(self, builder, images, tmp_path):
         """Unpacked archives and checkouts give all files one time; bitmaps of one size are of one length."""
         first, second = tmp_path / "1", tmp_path / "2"
         for seed, folder in enumerate((first, second)):
             folder.mkdir()
-            tiny_picture(seed, width=20, height=20).save(folder / "x.bmp")
+            tiny_image(seed, width=20, height=20).save(folder / "x.bmp")
             os.utime(folder / "x.bmp", ns=(10**18, 10**18))
         builder().add(first)
         (first / "x.bmp").unlink()
         again = builder()
         assert (again.add(second).changed, again.encoded) == (1, 1)
 
-    def test_a_renamed_file_and_another_spelling(self, builder, model, processor, pictures, tmp_path):
-        builder().add(pictures)
-        (pictures / "a.png").rename(pictures / "A.png")
-        (pictures / "b c").rename(pictures / "B C")
+    def test_a_renamed_file_and_another_spelling(self, builder, model, processor, images, tmp_path):
+        builder().add(images)
+        (images / "a.png").rename(images / "A.png")
+        (images / "b c").rename(images / "B C")
         again = builder()
-        built = again.add(pictures)
-        assert (built.pictures, built.moved, built.added, built.gone, again.encoded) == (9, 3, 0, [], 0)
+        built = again.add(images)
+        assert (built.images, built.moved, built.added, built.gone, again.encoded) == (9, 3, 0, [], 0)
         assert set(hits_of(tmp_path / "index", model, processor)) == {
             *(name for name in NAMES if name != "a.png" and not name.startswith("b c")),
             "A.png",
@@ -134,32 +134,32 @@ class TestMoved:
             "B C/d.webp",
         }
 
-    def test_a_name_that_another_file_takes(self, builder, pictures, tmp_path):
-        builder().add(pictures)
-        os.replace(pictures / "g.png", pictures / "a.png")
+    def test_a_name_that_another_file_takes(self, builder, images, tmp_path):
+        builder().add(images)
+        os.replace(images / "g.png", images / "a.png")
         again = builder()
-        built = again.add(pictures)
-        assert (built.pictures, again.encoded) == (8, 0)
-        builder("fresh").add(pictures)
+        built = again.add(images)
+        assert (built.images, again.encoded) == (8, 0)
+        builder("fresh").add(images)
         assert_equal(tmp_path / "index", tmp_path / "fresh")
 
-    def test_relative_and_full_paths_links_and_touched_files(self, builder, pictures, tmp_path, monkeypatch):
+    def test_relative_and_full_paths_links_and_touched_files(self, builder, images, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        (pictures / "bad.png").write_bytes(b"no picture")
-        builder().add(pictures.name)
-        (tmp_path / "link").symlink_to(pictures)
+        (images / "bad.png").write_bytes(b"no picture")
+        builder().add(images.name)
+        (tmp_path / "link").symlink_to(images)
         before = state_of(tmp_path / "index")
-        for spelling in (pictures, f"{pictures}/", f"./{pictures.name}", tmp_path / "link"):
+        for spelling in (images, f"{images}/", f"./{images.name}", tmp_path / "link"):
             assert builder().add(spelling).unchanged == 9
         assert state_of(tmp_path / "index") == before
-        os.utime(pictures / "a.png")
+        os.utime(images / "a.png")
         again = builder()
-        built = again.add(pictures)
+        built = again.add(images)
         assert (built.unchanged, built.moved, again.encoded) == (9, 0, 0)
-        index = PictureIndex(tmp_path / "index")
-        assert index.picture(index.place_of["a.png"]).state() is None
+        index = ImageIndex(tmp_path / "index")
+        assert index.image(index.place_of["a.png"]).state() is None
 
-    def test_tables_of_full_paths_and_shards(self, builder, model, processor, pictures, tmp_path):
+    def test_tables_of_full_paths_and_shards(self, builder, model, processor, images, tmp_path):
         for number, kind in enumerate(("csv", "tar")):
             place, root = tmp_path / f"place{number}", tmp_path / f"index{number}"
             place.mkdir()
@@ -168,10 +168,10 @@ class TestMoved:
                 if kind == "tar":
                     with tarfile.open(place / f"{place.name}.tar", "w") as archive:
                         for name in ("a.png", "e.PNG", "f.bmp"):
-                            archive.add(pictures / name, name)
+                            archive.add(images / name, name)
                     return place / f"{place.name}.tar"
                 for name in ("a.png", "e.PNG", "f.bmp"):
-                    shutil.copy(pictures / name, place)
+                    shutil.copy(images / name, place)
                 rows = "\n".join(f"{place / name},图{name}" for name in ("a.png", "e.PNG", "f.bmp"))
                 (place / "list.csv").write_text(f"image,text\n{rows}\n", encoding="utf-8")
                 return place / "list.csv"
@@ -182,25 +182,25 @@ class TestMoved:
             moved.mkdir()
             again = builder(root.name)
             built = again.add(source(moved))
-            assert (built.pictures, built.moved, built.gone, again.encoded) == (3, 3, [], 0)
+            assert (built.images, built.moved, built.gone, again.encoded) == (3, 3, [], 0)
             assert set(hits_of(root, model, processor).values()) == {None}
 
-    def test_one_of_two_folders(self, builder, pictures, tmp_path):
+    def test_one_of_two_folders(self, builder, images, tmp_path):
         """Ids of several folders begin with as much of each as tells them apart: here all of them change."""
-        first = save_pictures(tmp_path / "A" / "photos", ["x.png", "y.png"], 50)
-        second = save_pictures(tmp_path / "B" / "photos", ["x.png", "z.png"], 60)
+        first = save_images(tmp_path / "A" / "photos", ["x.png", "y.png"], 50)
+        second = save_images(tmp_path / "B" / "photos", ["x.png", "z.png"], 60)
         builder().add([first, second])
         moved = first.rename(tmp_path / "A" / "fotos")
         again = builder()
         built = again.add([moved, second])
-        assert (built.pictures, built.moved, built.added, built.gone, again.encoded) == (4, 4, 0, [], 0)
+        assert (built.images, built.moved, built.added, built.gone, again.encoded) == (4, 4, 0, [], 0)
         builder("fresh").add([moved, second])
         assert_equal(tmp_path / "index", tmp_path / "fresh")
         again = builder()
-        assert (again.add([moved, second, pictures]).pictures, again.encoded) == (13, 9)
+        assert (again.add([moved, second, images]).images, again.encoded) == (13, 9)
 
-    def test_ids_that_were_edited(self, builder, pictures, tmp_path):
-        listed = pictures / "list.jsonl"
+    def test_ids_that_were_edited(self, builder, images, tmp_path):
+        listed = images / "list.jsonl"
 
         def write(*ids):
             rows = [{"image": name, "image_id": id} for id, name in zip(ids, NAMES[:1] * 2 + NAMES[2:], strict=False)]
@@ -211,31 +211,31 @@ class TestMoved:
         write("1", "2", "three", "4")
         again = builder()
         built = again.add(listed)
-        assert (built.pictures, built.moved, again.encoded) == (4, 1, 0)
+        assert (built.images, built.moved, again.encoded) == (4, 1, 0)
         write("0", "1", "2", "4")
         builder().add(listed, prune=True)
         builder("fresh").add(listed)
         assert_equal(tmp_path / "index", tmp_path / "fresh")
 
-    def test_names_that_are_no_unicode(self, builder, pictures, tmp_path):
+    def test_names_that_are_no_unicode(self, builder, images, tmp_path):
         for call in (
             lambda: builder().add(tmp_path / os.fsdecode(b"\xb2\xe2")),
-            lambda: builder(os.fsdecode(b"\xb2\xe2")).add(pictures),
+            lambda: builder(os.fsdecode(b"\xb2\xe2")).add(images),
         ):
             with pytest.raises(ValueError, match="not valid UTF-8.*rename it"):
                 call()
         assert not (tmp_path / "index").exists()
 
-    def test_the_index_itself(self, builder, model, processor, pictures, tmp_path):
-        builder(vectors="ivf").add(pictures)
+    def test_the_index_itself(self, builder, model, processor, images, tmp_path):
+        builder(vectors="ivf").add(images)
         moved = (tmp_path / "index").rename(tmp_path / "moved")
         assert set(hits_of(moved, model, processor).values()) == {None}
         again = builder("moved", vectors="ivf")
-        assert (again.add(pictures).unchanged, again.encoded) == (9, 0)
+        assert (again.add(images).unchanged, again.encoded) == (9, 0)
 
-    def test_where_no_links_are_possible(self, builder, pictures, tmp_path, monkeypatch):
-        builder().add(pictures)
-        moved = pictures.rename(tmp_path / "elsewhere")
+    def test_where_no_links_are_possible(self, builder, images, tmp_path, monkeypatch):
+        builder().add(images)
+        moved = images.rename(tmp_path / "elsewhere")
 
         def refuse(*_, **__):
             raise PermissionError("no links here")
@@ -247,10 +247,10 @@ class TestMoved:
 
 
 class TestModelMoved:
-    def test_renamed_folder(self, model_folder, pictures, tmp_path):
+    def test_renamed_folder(self, model_folder, images, tmp_path):
         there, root = tmp_path / "my model", tmp_path / "index"
         shutil.copytree(model_folder, there)
-        R2D2Retriever.build(pictures, there, root)
+        R2D2Retriever.build(images, there, root)
         shutil.move(there, tmp_path / "renamed")
         for call in (lambda: R2D2Retriever.open(root), lambda: CliRunner().invoke(app, ["search", str(root), "猫"])):
             with pytest.raises(ValueError, match=r"my model, and there is no such folder any more.*--model") as caught:
@@ -262,17 +262,17 @@ class TestModelMoved:
         assert R2D2Retriever.open(root).search("猫")[0].hits  # remembered
         assert Manifest.load(root).generation == generation
         shutil.move(tmp_path / "renamed", there)
-        result = CliRunner().invoke(app, ["index", str(pictures), "--output", str(root), "--model", str(there)])
+        result = CliRunner().invoke(app, ["index", str(images), "--output", str(root), "--model", str(there)])
         assert result.exit_code == 0, result.output
         assert Manifest.load(root).model.source == str(there)
 
-    def test_a_copy_elsewhere_is_not_noted(self, model_folder, pictures, tmp_path):
+    def test_a_copy_elsewhere_is_not_noted(self, model_folder, images, tmp_path):
         root = tmp_path / "index"
-        R2D2Retriever.build(pictures, model_folder, root)
+        R2D2Retriever.build(images, model_folder, root)
         shutil.copytree(model_folder, tmp_path / "copy")
         before = state_of(root)
         R2D2Retriever.open(root, tmp_path / "copy")
-        R2D2Retriever.build(pictures, tmp_path / "copy", root)
+        R2D2Retriever.build(images, tmp_path / "copy", root)
         assert state_of(root) == before
 
 
@@ -311,113 +311,113 @@ class TestKilled:
         finally:
             os._exit(1)
 
-    def changes(self, pictures, rng):
+    def changes(self, images, rng):
         """Change, delete, add and rename pictures at random."""
-        names = sorted(path.name for path in pictures.glob("*.png"))
-        tiny_picture(rng.randrange(10**6)).save(pictures / rng.choice(names))
-        (pictures / rng.choice(names)).unlink()
-        names = sorted(path.name for path in pictures.glob("*.png"))
-        (pictures / rng.choice(names)).rename(pictures / f"renamed{rng.randrange(10**6)}.png")
-        tiny_picture(rng.randrange(10**6)).save(pictures / f"new{rng.randrange(10**6)}.png")
-        (pictures / f"bad{rng.randrange(10**6)}.png").write_bytes(b"no picture")
+        names = sorted(path.name for path in images.glob("*.png"))
+        tiny_image(rng.randrange(10**6)).save(images / rng.choice(names))
+        (images / rng.choice(names)).unlink()
+        names = sorted(path.name for path in images.glob("*.png"))
+        (images / rng.choice(names)).rename(images / f"renamed{rng.randrange(10**6)}.png")
+        tiny_image(rng.randrange(10**6)).save(images / f"new{rng.randrange(10**6)}.png")
+        (images / f"bad{rng.randrange(10**6)}.png").write_bytes(b"no picture")
 
     @pytest.mark.parametrize("vectors", ["flat", "hnsw"])
-    def test_at_any_step(self, builder, pictures, tmp_path, vectors):
+    def test_at_any_step(self, builder, images, tmp_path, vectors):
         rng = random.Random(0 if vectors == "flat" else 1)
         root, step, killed = tmp_path / "index", 1, 0
         while step < 60:
-            if self.killed(lambda: builder(vectors=vectors).add(pictures, prune=True), step):
+            if self.killed(lambda: builder(vectors=vectors).add(images, prune=True), step):
                 killed += 1
             else:
                 step = 0
-            self.changes(pictures, rng)
+            self.changes(images, rng)
             step += 1 + rng.randrange(4 if killed < 12 else 30)
-        builder(vectors=vectors).add(pictures, prune=True)
-        builder("fresh", vectors=vectors).add(pictures)
+        builder(vectors=vectors).add(images, prune=True)
+        builder("fresh", vectors=vectors).add(images)
         assert killed > 8
         assert_equal(root, tmp_path / "fresh")
-        reports = [PictureIndex(place).manifest.unreadable for place in (root, tmp_path / "fresh")]
+        reports = [ImageIndex(place).manifest.unreadable for place in (root, tmp_path / "fresh")]
         assert reports[0] == reports[1]
         named = {record.name for record in Manifest.load(root).shards}
         assert {path.name.split(".")[0] for path in (root / "shards").iterdir()} == named
 
-    def test_a_changed_picture_is_there_once(self, builder, pictures, tmp_path):
-        assert self.killed(lambda: builder().add(pictures), 20)
-        tiny_picture(99).save(pictures / "a.png")
-        (pictures / "b c" / "d.webp").unlink()
-        built = builder().add(pictures)
-        assert (built.pictures, built.resumed > 0) == (8, True)
-        builder("fresh").add(pictures)
+    def test_a_changed_image_is_there_once(self, builder, images, tmp_path):
+        assert self.killed(lambda: builder().add(images), 20)
+        tiny_image(99).save(images / "a.png")
+        (images / "b c" / "d.webp").unlink()
+        built = builder().add(images)
+        assert (built.images, built.resumed > 0) == (8, True)
+        builder("fresh").add(images)
         assert_equal(tmp_path / "index", tmp_path / "fresh")
 
-    def test_another_source_does_not_take_over(self, builder, pictures, tmp_path):
-        assert self.killed(lambda: builder().add(pictures), 20)
-        other = save_pictures(tmp_path / "other", ["x.png"], 70)
-        assert builder().add(other).pictures == 1
+    def test_another_source_does_not_take_over(self, builder, images, tmp_path):
+        assert self.killed(lambda: builder().add(images), 20)
+        other = save_images(tmp_path / "other", ["x.png"], 70)
+        assert builder().add(other).images == 1
 
 
 class TestUnreadable:
-    def test_what_is_gone_is_no_longer_reported(self, builder, pictures, tmp_path):
+    def test_what_is_gone_is_no_longer_reported(self, builder, images, tmp_path):
         for name in ("bad.png", "worse.png"):
-            (pictures / name).write_bytes(b"no picture")
-        assert len(builder().add(pictures).unreadable) == 2
-        (pictures / "bad.png").unlink()
-        assert [entry["id"] for entry in builder().add(pictures).unreadable] == ["worse.png"]
-        other = save_pictures(tmp_path / "other", ["x.png"], 70)
+            (images / name).write_bytes(b"no picture")
+        assert len(builder().add(images).unreadable) == 2
+        (images / "bad.png").unlink()
+        assert [entry["id"] for entry in builder().add(images).unreadable] == ["worse.png"]
+        other = save_images(tmp_path / "other", ["x.png"], 70)
         (other / "torn.png").write_bytes(b"\\x89PNG")
         built = builder().add(other)
         assert {entry["id"] for entry in built.unreadable} == {"worse.png", "torn.png"}  # of both sources
-        (pictures / "worse.png").unlink()
+        (images / "worse.png").unlink()
         assert [entry["id"] for entry in builder().add(other).unreadable] == ["torn.png"]
-        tiny_picture(71).save(other / "torn.png")
+        tiny_image(71).save(other / "torn.png")
         built = builder().add(other)
         assert (built.added, built.unreadable) == (1, [])
         assert (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8") == ""
 
-    def test_lines_of_lists_that_were_named_otherwise_or_are_gone(self, builder, pictures, tmp_path):
-        first, second = pictures / "first.jsonl", tmp_path / "second.tar"
+    def test_lines_of_lists_that_were_named_otherwise_or_are_gone(self, builder, images, tmp_path):
+        first, second = images / "first.jsonl", tmp_path / "second.tar"
         first.write_text('{"image": "a.png"}\nbroken\n', encoding="utf-8")
         second.write_bytes(b"no archive")
         assert len(builder().add(first).unreadable) == 1
         assert len(builder().add([first, second]).unreadable) == 2  # the broken line once, though named twice
         second.unlink()
-        built = builder().add(pictures)
+        built = builder().add(images)
         assert [entry["location"] for entry in built.unreadable] == [f"{first}:2"]
         first.unlink()
-        assert builder().add(pictures).unreadable == []
+        assert builder().add(images).unreadable == []
 
-    def test_repaired_with_its_old_time_and_size(self, builder, pictures):
-        whole = (pictures / "a.png").read_bytes()
-        (pictures / "bad.png").write_bytes(bytes(len(whole)))
-        os.utime(pictures / "bad.png", ns=(10**18, 10**18))
-        builder().add(pictures)
-        (pictures / "bad.png").write_bytes(whole)
-        os.utime(pictures / "bad.png", ns=(10**18, 10**18))
-        assert builder().add(pictures).added == 1
+    def test_repaired_with_its_old_time_and_size(self, builder, images):
+        whole = (images / "a.png").read_bytes()
+        (images / "bad.png").write_bytes(bytes(len(whole)))
+        os.utime(images / "bad.png", ns=(10**18, 10**18))
+        builder().add(images)
+        (images / "bad.png").write_bytes(whole)
+        os.utime(images / "bad.png", ns=(10**18, 10**18))
+        assert builder().add(images).added == 1
 
 
 class TestNothingToDo:
     """A second run without changes writes nothing."""
 
     @pytest.mark.parametrize("kind", ["folder", "jsonl", "csv", "tar", "tar.gz", "parquet"])
-    def test_with_problems_duplicates_and_captions(self, builder, pictures, tmp_path, kind):
-        (pictures / "bad.png").write_bytes(b"no picture")
-        shutil.copy(pictures / "a.png", pictures / "copy.png")
+    def test_with_problems_duplicates_and_captions(self, builder, images, tmp_path, kind):
+        (images / "bad.png").write_bytes(b"no picture")
+        shutil.copy(images / "a.png", images / "copy.png")
         names = ["a.png", "copy.png", "bad.png", "e.PNG"]
         if kind == "folder":
-            (pictures / "captions.txt").write_text("a.png#0\\t猫\\ngone.png#0\\t狗\\n", encoding="utf-8")
-            source = pictures
+            (images / "captions.txt").write_text("a.png#0\\t猫\\ngone.png#0\\t狗\\n", encoding="utf-8")
+            source = images
         elif kind == "jsonl":
             rows = [{"image": name, "text": ["猫", f"图{name}"]} for name in [*names, "missing.png", "a.png"]]
-            source = pictures / "list.jsonl"
+            source = images / "list.jsonl"
             source.write_text("\n".join(map(json.dumps, rows)) + "\nno json\n[1]\n", encoding="utf-8")
         elif kind == "csv":
-            source = pictures / "list.csv"
+            source = images / "list.csv"
             source.write_text("image,text\n" + "".join(f"{name},猫\n" for name in names) + "x\n", encoding="utf-8")
         elif kind == "parquet":
             import datasets
 
-            rows = [{"image": {"bytes": (pictures / name).read_bytes(), "path": name}, "text": "猫"} for name in names]
+            rows = [{"image": {"bytes": (images / name).read_bytes(), "path": name}, "text": "猫"} for name in names]
             features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
             source = tmp_path / "list.parquet"
             datasets.Dataset.from_list(rows, features=features).to_parquet(source)
@@ -425,105 +425,105 @@ class TestNothingToDo:
             source = tmp_path / f"s.{kind}"
             with tarfile.open(source, "w:gz" if kind == "tar.gz" else "w") as archive:
                 for number, name in enumerate(names):
-                    archive.add(pictures / name, f"{number}.png")
+                    archive.add(images / name, f"{number}.png")
         first = builder(vectors="hnsw").add(source)
         assert first.unreadable
         before, generation = state_of(tmp_path / "index"), Manifest.load(tmp_path / "index").generation
         for _ in range(2):
             again = builder(vectors="hnsw")
             built = again.add(source)
-            assert (built.pictures, built.unchanged, again.encoded) == (first.pictures, first.pictures, 0)
+            assert (built.images, built.unchanged, again.encoded) == (first.images, first.images, 0)
             assert built.unreadable == first.unreadable
             assert state_of(tmp_path / "index") == before
             assert Manifest.load(tmp_path / "index").generation == generation
 
-    def test_two_sources_in_turn(self, builder, pictures, tmp_path):
-        other = save_pictures(tmp_path / "other", ["x.png"], 70)
-        for folder in (pictures, other):
+    def test_two_sources_in_turn(self, builder, images, tmp_path):
+        other = save_images(tmp_path / "other", ["x.png"], 70)
+        for folder in (images, other):
             (folder / "bad.png" if folder is other else folder / "worse.png").write_bytes(b"no picture")
             builder().add(folder)
         before = state_of(tmp_path / "index")
-        for folder in (pictures, other, pictures):
+        for folder in (images, other, images):
             builder().add(folder)
             assert state_of(tmp_path / "index") == before
 
 
 class TestPrune:
-    def test_a_source_with_errors(self, builder, pictures, tmp_path):
-        listed = pictures / "list.csv"
+    def test_a_source_with_errors(self, builder, images, tmp_path):
+        listed = images / "list.csv"
         rows = [f'"{name}","图"' for name in NAMES]
         listed.write_text("\n".join(["image,text", *rows]), encoding="utf-8")
         builder().add(listed)
         rows[3] = '"e.PNG","图'
         listed.write_text("\n".join(["image,text", *rows]), encoding="utf-8")
         built = builder().add(listed, prune=True)
-        assert (built.pictures, built.removed) == (9, 0)
+        assert (built.images, built.removed) == (9, 0)
         assert "errors" in built.not_pruned
         arguments = ["index", str(listed), "--output", str(tmp_path / "index"), "--prune"]
         result = CliRunner().invoke(app, arguments)
         assert "nothing was removed: the source has errors" in result.output
 
-    def test_a_cut_shard_and_a_bad_line(self, builder, pictures, tmp_path):
-        shard, lines = tmp_path / "s.tar", pictures / "list.jsonl"
+    def test_a_cut_shard_and_a_bad_line(self, builder, images, tmp_path):
+        shard, lines = tmp_path / "s.tar", images / "list.jsonl"
         with tarfile.open(shard, "w") as archive:
             for name in NAMES:
-                archive.add(pictures / name, name)
+                archive.add(images / name, name)
         lines.write_text("\n".join(json.dumps({"image": name}) for name in NAMES), encoding="utf-8")
         for number, source in enumerate((shard, lines)):
             builder(f"index{number}").add(source)
             whole = source.read_bytes()
             source.write_bytes(whole[: len(whole) // 2])
             built = builder(f"index{number}").add(source, prune=True)
-            assert (built.pictures, built.removed, bool(built.not_pruned)) == (9, 0, True)
+            assert (built.images, built.removed, bool(built.not_pruned)) == (9, 0, True)
 
-    def test_an_empty_or_a_missing_source(self, builder, pictures, tmp_path):
-        builder().add(pictures)
-        away = pictures.rename(tmp_path / "unmounted")
+    def test_an_empty_or_a_missing_source(self, builder, images, tmp_path):
+        builder().add(images)
+        away = images.rename(tmp_path / "unmounted")
         with pytest.raises(FileNotFoundError):
-            builder().add(pictures, prune=True)
-        pictures.mkdir()
-        built = builder().add(pictures, prune=True)
-        assert (built.pictures, built.removed, len(built.gone)) == (9, 0, 9)
+            builder().add(images, prune=True)
+        images.mkdir()
+        built = builder().add(images, prune=True)
+        assert (built.images, built.removed, len(built.gone)) == (9, 0, 9)
         assert "empty" in built.not_pruned
-        pictures.rmdir()
-        away.rename(pictures)
-        assert builder().add(pictures, prune=True).gone == []
+        images.rmdir()
+        away.rename(images)
+        assert builder().add(images, prune=True).gone == []
 
-    def test_one_of_several_is_empty_as_an_unmounted_one(self, builder, pictures, tmp_path):
-        other = save_pictures(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
-        builder().add([pictures, other])
+    def test_one_of_several_is_empty_as_an_unmounted_one(self, builder, images, tmp_path):
+        other = save_images(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
+        builder().add([images, other])
         for name in ("x.png", "y.png", "z.png"):
             (other / name).rename(tmp_path / name)
-        (pictures / "a.png").unlink()
-        built = builder().add([pictures, other], prune=True)
-        assert (built.pictures, built.removed, len(built.gone)) == (12, 0, 4)
+        (images / "a.png").unlink()
+        built = builder().add([images, other], prune=True)
+        assert (built.images, built.removed, len(built.gone)) == (12, 0, 4)
         assert str(other) in built.not_pruned
         (tmp_path / "x.png").rename(other / "x.png")
-        built = builder().add([pictures, other], prune=True)
-        assert (built.pictures, built.removed, built.not_pruned) == (9, 3, None)
-        os.symlink(pictures, tmp_path / "link")
+        built = builder().add([images, other], prune=True)
+        assert (built.images, built.removed, built.not_pruned) == (9, 3, None)
+        os.symlink(images, tmp_path / "link")
         (other / "x.png").unlink()
         assert builder().add([tmp_path / "link", other], prune=True).not_pruned.startswith(str(other))
 
-    def test_several_sources(self, builder, pictures, tmp_path):
-        other = save_pictures(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
-        builder().add(pictures)
+    def test_several_sources(self, builder, images, tmp_path):
+        other = save_images(tmp_path / "other", ["x.png", "y.png", "z.png"], 70)
+        builder().add(images)
         builder().add(other)
-        (pictures / "a.png").unlink()
+        (images / "a.png").unlink()
         (other / "x.png").unlink()
-        built = builder().add(pictures)
+        built = builder().add(images)
         assert (built.removed, set(built.gone)) == (0, {"a.png", "x.png"})
         shutil.move(other / "y.png", tmp_path / "y.png")
         (other / "y.png").write_bytes(b"")  # not gone, and none of this source
-        built = builder().add(pictures, prune=True)
-        assert (built.removed, built.pictures, built.gone) == (2, 10, [])
+        built = builder().add(images, prune=True)
+        assert (built.removed, built.images, built.gone) == (2, 10, [])
         assert {"y.png", "z.png"} < set(content_of(tmp_path / "index"))
 
-    def test_a_range_that_has_grown_and_lost_one(self, builder, pictures, tmp_path):
+    def test_a_range_that_has_grown_and_lost_one(self, builder, images, tmp_path):
         def write(number, names):
             with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
                 for name in names:
-                    archive.add(pictures / name, name)
+                    archive.add(images / name, name)
 
         write(0, NAMES[:2])
         write(1, NAMES[4:6])
@@ -531,37 +531,37 @@ class TestPrune:
         write(1, NAMES[4:5])
         write(2, NAMES[6:8])
         built = builder().add(str(tmp_path / "s-{0..2}.tar"), prune=True)
-        assert (built.removed, built.added, built.pictures) == (1, 2, 5)
+        assert (built.removed, built.added, built.images) == (1, 2, 5)
 
-    def test_removed_by_hand_comes_back_with_its_source(self, builder, pictures, tmp_path):
-        builder().add(pictures)
+    def test_removed_by_hand_comes_back_with_its_source(self, builder, images, tmp_path):
+        builder().add(images)
         builder().remove(["a.png"])
-        assert builder().add(pictures, prune=True).added == 1
+        assert builder().add(images, prune=True).added == 1
 
 
-def test_captions_behind_damage_stay(builder, pictures, tmp_path):
-    names = [path.name for path in sorted(pictures.iterdir())]
+def test_captions_behind_damage_stay(builder, images, tmp_path):
+    names = [path.name for path in sorted(images.iterdir())]
     lines = [json.dumps({"file_name": name, "text": f"第{n}张"}, ensure_ascii=False) for n, name in enumerate(names)]
-    captions = pictures / "metadata.jsonl"
+    captions = images / "metadata.jsonl"
     captions.write_text("\n".join(lines), encoding="utf-8")
-    builder().add(pictures)
+    builder().add(images)
     whole = content_of(tmp_path / "index")
     captions.write_text("\n".join([lines[0], lines[1][:20], *lines[3:]]), encoding="utf-8")  # one torn, one lost
-    changed = builder().add(pictures)
+    changed = builder().add(images)
     assert (changed.changed, len(changed.unreadable)) == (0, 1)
     assert [row for row, *_ in content_of(tmp_path / "index").values()] == [row for row, *_ in whole.values()]
     captions.write_text("\n".join([*lines[:2], *lines[3:]]), encoding="utf-8")  # repaired, and one taken away
-    assert builder().add(pictures).changed == 1
+    assert builder().add(images).changed == 1
 
 
-class TestAnew:
+class TestRebuild:
     """An index of another model, preprocessing or release is refused with a command that works as it stands."""
 
     def test_the_command_works(self, model, processor, model_folder, tmp_path):
-        pictures = save_pictures(tmp_path / "it's my $HOME; pictures")
+        images = save_images(tmp_path / "it's my $HOME; pictures")
         other, root = tmp_path / "the other", tmp_path / "index of 'mine'"
-        IndexBuilder(model, processor, root, CacheOptions("states", "float32")).add(pictures)
-        more = save_pictures(tmp_path / "more", ["x.png"], 40)
+        IndexBuilder(model, processor, root, CacheOptions("states", "float32")).add(images)
+        more = save_images(tmp_path / "more", ["x.png"], 40)
         IndexBuilder(model, processor, root, CacheOptions("states", "float32")).add(more)
         torch.manual_seed(7)
         tiny_model().save_pretrained(other)
@@ -573,11 +573,11 @@ class TestAnew:
         assert len(R2D2Retriever.open(root, other).index) == 10
         assert Manifest.load(root).generation > 2
 
-    def test_an_index_of_an_earlier_release(self, model, processor, model_folder, pictures, tmp_path):
+    def test_an_index_of_an_earlier_release(self, model, processor, model_folder, images, tmp_path):
         import pyarrow as pa
 
         root = tmp_path / "index"
-        IndexBuilder(model, processor, root).add(pictures)
+        IndexBuilder(model, processor, root).add(images)
         body = Manifest.load(root).to_dict()
         for new in ("unreadable", "sources"):
             body.pop(new)
@@ -589,43 +589,43 @@ class TestAnew:
         body["format"] = 1
         body["checksum"] = manifest.hashlib.blake2b(manifest.canonical(body), digest_size=16).hexdigest()
         (root / "manifest.json").write_text(json.dumps(body), encoding="utf-8")
-        for call in (lambda: PictureIndex(root), lambda: IndexBuilder(model, processor, root).add(pictures)):
+        for call in (lambda: ImageIndex(root), lambda: IndexBuilder(model, processor, root).add(images)):
             with pytest.raises(IndexFileError, match="earlier release") as caught:
                 call()
         self.run(caught, root)
         assert len(R2D2Retriever.open(root).index) == 9
 
-    def test_a_torn_file(self, model, processor, model_folder, pictures, tmp_path):
+    def test_a_torn_file(self, model, processor, model_folder, images, tmp_path):
         root = tmp_path / "index"
-        IndexBuilder(model, processor, root).add(pictures)
+        IndexBuilder(model, processor, root).add(images)
         next((root / "shards").glob("*.embeds")).write_bytes(b"torn")
         with pytest.raises(IndexFileError, match="is torn") as caught:
             R2D2Retriever.open(root)
         self.run(caught, root)
         assert len(R2D2Retriever.open(root).index) == 9
 
-    def test_a_file_of_another_user_is_not_torn(self, model, processor, pictures, tmp_path, monkeypatch):
+    def test_a_file_of_another_user_is_not_torn(self, model, processor, images, tmp_path, monkeypatch):
         import pyarrow as pa
 
-        IndexBuilder(model, processor, tmp_path / "index").add(pictures)
+        IndexBuilder(model, processor, tmp_path / "index").add(images)
 
         def refuse(path, *_):
             raise PermissionError(13, f"Failed to open local file {path!r}")
 
         monkeypatch.setattr(pa, "memory_map", refuse)
         with pytest.raises(PermissionError, match=r"may not be read by this user: Permission denied$"):
-            PictureIndex(tmp_path / "index")
+            ImageIndex(tmp_path / "index")
 
-    def test_searching_goes_on_until_then(self, model, processor, pictures, tmp_path, monkeypatch):
+    def test_searching_goes_on_until_then(self, model, processor, images, tmp_path, monkeypatch):
         root = tmp_path / "index"
-        IndexBuilder(model, processor, root).add(pictures)
+        IndexBuilder(model, processor, root).add(images)
         torch.manual_seed(7)
         opened = []
 
         def look(count, doing):
             opened.append(len(R2D2Retriever.open(root, model, processor).index))
 
-        IndexBuilder(tiny_model(), processor, root, batch_size=4, progress=look).add(pictures, rebuild=True)
+        IndexBuilder(tiny_model(), processor, root, batch_size=4, progress=look).add(images, rebuild=True)
         assert opened
         assert set(opened) == {9}
 
@@ -640,20 +640,20 @@ class TestAnew:
             assert result.exit_code == 0, (result.output, result.exception)
 
 
-def test_a_page_or_retriever_already_open_goes_on(builder, model, processor, pictures, tmp_path):
+def test_a_page_or_retriever_already_open_goes_on(builder, model, processor, images, tmp_path):
     """Between the opening of the index and the reading of its vectors a writer replaces everything."""
-    builder(vectors="hnsw").add(pictures)
-    index = PictureIndex(tmp_path / "index")
+    builder(vectors="hnsw").add(images)
+    index = ImageIndex(tmp_path / "index")
     builder(vectors="ivf").remove(["a.png"])
     retriever = R2D2Retriever(model, processor, index)
     assert len(retriever.search("一只猫", top_k=99)[0].hits) == 9
 
 
-def test_search_says_what_is_gone(model_folder, pictures, tmp_path):
-    R2D2Retriever.build(pictures, model_folder, tmp_path / "index", keep="states")
-    (pictures / "a.png").unlink()
+def test_search_says_what_is_gone(model_folder, images, tmp_path):
+    R2D2Retriever.build(images, model_folder, tmp_path / "index", keep="states")
+    (images / "a.png").unlink()
     result = CliRunner().invoke(app, ["search", str(tmp_path / "index"), "猫"])
     assert result.exit_code == 0
-    assert f"1 of 9 pictures found are no longer where they were, such as {pictures / 'a.png'}" in result.stderr
-    arguments = ["index", str(pictures), "--output", str(tmp_path / "index")]
+    assert f"1 of 9 pictures found are no longer where they were, such as {images / 'a.png'}" in result.stderr
+    arguments = ["index", str(images), "--output", str(tmp_path / "index")]
     assert "1 are no longer where they were, such as a.png" in CliRunner().invoke(app, arguments).output

@@ -15,10 +15,10 @@ import torch
 from modeling_r2d2 import R2D2Processor, R2D2Retriever
 from modeling_r2d2.inference.identity import ModelIdentity
 from modeling_r2d2.processing.files.locking import only_writer
-from modeling_r2d2.search import CacheOptions, IndexFileError, IndexLockedError, OtherModelError, PictureIndex, store
+from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, IndexLockedError, OtherModelError, store
 from modeling_r2d2.search.building import IndexBuilder
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
-from tests.retrieval.conftest import NAMES, save_pictures
+from tests.helpers import tiny_image, tiny_model, tiny_processor
+from tests.retrieval.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -44,7 +44,7 @@ def files_of(root):
 
 
 def embeds_by_id(root):
-    index = PictureIndex(root)
+    index = ImageIndex(root)
     return dict(zip(index.table.column("id").to_pylist(), np.concatenate(list(index.all_embeds())), strict=True))
 
 
@@ -59,10 +59,10 @@ def expected_embeds(model, processor, folder, names=NAMES):
     return out
 
 
-def test_every_picture_with_its_embedding(builder, model, processor, pictures, tmp_path):
-    built = builder().add(pictures)
-    assert (built.pictures, built.added, built.unreadable) == (9, 9, [])
-    found, wanted = embeds_by_id(tmp_path / "index"), expected_embeds(model, processor, pictures)
+def test_every_image_with_its_embedding(builder, model, processor, images, tmp_path):
+    built = builder().add(images)
+    assert (built.images, built.added, built.unreadable) == (9, 9, [])
+    found, wanted = embeds_by_id(tmp_path / "index"), expected_embeds(model, processor, images)
     assert list(found) == [
         "a.png",
         "b c/d.webp",
@@ -99,111 +99,111 @@ building.IndexBuilder(R2D2Model.from_pretrained(folder), R2D2Processor.from_pret
 """
 
 
-def test_killed_twice_and_resumed_gives_the_identical_index(builder, model_folder, pictures, tmp_path):
-    (pictures / "c.png").write_bytes(b"no picture")
-    whole = builder("whole", vectors="hnsw").add(pictures)
+def test_killed_twice_and_resumed_gives_the_identical_index(builder, model_folder, images, tmp_path):
+    (images / "c.png").write_bytes(b"no picture")
+    whole = builder("whole", vectors="hnsw").add(images)
     root = tmp_path / "killed"
     left = []
     for after in ("5", "publishing"):
-        run = subprocess.run([sys.executable, "-c", KILLED, model_folder, pictures, root, after], capture_output=True)
+        run = subprocess.run([sys.executable, "-c", KILLED, model_folder, images, root, after], capture_output=True)
         assert run.returncode == -9, run.stderr.decode()
         left.append(len(list((root / "shards").glob("*.json"))))
         with pytest.raises(IndexFileError, match="run the same"):
-            PictureIndex(root)
+            ImageIndex(root)
     assert left == [2, 5]
     encoded = []
-    resumed = builder("killed", vectors="hnsw", progress=lambda n, doing: encoded.extend([doing] * n)).add(pictures)
+    resumed = builder("killed", vectors="hnsw", progress=lambda n, doing: encoded.extend([doing] * n)).add(images)
     assert encoded.count("encoding") == 0
     assert encoded.count("resumed") == 10  # the unreadable one too
     assert resumed.resumed == 9
-    assert (resumed.pictures, resumed.unreadable) == (whole.pictures, whole.unreadable)
+    assert (resumed.images, resumed.unreadable) == (whole.images, whole.unreadable)
     assert files_of(root) == files_of(tmp_path / "whole")
 
 
-def test_an_interrupted_run_is_no_run_of_another_model(builder, model, processor, pictures, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_no_run_of_another_model(builder, model, processor, images, tmp_path, monkeypatch):
     def stop(count, doing):
         if doing == "encoding":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        builder("mixed", shard_size=1, progress=stop).add(pictures)
+        builder("mixed", shard_size=1, progress=stop).add(images)
     torch.manual_seed(5)
     other = IndexBuilder(tiny_model(), processor, tmp_path / "mixed", batch_size=2, shard_size=2)
-    built = other.add(pictures)
-    assert (built.resumed, built.pictures) == (0, 9)
+    built = other.add(images)
+    assert (built.resumed, built.images) == (0, 9)
 
 
-def test_adding_changing_pruning_removing(builder, model, processor, pictures, tmp_path):
+def test_adding_changing_pruning_removing(builder, model, processor, images, tmp_path):
     root = tmp_path / "index"
-    builder().add(pictures)
+    builder().add(images)
     before = files_of(root)
-    assert builder().add(pictures).unchanged == 9
+    assert builder().add(images).unchanged == 9
     assert files_of(root) == before
-    save_pictures(pictures, ["new.png"], first_seed=40)
-    (pictures / "g.png").unlink()
-    tiny_picture(77).save(pictures / "a.png")
-    os.utime(pictures / "e.PNG")  # touched, but of the same content
-    built = builder().add(pictures)
-    assert (built.added, built.changed, built.removed, built.unchanged, built.pictures) == (1, 1, 0, 7, 10)
+    save_images(images, ["new.png"], first_seed=40)
+    (images / "g.png").unlink()
+    tiny_image(77).save(images / "a.png")
+    os.utime(images / "e.PNG")  # touched, but of the same content
+    built = builder().add(images)
+    assert (built.added, built.changed, built.removed, built.unchanged, built.images) == (1, 1, 0, 7, 10)
     names = [*(n for n in NAMES if n != "g.png"), "new.png"]
-    found, wanted = embeds_by_id(root), expected_embeds(model, processor, pictures, names)
+    found, wanted = embeds_by_id(root), expected_embeds(model, processor, images, names)
     assert set(found) == {*names, "g.png"}
     for name in names:
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
-    assert builder().add(pictures, prune=True).removed == 1
+    assert builder().add(images, prune=True).removed == 1
     built = builder().remove(["马.png", "b c/d.webp"])
-    assert (built.removed, built.pictures) == (2, 7)
+    assert (built.removed, built.images) == (2, 7)
     assert set(embeds_by_id(root)) == set(names) - {"马.png", "b c/d.webp"}
     with pytest.raises(ValueError, match="nirgends"):
         builder().remove(["a.png", "nirgends"])
-    index = PictureIndex(root)
+    index = ImageIndex(root)
     states = index.cached(np.arange(len(index)))["states"]  # still each with its own picture
     for row, id in enumerate(index.table.column("id").to_pylist()):
-        pixels = processor(images=[index.picture(row).open()], return_tensors="pt")["pixel_values"]
+        pixels = processor(images=[index.image(row).open()], return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             want = model.get_image_features(pixels).last_hidden_state[0]
         torch.testing.assert_close(states[row].float(), want, atol=2e-2, rtol=1e-2, msg=id)
 
 
-def test_a_second_folder_with_the_same_names(builder, pictures, tmp_path):
+def test_a_second_folder_with_the_same_names(builder, images, tmp_path):
     """It does not take the place of what is indexed; moved or linked, a picture is itself."""
-    builder().add(pictures)
+    builder().add(images)
     before = files_of(tmp_path / "index")
     other = tmp_path / "other"
     other.mkdir()
     for seed, name in enumerate(("a.png", "e.PNG"), 90):
-        tiny_picture(seed).save(other / name)
+        tiny_image(seed).save(other / name)
     built = builder().add(other)
-    assert (built.added, built.changed, built.pictures) == (0, 0, 9)
+    assert (built.added, built.changed, built.images) == (0, 0, 9)
     assert {entry["id"] for entry in built.unreadable} >= {"a.png", "e.PNG"}
-    assert any(f"the index holds {pictures / 'a.png'} by this id" in entry["reason"] for entry in built.unreadable)
-    (tmp_path / "link").symlink_to(pictures)
+    assert any(f"the index holds {images / 'a.png'} by this id" in entry["reason"] for entry in built.unreadable)
+    (tmp_path / "link").symlink_to(images)
     assert builder().add(tmp_path / "link").unchanged == 9
     assert files_of(tmp_path / "index").keys() >= before.keys() - {"unreadable.jsonl"}
-    (pictures / "a.png").unlink()
+    (images / "a.png").unlink()
     assert builder().add(other).changed == 1  # the place is free
 
 
-def test_unreadable_pictures_are_skipped_listed_and_tried_again(builder, pictures, tmp_path):
-    (pictures / "torn.png").write_bytes((pictures / "a.png").read_bytes()[:60])
-    (pictures / "link.png").symlink_to(tmp_path / "nowhere.png")
-    built = builder().add(pictures)
-    assert (built.pictures, built.added) == (9, 9)
+def test_unreadable_images_are_skipped_listed_and_tried_again(builder, images, tmp_path):
+    (images / "torn.png").write_bytes((images / "a.png").read_bytes()[:60])
+    (images / "link.png").symlink_to(tmp_path / "nowhere.png")
+    built = builder().add(images)
+    assert (built.images, built.added) == (9, 9)
     assert {entry["id"] for entry in built.unreadable} == {"torn.png", "link.png"}
     report = (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["id"]: json.loads(line)["reason"] for line in report}.keys() == {"torn.png", "link.png"}
-    tiny_picture(50).save(pictures / "torn.png")
-    built = builder().add(pictures)
+    tiny_image(50).save(images / "torn.png")
+    built = builder().add(images)
     assert (built.added, [entry["id"] for entry in built.unreadable]) == (1, ["link.png"])
 
 
-def test_links_loops_and_duplicates(builder, pictures, tmp_path):
-    (pictures / "again").symlink_to(pictures, target_is_directory=True)
-    outside = save_pictures(tmp_path / "outside", ["x.png"], first_seed=30)
-    (pictures / "elsewhere").symlink_to(outside, target_is_directory=True)
-    shutil.copy(pictures / "a.png", pictures / "copy.png")
-    built = builder().add(pictures)
-    assert (built.pictures, built.duplicates) == (11, 1)
+def test_links_loops_and_duplicates(builder, images, tmp_path):
+    (images / "again").symlink_to(images, target_is_directory=True)
+    outside = save_images(tmp_path / "outside", ["x.png"], first_seed=30)
+    (images / "elsewhere").symlink_to(outside, target_is_directory=True)
+    shutil.copy(images / "a.png", images / "copy.png")
+    built = builder().add(images)
+    assert (built.images, built.duplicates) == (11, 1)
     assert {"elsewhere/x.png", "copy.png"} < set(embeds_by_id(tmp_path / "index"))
 
 
@@ -217,22 +217,22 @@ def test_nothing_to_index(builder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         builder().add(tmp_path / "nowhere")
     with pytest.raises(IndexFileError, match="holds no index"):
-        PictureIndex(tmp_path / "empty")
+        ImageIndex(tmp_path / "empty")
 
 
-def test_two_writers(builder, pictures, tmp_path):
-    builder().add(pictures)
+def test_two_writers(builder, images, tmp_path):
+    builder().add(images)
     with only_writer(tmp_path / "index"):
         with pytest.raises(IndexLockedError, match="another process is writing"):
-            builder().add(pictures)
-        assert len(PictureIndex(tmp_path / "index")) == 9  # readers are not held up
-    assert builder().add(pictures).unchanged == 9
+            builder().add(images)
+        assert len(ImageIndex(tmp_path / "index")) == 9  # readers are not held up
+    assert builder().add(images).unchanged == 9
 
 
-def test_full_disk_leaves_the_old_index(builder, pictures, tmp_path, monkeypatch):
-    builder().add(pictures)
+def test_full_disk_leaves_the_old_index(builder, images, tmp_path, monkeypatch):
+    builder().add(images)
     before = files_of(tmp_path / "index")
-    save_pictures(pictures, ["n1.png", "n2.png", "n3.png"], first_seed=60)
+    save_images(images, ["n1.png", "n2.png", "n3.png"], first_seed=60)
     write, calls = store.save_safetensors, []
 
     def fail(*args, **kwargs):
@@ -243,49 +243,49 @@ def test_full_disk_leaves_the_old_index(builder, pictures, tmp_path, monkeypatch
 
     monkeypatch.setattr(store, "save_safetensors", fail)
     with pytest.raises(OSError, match="is full.*make room") as caught:
-        builder().add(pictures)
+        builder().add(images)
     assert caught.value.errno == errno.ENOSPC
     after = files_of(tmp_path / "index")
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if "partial" in name]
-    assert len(PictureIndex(tmp_path / "index")) == 9
+    assert len(ImageIndex(tmp_path / "index")) == 9
     monkeypatch.undo()
-    built = builder().add(pictures)
+    built = builder().add(images)
     assert (built.added, built.resumed) == (3, 2)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_folder(builder, pictures, tmp_path):
+def test_unwritable_folder(builder, images, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OSError, match="cannot be written to"):
-        builder("locked/index").add(pictures)
+        builder("locked/index").add(images)
 
 
-def test_a_file_in_the_way(builder, pictures, tmp_path):
+def test_a_file_in_the_way(builder, images, tmp_path):
     (tmp_path / "index").write_text("")
     with pytest.raises(OSError, match="cannot be written to"):
-        builder().add(pictures)
+        builder().add(images)
 
 
-def test_another_model_preprocessing_cache_or_format(builder, model, processor, pictures, tmp_path):
+def test_another_model_preprocessing_cache_or_format(builder, model, processor, images, tmp_path):
     root = tmp_path / "index"
-    builder().add(pictures)
+    builder().add(images)
     with torch.no_grad():
         torch.manual_seed(3)
         other = tiny_model()
     with pytest.raises(OtherModelError, match="another model"):
-        IndexBuilder(other, processor, root, CacheOptions("states")).add(pictures)
+        IndexBuilder(other, processor, root, CacheOptions("states")).add(images)
     with pytest.raises(OtherModelError, match="another model"):
         R2D2Retriever.open(root, other, processor)
     small = R2D2Processor.build(tiny_processor().tokenizer, image_size=32, max_length=16, image_mean=[0.5, 0.5, 0.5])
     with pytest.raises(OtherModelError, match="preprocessing"):
         R2D2Retriever.open(root, model, small)
     with pytest.raises(ValueError, match="keep='none'"):
-        builder(cache=CacheOptions("none")).add(pictures)
+        builder(cache=CacheOptions("none")).add(images)
     manifest = json.loads((root / "manifest.json").read_text("utf-8"))
     (root / "manifest.json").write_text(json.dumps({**manifest, "format": 99}), encoding="utf-8")
     with pytest.raises(IndexFileError, match="format 99"):
-        PictureIndex(root)
+        ImageIndex(root)
 
 
 def test_identity_is_of_what_matters(model, processor, model_folder):
@@ -306,9 +306,9 @@ def test_identity_is_of_what_matters(model, processor, model_folder):
 
 @pytest.mark.parametrize("kind", ["rows", "embeds", "cache", "manifest.json", "faiss"])
 @pytest.mark.parametrize("harm", ["torn", "edited", "gone"])
-def test_harm_is_noticed(builder, model, processor, pictures, tmp_path, kind, harm):
+def test_harm_is_noticed(builder, model, processor, images, tmp_path, kind, harm):
     root = tmp_path / "index"
-    builder(vectors="hnsw").add(pictures)
+    builder(vectors="hnsw").add(images)
     (path,) = [p for p in sorted(root.rglob(f"*{kind}")) if p.is_file()][:1]
     data = bytearray(path.read_bytes())
     if harm == "gone":
@@ -321,8 +321,8 @@ def test_harm_is_noticed(builder, model, processor, pictures, tmp_path, kind, ha
     assert path.name in str(caught.value) or harm == "gone"
 
 
-def test_reading_goes_on_while_the_index_changes(builder, model, processor, pictures, tmp_path):
-    builder().add(pictures)
+def test_reading_goes_on_while_the_index_changes(builder, model, processor, images, tmp_path):
+    builder().add(images)
     retriever = R2D2Retriever.open(tmp_path / "index", model, processor)
     before = retriever.search("一只猫", top_k=9)[0].to_dict()
     builder().remove(["a.png", "g.png"])
@@ -333,19 +333,19 @@ def test_reading_goes_on_while_the_index_changes(builder, model, processor, pict
 class TestSources:
     """The same pictures from everything that can hold them, with captions where there are some."""
 
-    def check(self, model, processor, pictures, root, ids, texts=None):
-        index = PictureIndex(root)
+    def check(self, model, processor, images, root, ids, texts=None):
+        index = ImageIndex(root)
         assert index.table.column("id").to_pylist() == ids
         found = embeds_by_id(root)
-        for id, (name, want) in zip(ids, expected_embeds(model, processor, pictures, NAMES[:3]).items(), strict=True):
+        for id, (name, want) in zip(ids, expected_embeds(model, processor, images, NAMES[:3]).items(), strict=True):
             np.testing.assert_allclose(found[id], want, atol=1e-5, err_msg=name)
-            picture = index.picture(index.place_of[id])
-            if picture.path is not None:
-                assert np.array_equal(np.asarray(picture.open()), _pixels(pictures / name))
+            image = index.image(index.place_of[id])
+            if image.path is not None:
+                assert np.array_equal(np.asarray(image.open()), _pixels(images / name))
         if texts is not None:
             assert [tuple(each) for each in index.table.column("texts").to_pylist()] == texts
 
-    def test_jsonl(self, builder, model, processor, pictures, tmp_path):
+    def test_jsonl(self, builder, model, processor, images, tmp_path):
         lines = [
             {"image": NAMES[0], "text": "一只猫"},
             {"image_path": NAMES[1]},
@@ -353,36 +353,36 @@ class TestSources:
             {"image": NAMES[2], "caption": "狗", "image_id": 17},
             {"text": "没有图"},
         ]
-        file = pictures / "list.jsonl"
+        file = images / "list.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines) + "\nno json\n", encoding="utf-8")
         built = builder().add(file)
         assert [entry["location"].rsplit(":", 1)[1] for entry in built.unreadable] == ["5", "6"]
         texts = [("一只猫", "两只猫"), (), ("狗",)]
-        self.check(model, processor, pictures, tmp_path / "index", [NAMES[0], NAMES[1], "17"], texts)
+        self.check(model, processor, images, tmp_path / "index", [NAMES[0], NAMES[1], "17"], texts)
         assert builder().add(file).unchanged == 3
 
     @pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
-    def test_delimited(self, builder, model, processor, pictures, tmp_path, suffix, mark):
+    def test_delimited(self, builder, model, processor, images, tmp_path, suffix, mark):
         rows = [mark.join(row) for row in (("text", "image"), *((f"图{n}", name) for n, name in enumerate(NAMES[:3])))]
         (tmp_path / f"list.{suffix}").write_text("\n".join([*rows, "only one"]), encoding="utf-8")
-        built = builder().add(tmp_path / f"list.{suffix}", image_root=pictures)
+        built = builder().add(tmp_path / f"list.{suffix}", image_root=images)
         assert len(built.unreadable) == 1
-        self.check(model, processor, pictures, tmp_path / "index", NAMES[:3], [("图0",), ("图1",), ("图2",)])
+        self.check(model, processor, images, tmp_path / "index", NAMES[:3], [("图0",), ("图1",), ("图2",)])
         (tmp_path / f"wrong.{suffix}").write_text("a,b\n1,2\n", encoding="utf-8")
         with pytest.raises(ValueError, match="no column for the image"):
             builder("other").add(tmp_path / f"wrong.{suffix}")
 
     @pytest.mark.parametrize("packed", ["", ".gz"])
-    def test_tar(self, builder, model, processor, pictures, tmp_path, packed):
+    def test_tar(self, builder, model, processor, images, tmp_path, packed):
         shard = tmp_path / f"s-000.tar{packed}"
         with tarfile.open(shard, "w:gz" if packed else "w") as archive:
             for number, name in enumerate(NAMES[:3]):
-                archive.add(pictures / name, f"{number}.{name.split('.')[-1]}")
+                archive.add(images / name, f"{number}.{name.split('.')[-1]}")
                 (tmp_path / "t.txt").write_text(f"图{number}", encoding="utf-8")
                 archive.add(tmp_path / "t.txt", f"{number}.txt")
         builder().add(shard)
         ids = [f"{shard.name}/{number}.{name.split('.')[-1]}" for number, name in enumerate(NAMES[:3])]
-        self.check(model, processor, pictures, tmp_path / "index", ids, [("图0",), ("图1",), ("图2",)])
+        self.check(model, processor, images, tmp_path / "index", ids, [("图0",), ("图1",), ("图2",)])
         assert builder().add(shard).unchanged == 3
         with tarfile.open(shard) as archive:
             cut = archive.getmembers()[2].offset_data + 20
@@ -391,49 +391,49 @@ class TestSources:
         built = builder("torn").add(tmp_path / "torn.tar", format="webdataset")
         assert "cannot be read from here on" in built.unreadable[-1]["reason"]
 
-    def test_a_picture_that_a_table_names_in_vain_is_named(self, builder, pictures, tmp_path):
-        (pictures / "none.png").write_text("none")
-        (pictures / "list.csv").write_text("image\na.png\nmissing.png\nnone.png\n", encoding="utf-8")
-        built = builder().add(pictures / "list.csv")
+    def test_a_image_that_a_table_names_in_vain_is_named(self, builder, images, tmp_path):
+        (images / "none.png").write_text("none")
+        (images / "list.csv").write_text("image\na.png\nmissing.png\nnone.png\n", encoding="utf-8")
+        built = builder().add(images / "list.csv")
         for entry, name in zip(built.unreadable, ("missing.png", "none.png"), strict=True):
             assert "list.csv:" in entry["location"]
-            assert str(pictures / name) in entry["reason"]
+            assert str(images / name) in entry["reason"]
 
-    def test_data_sets(self, builder, model, processor, pictures, tmp_path):
+    def test_data_sets(self, builder, model, processor, images, tmp_path):
         import datasets
 
         features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-        rows = {"image": [str(pictures / name) for name in NAMES[:3]], "text": ["猫", "", "狗"]}
+        rows = {"image": [str(images / name) for name in NAMES[:3]], "text": ["猫", "", "狗"]}
         dataset = datasets.Dataset.from_dict(rows, features=features)
         builder("object").add(dataset)
         texts = [("猫",), (), ("狗",)]
-        self.check(model, processor, pictures, tmp_path / "object", rows["image"], texts)
+        self.check(model, processor, images, tmp_path / "object", rows["image"], texts)
         embedded = datasets.Dataset.from_list(
-            [{"image": {"bytes": (pictures / name).read_bytes(), "path": None}} for name in NAMES[:3]],
+            [{"image": {"bytes": (images / name).read_bytes(), "path": None}} for name in NAMES[:3]],
             features=datasets.Features({"image": datasets.Image()}),
         )
         embedded.to_parquet(tmp_path / "pictures.parquet")
         builder("parquet").add(tmp_path / "pictures.parquet")
         ids = [f"0000000{number}-picture" for number in (1, 2, 3)]
-        self.check(model, processor, pictures, tmp_path / "parquet", ids)
+        self.check(model, processor, images, tmp_path / "parquet", ids)
 
-    def test_folder_with_captions(self, builder, model, processor, pictures, tmp_path):
+    def test_folder_with_captions(self, builder, model, processor, images, tmp_path):
         lines = [f"{NAMES[0]}#0\t猫", f"{NAMES[0]}#1\t两只猫", f"{NAMES[2]}#0\t狗"]
-        (pictures / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
-        builder().add(pictures)
-        index = PictureIndex(tmp_path / "index")
-        assert index.picture(index.place_of[NAMES[0]]).texts == ("猫", "两只猫")
+        (images / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
+        builder().add(images)
+        index = ImageIndex(tmp_path / "index")
+        assert index.image(index.place_of[NAMES[0]]).texts == ("猫", "两只猫")
         assert index.texts[0] == ["猫", "两只猫", "狗"]
 
-    def test_a_picture_is_no_source(self, builder, pictures):
+    def test_a_image_is_no_source(self, builder, images):
         with pytest.raises(ValueError, match="is a picture"):
-            builder().add(pictures / "a.png")
+            builder().add(images / "a.png")
 
-    def test_two_ids_and_one_id_for_two(self, builder, pictures, tmp_path):
+    def test_two_ids_and_one_id_for_two(self, builder, images, tmp_path):
         lines = [{"image": NAMES[0], "image_id": "x"}, {"image": NAMES[1], "image_id": "x"}]
-        (pictures / "list.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-        built = builder().add(pictures / "list.jsonl")
-        assert built.pictures == 1
+        (images / "list.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        built = builder().add(images / "list.jsonl")
+        assert built.images == 1
         assert "'x'" in built.unreadable[0]["reason"]
 
 
@@ -443,11 +443,11 @@ def _pixels(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_workers_share_the_shards_and_make_the_same_index(builder, pictures, tmp_path):
+def test_workers_share_the_shards_and_make_the_same_index(builder, images, tmp_path):
     """Two processes, played by two threads that meet at the barrier."""
     import threading
 
-    builder("alone").add(pictures)
+    builder("alone").add(images)
     barrier = threading.Barrier(2)
 
     class Worker:
@@ -466,7 +466,7 @@ def test_workers_share_the_shards_and_make_the_same_index(builder, pictures, tmp
         def progress(count, doing):
             encoded[number] += count * (doing == "encoding")
 
-        built[number] = builder("shared", accelerator=Worker(number), progress=progress).add(pictures)
+        built[number] = builder("shared", accelerator=Worker(number), progress=progress).add(images)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -474,5 +474,5 @@ def test_workers_share_the_shards_and_make_the_same_index(builder, pictures, tmp
     for thread in threads:
         thread.join(120)
     assert encoded == [5, 4]
-    assert built[0].pictures == built[1].pictures == 9
+    assert built[0].images == built[1].images == 9
     assert files_of(tmp_path / "shared") == files_of(tmp_path / "alone")

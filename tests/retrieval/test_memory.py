@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -27,8 +27,8 @@ def test_large_photographs(model_folder, tmp_path):
     """Ten of 24 megapixels, 96 MB each once decoded; all of them are in one batch, and all are candidates."""
     for name in ("small", "large"):
         (tmp_path / name).mkdir()
-    tiny_picture(0).save(tmp_path / "small" / "a.png")
-    tiny_picture(1).resize((6000, 4000)).save(tmp_path / "large" / "0.jpg")
+    tiny_image(0).save(tmp_path / "small" / "a.png")
+    tiny_image(1).resize((6000, 4000)).save(tmp_path / "large" / "0.jpg")
     for number in range(1, 10):
         os.link(tmp_path / "large" / "0.jpg", tmp_path / "large" / f"{number}.jpg")
     command = [sys.executable, "-c", PEAKS, model_folder, tmp_path / "small", tmp_path / "large", tmp_path]

@@ -5,12 +5,12 @@ import stat
 
 import pytest
 
-from modeling_r2d2.search import IndexFileError, PictureIndex
+from modeling_r2d2.search import ImageIndex, IndexFileError
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from modeling_r2d2.search.ownership import BUILDING
 from tests.helpers import die, killed
-from tests.retrieval.conftest import save_pictures
+from tests.retrieval.conftest import save_images
 
 FOREIGN = {
     "vectors.npy": b"1",
@@ -45,78 +45,78 @@ def held(folder):
 
 
 @pytest.mark.parametrize("name", [*FOREIGN, "notes.txt", "unreadable.jsonl", "config.json"])
-def test_folder_of_something_else_is_refused_and_left_as_it_is(make, pictures, tmp_path, name):
+def test_folder_of_something_else_is_refused_and_left_as_it_is(make, images, tmp_path, name):
     put(tmp_path / "index", {name: b"mine"})
     with pytest.raises(FileExistsError, match="holds no index, but .*: an index needs a folder of its own"):
-        make().add(pictures)
+        make().add(images)
     assert held(tmp_path / "index") == {name: b"mine"}
 
 
-def test_output_that_is_or_contains_its_source(make, pictures, tmp_path):
-    before = held(pictures)
-    for root in (pictures, tmp_path):
+def test_output_that_is_or_contains_its_source(make, images, tmp_path):
+    before = held(images)
+    for root in (images, tmp_path):
         with pytest.raises(FileExistsError, match="holds no index"):
-            make(root).add(pictures)
-    assert held(pictures) == before
-    built = make(pictures / "index").add(pictures)  # within it there is room for one
-    assert built.pictures == make(pictures / "index").add(pictures).unchanged == 9
+            make(root).add(images)
+    assert held(images) == before
+    built = make(images / "index").add(images)  # within it there is room for one
+    assert built.images == make(images / "index").add(images).unchanged == 9
 
 
-def test_torn_or_foreign_manifest_is_refused(make, pictures, tmp_path):
+def test_torn_or_foreign_manifest_is_refused(make, images, tmp_path):
     put(tmp_path / "index", {"manifest.json": b'{"name": "web app"}', "shards/00000000.rows": b"mine"})
     before = held(tmp_path / "index")
     with pytest.raises(IndexFileError, match="holds no index: its manifest.json is of something else"):
-        make().add(pictures)
+        make().add(images)
     assert held(tmp_path / "index") == before
 
 
-def test_files_that_came_later_survive_every_change(make, pictures, tmp_path):
+def test_files_that_came_later_survive_every_change(make, images, tmp_path):
     root = tmp_path / "index"
-    make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    make(vectors="hnsw").add(save_images(tmp_path / "two", ["1.png", "2.png"], 50))
     put(root, FOREIGN)
-    make(vectors="hnsw").add(pictures)
-    make(vectors="flat").add(pictures, prune=True)
+    make(vectors="hnsw").add(images)
+    make(vectors="flat").add(images, prune=True)
     make().remove(["a.png"])
     found = held(root)
     assert {name: found.get(name) for name in FOREIGN} == FOREIGN
-    assert len(PictureIndex(root)) == 10
+    assert len(ImageIndex(root)) == 10
     own = {name.partition(".")[0] for name in found if name.startswith("shards/0") and name not in FOREIGN}
     assert own == {f"shards/{record.name}" for record in Manifest.load(root).shards}
     assert not own & {"shards/00000001", "shards/00000002"}
     assert not [name for name in found if name.endswith(".faiss")]
 
 
-def test_shards_folder_that_leads_elsewhere(make, pictures, tmp_path):
+def test_shards_folder_that_leads_elsewhere(make, images, tmp_path):
     """A link in the place of the shards brings nobody's files into danger."""
-    make().add(pictures)
+    make().add(images)
     root, elsewhere = tmp_path / "index", tmp_path / "elsewhere"
     (root / "shards").rename(elsewhere)
     (root / "shards").symlink_to(elsewhere)
     put(elsewhere, {"photo.jpg": b"mine", "00000099.tar": b"mine"})
     make().remove(["a.png", "e.PNG"])
     assert (elsewhere / "photo.jpg").read_bytes() == (elsewhere / "00000099.tar").read_bytes() == b"mine"
-    assert len(PictureIndex(root)) == 7
+    assert len(ImageIndex(root)) == 7
 
 
 @pytest.mark.parametrize("name", ["unreadable.jsonl", "vectors.000002.faiss"])
-def test_file_in_the_place_of_one_of_ours_is_named(make, pictures, tmp_path, name):
+def test_file_in_the_place_of_one_of_ours_is_named(make, images, tmp_path, name):
     root = tmp_path / "index"
-    make().add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    make().add(save_images(tmp_path / "two", ["1.png", "2.png"], 50))
     (root / name).unlink(missing_ok=True)
     put(root, {name: b"mine"})
     before = held(root)
-    for change in (lambda: make().add(pictures), lambda: make().remove(["1.png"])):
+    for change in (lambda: make().add(images), lambda: make().remove(["1.png"])):
         with pytest.raises(FileExistsError, match=f"{name} has .* and is not the index's: move it away"):
             change()
     assert held(root) == before
 
 
 @pytest.mark.parametrize("moment", ["shard", "report", "clearing"])
-def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_path, monkeypatch, moment):
+def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, images, tmp_path, monkeypatch, moment):
     from modeling_r2d2.search import building, ownership, store
 
     root = tmp_path / "index"
-    make(vectors="hnsw").add(save_pictures(tmp_path / "two", ["1.png", "2.png"], 50))
+    make(vectors="hnsw").add(save_images(tmp_path / "two", ["1.png", "2.png"], 50))
     put(root, FOREIGN)
 
     write = store.save_safetensors
@@ -128,11 +128,11 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_
 
     def change():
         monkeypatch.setattr(*places[moment])
-        make(vectors="hnsw").add(pictures, prune=True)
+        make(vectors="hnsw").add(images, prune=True)
 
     assert killed(change)
     assert (root / BUILDING).exists()
-    make(vectors="hnsw").add(pictures, prune=True)
+    make(vectors="hnsw").add(images, prune=True)
     found = held(root)
     names = {record.name for record in Manifest.load(root).shards}
     assert {name: found.pop(name) for name in FOREIGN} == FOREIGN
@@ -141,12 +141,12 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, pictures, tmp_
     assert found.keys() == expected | {".lock", "manifest.json", "unreadable.jsonl", "vectors.000002.faiss"}
 
 
-def test_every_file_is_readable_by_whom_umask_allows(make, pictures, tmp_path, model_folder):
+def test_every_file_is_readable_by_whom_umask_allows(make, images, tmp_path, model_folder):
     from modeling_r2d2.search.cache import CacheOptions
 
     before = os.umask(0o022)
     try:
-        make(cache=CacheOptions("states"), vectors="hnsw").add(pictures)
+        make(cache=CacheOptions("states"), vectors="hnsw").add(images)
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "index").rglob("*") if path.is_file() and path.name != ".lock"]

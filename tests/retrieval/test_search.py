@@ -14,8 +14,8 @@ from transformers import BertConfig
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.inference.models import load_model
 from modeling_r2d2.search import Calibration, to_csv, to_json, write_sheet
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
-from tests.retrieval.conftest import NAMES, save_pictures
+from tests.helpers import tiny_image, tiny_model, tiny_processor
+from tests.retrieval.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -26,7 +26,7 @@ CAPTIONS = ["一只猫", "马", "狗狗狗", "一张山水人天地的图片", "
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
     """Pictures, all but two with captions; the last two share one."""
-    folder = save_pictures(tmp_path_factory.mktemp("pictures"))
+    folder = save_images(tmp_path_factory.mktemp("pictures"))
     lines = [{"image": name, "text": text} for name, text in zip(NAMES, CAPTIONS, strict=False)]
     lines[1]["text"] = ["马", "黑马"]
     lines += [{"image": NAMES[7]}, {"image": NAMES[8], "text": "小船"}]
@@ -134,7 +134,7 @@ def test_cascade(retriever, one_by_one, best):
     assert values == sorted(values, reverse=True)
 
 
-def test_a_picture_is_read_once_for_all_queries(indexes, model, processor, monkeypatch):
+def test_a_image_is_read_once_for_all_queries(indexes, model, processor, monkeypatch):
     retriever = R2D2Retriever.open(indexes["none", "float16"], model, processor)
     seen = []
     encode = model.get_image_features
@@ -175,11 +175,11 @@ def test_threshold_and_calibration(indexes, model, processor, one_by_one):
 
 
 def test_files_that_vanish_or_change(model, processor, tmp_path, caplog):
-    folder = save_pictures(tmp_path / "p")
+    folder = save_images(tmp_path / "p")
     for keep in ("none", "states"):
         R2D2Retriever.build(folder, model, tmp_path / keep, processor, keep=keep)
     (folder / "a.png").unlink()
-    tiny_picture(99).save(folder / "g.png")
+    tiny_image(99).save(folder / "g.png")
     for keep in ("none", "states"):
         hits = R2D2Retriever.open(tmp_path / keep, model, processor).search("一只猫", top_k=9)[0].hits
         assert {hit.id: hit.problem for hit in hits if hit.problem} == {"a.png": "missing", "g.png": "changed"}
@@ -211,22 +211,22 @@ def test_bad_queries(retriever, collection):
     assert len(retriever.search("一只猫" * 40, top_k=1000)[0].hits) == 9  # longer than the model reads; all there are
 
 
-def test_no_captions_to_find(model, processor, pictures, tmp_path):
-    R2D2Retriever.build(pictures, model, tmp_path / "index", processor)
+def test_no_captions_to_find(model, processor, images, tmp_path):
+    R2D2Retriever.build(images, model, tmp_path / "index", processor)
     with pytest.raises(ValueError, match="no captions"):
-        R2D2Retriever.open(tmp_path / "index", model, processor).search(images=pictures / "a.png", find="texts")
+        R2D2Retriever.open(tmp_path / "index", model, processor).search(images=images / "a.png", find="texts")
 
 
-def test_pre_ranking_only(pictures, tmp_path):
+def test_pre_ranking_only(images, tmp_path):
     prd2, processor = tiny_model(ranker=False), tiny_processor()
     with pytest.raises(ValueError, match="pre-ranking only"):
-        R2D2Retriever.build(pictures, prd2, tmp_path / "index", processor, keep="states")
-    R2D2Retriever.build(pictures, prd2, tmp_path / "index", processor)
+        R2D2Retriever.build(images, prd2, tmp_path / "index", processor, keep="states")
+    R2D2Retriever.build(images, prd2, tmp_path / "index", processor)
     retriever = R2D2Retriever.open(tmp_path / "index", prd2, processor)
     hits = retriever.search("一只猫")[0].hits
     assert [hit.score for hit in hits] == sorted((hit.cosine for hit in hits), reverse=True)
     with pytest.raises(ValueError, match="pre-ranking only"):
-        retriever.match(pictures / "a.png", "一只猫")
+        retriever.match(images / "a.png", "一只猫")
 
 
 def test_match_needs_no_index(model, processor, collection, one_by_one):
@@ -267,8 +267,8 @@ def test_json_csv_and_sheets(retriever, tmp_path):
     assert text.count("data:image/jpeg;base64,") == 6
     assert "找图 &lt;b&gt;" in text
     assert "http" not in text  # self-contained
-    by_picture = retriever.search(images=results[0].hits[0].path, find="texts", top_k=2)
-    _, page = write_sheet(by_picture, tmp_path / "texts.html")
+    by_image = retriever.search(images=results[0].hits[0].path, find="texts", top_k=2)
+    _, page = write_sheet(by_image, tmp_path / "texts.html")
     assert page.read_text(encoding="utf-8").count("data:image") == 1
 
 

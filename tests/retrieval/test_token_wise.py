@@ -10,7 +10,7 @@ from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.evaluation.retrieval import score_both_ways
 from modeling_r2d2.inference.identity import OtherModelError
 from modeling_r2d2.search.building import IndexBuilder
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
 TEXTS = ["一只猫", "狗", "两条大红鱼在水", "马", "黄花", "很大", "小船"]
@@ -29,7 +29,7 @@ def pairs(tmp_path):
     """Seven pictures, a caption each."""
     lines = []
     for number, text in enumerate(TEXTS):
-        tiny_picture(number, 30 + number, 40).save(tmp_path / f"{number}.png")
+        tiny_image(number, 30 + number, 40).save(tmp_path / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "text": text}))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path / "pairs.jsonl"
@@ -48,15 +48,15 @@ def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
     pytest.importorskip("faiss")
     folder = saved_wukong(tmp_path / "model", kind, text_padding=padding)
     built = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, shard_size=2)
-    assert built.pictures == len(TEXTS)
+    assert built.images == len(TEXTS)
     retriever = R2D2Retriever.open(tmp_path / "index")
-    pictures = [tiny_picture(number, 30 + number, 40) for number in range(len(TEXTS))]
-    per_text, per_image, _ = score_both_ways(retriever.model, retriever.processor, pictures, TEXTS)
+    images = [tiny_image(number, 30 + number, 40) for number in range(len(TEXTS))]
+    per_text, per_image, _ = score_both_ways(retriever.model, retriever.processor, images, TEXTS)
     for number, result in enumerate(retriever.search(TEXTS, top_k=4)):
         found = [int(hit.path.rpartition("/")[2][0]) for hit in result.hits]
         assert_best(per_text[number], found, [hit.cosine for hit in result.hits])
         assert result.hits[0].match_probability is None
-    for number, result in enumerate(retriever.search(images=pictures, find="texts", top_k=3)):
+    for number, result in enumerate(retriever.search(images=images, find="texts", top_k=3)):
         found = [TEXTS.index(hit.text) for hit in result.hits]
         assert_best(per_image[number], found, [hit.cosine for hit in result.hits])
 
@@ -66,7 +66,7 @@ def test_adding_and_removing_keeps_the_rest(pairs, tmp_path):
     R2D2Retriever.build(pairs, folder, tmp_path / "index", shard_size=4, batch_size=4)
     before = R2D2Retriever.open(tmp_path / "index").search("马", top_k=7)[0].hits
     (pairs.parent / "more").mkdir()
-    tiny_picture(50).save(pairs.parent / "more" / "x.png")
+    tiny_image(50).save(pairs.parent / "more" / "x.png")
     R2D2Retriever.build(pairs.parent / "more", folder, tmp_path / "index", batch_size=4)
     added = R2D2Retriever.open(tmp_path / "index")
     assert len(added.index) == 8
@@ -84,13 +84,13 @@ def test_what_a_token_wise_model_cannot_do(pairs, tmp_path):
     R2D2Retriever.build(pairs, folder, tmp_path / "index")
     retriever = R2D2Retriever.open(tmp_path / "index")
     with pytest.raises(ValueError, match="not two of a kind"):
-        retriever.search(images=tiny_picture(1))
+        retriever.search(images=tiny_image(1))
     with pytest.raises(ValueError, match="not two of a kind"):
         retriever.search("猫", find="texts")
     with pytest.raises(ValueError, match="match probabilities"):
         retriever.search("猫", min_match_probability=0.5)
     with pytest.raises(ValueError, match="no match probability"):
-        retriever.match(tiny_picture(1), "猫")
+        retriever.match(tiny_image(1), "猫")
     with pytest.raises(ValueError, match="compares token by token"):
         R2D2Retriever.build(pairs, folder, tmp_path / "other", vectors="hnsw")
     with pytest.raises(ValueError, match="pre-ranking only"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.search import IndexFileError, OtherModelError, PictureIndex, building
+from modeling_r2d2.search import ImageIndex, IndexFileError, OtherModelError, building
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.milvus import MilvusVectors
 from modeling_r2d2.search.vectors import FaissVectors, build_vectors, choose_kind
-from tests.retrieval.conftest import NAMES, save_pictures
+from tests.retrieval.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 
@@ -20,8 +20,8 @@ pytest.importorskip("faiss")  # of the extra [retrieval]
 def vectors():
     """Unit vectors around 60 centres, in three pieces, and queries beside some of them."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(60, 32))
-    near = centres[rng.integers(60, size=3040)] + 0.4 * rng.normal(size=(3040, 32))
+    centers = rng.normal(size=(60, 32))
+    near = centers[rng.integers(60, size=3040)] + 0.4 * rng.normal(size=(3040, 32))
     near = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
     return near[40:], near[:40]
 
@@ -104,12 +104,12 @@ def test_kind_by_size():
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 @pytest.mark.parametrize("grows", [0, 10_000])
-def test_the_graph_follows_the_pictures(kind, grows, monkeypatch, model, processor, pictures, tmp_path):
+def test_the_graph_follows_the_images(kind, grows, monkeypatch, model, processor, images, tmp_path):
     """Grown by what is added (or built anew, if it is small) and built anew when pictures go: row i is picture i."""
     monkeypatch.setattr(building, "GROWS_FROM", grows)
 
     def check():
-        index = PictureIndex(tmp_path / "index")
+        index = ImageIndex(tmp_path / "index")
         embeds = np.concatenate(list(index.all_embeds()))
         retriever = R2D2Retriever.open(tmp_path / "index", model, processor, effort=100)
         for row in range(len(index)):
@@ -128,29 +128,29 @@ def test_the_graph_follows_the_pictures(kind, grows, monkeypatch, model, process
     def builder():
         return IndexBuilder(model, processor, tmp_path / "index", vectors=kind, batch_size=2, shard_size=4)
 
-    builder().add(pictures)
+    builder().add(images)
     check()
-    save_pictures(pictures, ["x.png", "y.png"], first_seed=20)
-    builder().add(pictures)
+    save_images(images, ["x.png", "y.png"], first_seed=20)
+    builder().add(images)
     assert len(check()) == 11
     builder().remove(["a.png", "x.png"])
     assert len(check()) == 9
     assert len(list((tmp_path / "index").glob("vectors.*"))) == 1
-    R2D2Retriever.build(pictures, model, tmp_path / "index", processor, vectors="flat", prune=True)
-    assert PictureIndex(tmp_path / "index").manifest.vectors == {"kind": "flat"}
+    R2D2Retriever.build(images, model, tmp_path / "index", processor, vectors="flat", prune=True)
+    assert ImageIndex(tmp_path / "index").manifest.vectors == {"kind": "flat"}
 
 
-def test_milvus_and_faiss_agree(model, processor, pictures, tmp_path):
+def test_milvus_and_faiss_agree(model, processor, images, tmp_path):
     pytest.importorskip("milvus_lite")
     builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4, shard_size=4)
-    builder.add(pictures)
+    builder.add(images)
     milvus = MilvusVectors(str(tmp_path / "milvus.db"))
-    index = PictureIndex(tmp_path / "index")
+    index = ImageIndex(tmp_path / "index")
     assert milvus.synchronise(index) == (9, 0)
     assert milvus.synchronise(index) == (0, 0)
 
     def agree():
-        index = PictureIndex(tmp_path / "index")
+        index = ImageIndex(tmp_path / "index")
         by_faiss = R2D2Retriever(model, processor, index)
         by_milvus = R2D2Retriever(model, processor, index, vectors=milvus.of(index))
         for candidates in (0, 3):
@@ -162,10 +162,10 @@ def test_milvus_and_faiss_agree(model, processor, pictures, tmp_path):
 
     assert agree() == 9
     builder.remove(["a.png"])
-    save_pictures(pictures, ["new.png"], first_seed=25)
-    (pictures / "a.png").unlink()
-    builder.add(pictures)
-    assert milvus.synchronise(PictureIndex(tmp_path / "index")) == (1, 1)
+    save_images(images, ["new.png"], first_seed=25)
+    (images / "a.png").unlink()
+    builder.add(images)
+    assert milvus.synchronise(ImageIndex(tmp_path / "index")) == (1, 1)
     assert agree() == 9
     milvus.client.close()
 
@@ -182,44 +182,44 @@ def milvus(tmp_path):
     vectors.client.close()
 
 
-def test_milvus_takes_any_id_and_deletes_no_other(model, processor, pictures, milvus, tmp_path):
+def test_milvus_takes_any_id_and_deletes_no_other(model, processor, images, milvus, tmp_path):
     rows = [{"image": name, "image_id": id} for name, id in zip(2 * NAMES, AWKWARD, strict=False)]
-    listed = pictures / "list.jsonl"
+    listed = images / "list.jsonl"
     listed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4)
-    assert builder.add(listed).pictures == len(AWKWARD)
-    assert milvus.synchronise(PictureIndex(tmp_path / "index")) == (len(AWKWARD), 0)
+    assert builder.add(listed).images == len(AWKWARD)
+    assert milvus.synchronise(ImageIndex(tmp_path / "index")) == (len(AWKWARD), 0)
     left = list(AWKWARD)
     for gone in (AWKWARD[0], AWKWARD[6], AWKWARD[4]):
         left.remove(gone)
         builder.remove([gone])
-        index = PictureIndex(tmp_path / "index")
+        index = ImageIndex(tmp_path / "index")
         assert milvus.synchronise(index) == (0, 1)
         assert milvus.synchronise(index) == (0, 0)
         found = R2D2Retriever(model, processor, index, vectors=milvus.of(index)).search("猫", top_k=99, candidates=0)
         assert {hit.id for hit in found[0].hits} == set(left)
 
 
-def test_milvus_deletes_many(model, processor, pictures, milvus, monkeypatch, tmp_path):
+def test_milvus_deletes_many(model, processor, images, milvus, monkeypatch, tmp_path):
     monkeypatch.setattr("modeling_r2d2.search.milvus._BATCH", 2)
     builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4)
-    builder.add(pictures)
-    assert milvus.synchronise(PictureIndex(tmp_path / "index")) == (9, 0)
+    builder.add(images)
+    assert milvus.synchronise(ImageIndex(tmp_path / "index")) == (9, 0)
     builder.remove(NAMES[:7])
-    assert milvus.synchronise(PictureIndex(tmp_path / "index")) == (0, 7)
+    assert milvus.synchronise(ImageIndex(tmp_path / "index")) == (0, 7)
 
 
-def test_milvus_refuses_vectors_of_another_model(model, processor, pictures, milvus, tmp_path):
+def test_milvus_refuses_vectors_of_another_model(model, processor, images, milvus, tmp_path):
     from pymilvus import DataType, MilvusClient
 
     from tests.helpers import tiny_model
 
-    index = PictureIndex(_made(model, processor, pictures, tmp_path / "index"))
+    index = ImageIndex(_made(model, processor, images, tmp_path / "index"))
     with pytest.raises(ValueError, match="no collection 'r2d2'"):
         milvus.of(index)
     milvus.synchronise(index)
     torch.manual_seed(11)
-    other = PictureIndex(_made(tiny_model(), processor, pictures, tmp_path / "other"))
+    other = ImageIndex(_made(tiny_model(), processor, images, tmp_path / "other"))
     for call in (milvus.synchronise, milvus.of):
         with pytest.raises(OtherModelError, match="'r2d2' was made by another model"):
             call(other)
@@ -233,6 +233,6 @@ def test_milvus_refuses_vectors_of_another_model(model, processor, pictures, mil
         somebodys.synchronise(index)
 
 
-def _made(model, processor, pictures, root):
-    IndexBuilder(model, processor, root, batch_size=4).add(pictures)
+def _made(model, processor, images, root):
+    IndexBuilder(model, processor, root, batch_size=4).add(images)
     return root

@@ -16,7 +16,7 @@ from modeling_r2d2.training.pretraining import PretrainingSettings, build_traine
 from modeling_r2d2.training.recipes import RECIPES, BriVLRecipe, find_recipe, recipe_for
 from modeling_r2d2.training.start import StartingPoint, starting_point
 from tests.cli.test_cli import TEXTS, arguments, data  # noqa: F401 (a fixture)
-from tests.helpers import tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_processor
 from tests.tiny import tiny_config
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_config, tiny_wukong_processor
 
@@ -47,12 +47,12 @@ def test_every_system_by_one_command(data, name):  # noqa: F811
     model, processor = AutoModel.from_pretrained(data / "run"), AutoProcessor.from_pretrained(data / "run")
     assert model.config.model_type == ("wukong" if is_wukong else "r2d2")
     assert model.can_rank == (name == "r2d2")
-    pictures = [Image.open(data / f"{number}.png") for number in range(len(TEXTS))]
-    found = evaluate_retrieval(model, processor, pictures, TEXTS)
+    images = [Image.open(data / f"{number}.png") for number in range(len(TEXTS))]
+    found = evaluate_retrieval(model, processor, images, TEXTS)
     assert 0 <= found.pre_ranking["mean_recall"] <= 100
     for task in ("zero-shot-image-classification", "r2d2-zero-shot-image-classification"):
         classify = pipeline(task, model=str(data / "run"))
-        scores = classify(pictures[0], candidate_labels=TEXTS[:3], hypothesis_template="{}")
+        scores = classify(images[0], candidate_labels=TEXTS[:3], hypothesis_template="{}")
         assert sum(entry["score"] for entry in scores) == pytest.approx(1, abs=1e-4)
 
     resumed = runner.invoke(app, [*arguments(data, *options, "--resume"), "--steps", "6"], catch_exceptions=False)
@@ -60,14 +60,14 @@ def test_every_system_by_one_command(data, name):  # noqa: F811
 
 
 def pairs(count: int = 8) -> list[dict]:
-    return [{"image": tiny_picture(i, 32, 32), "text": f"{'一两'[i % 2]}只猫", "image_id": i} for i in range(count)]
+    return [{"image": tiny_image(i, 32, 32), "text": f"{'一两'[i % 2]}只猫", "image_id": i} for i in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["clip", "filip", "wukong"])
 def test_evaluation_while_training(kind, tmp_path):
     """Texts of unlike lengths in batches of two: recalls are those of the model evaluated afterwards."""
     texts = ["一只猫", "狗", "两条大红鱼在水", "马"]
-    held_out = [{"image": tiny_picture(i, 40, 30), "text": text, "image_id": i} for i, text in enumerate(texts)]
+    held_out = [{"image": tiny_image(i, 40, 30), "text": text, "image_id": i} for i, text in enumerate(texts)]
     settings = PretrainingSettings(tmp_path, steps=2, batch_size=2, eval_every=2, workers=0, augmentation=None)
     model, processor = tiny_wukong(kind), tiny_wukong_processor()
     trainer = build_trainer(model, processor, pairs(), settings, held_out)

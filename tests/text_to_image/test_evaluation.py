@@ -13,10 +13,10 @@ from modeling_r2d2.text_to_image.evaluation import (
     feature_kid,
     generate,
     image_features,
-    nearest_pictures,
+    nearest_images,
 )
 from modeling_r2d2.text_to_image.sheet import sample_sheet
-from tests.helpers import tiny_model, tiny_picture, tiny_processor
+from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.text_to_image.conftest import generator, tiny_pipeline
 
 NAMES = ["一只猫", "马", "两条红色的鱼", "小船", "山"]
@@ -30,18 +30,18 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return [tiny_picture(seed) for seed in range(6)]
+def images():
+    return [tiny_image(seed) for seed in range(6)]
 
 
-def test_against_one_picture_at_a_time(judge, pictures):
+def test_against_one_image_at_a_time(judge, images):
     model, processor = judge
-    result = evaluate_generated(model, processor, pictures, OWN, NAMES, ks=(1, 2))
+    result = evaluate_generated(model, processor, images, OWN, NAMES, ks=(1, 2))
     ranks, cosines, matches, others = [], [], [], []
-    for picture, own in zip(pictures, OWN, strict=True):
+    for image, own in zip(images, OWN, strict=True):
         cosine, match = [], []
         for name in NAMES:
-            inputs = processor(images=picture, text=name, return_tensors="pt")
+            inputs = processor(images=image, text=name, return_tensors="pt")
             ids, mask, pixels = (inputs[key] for key in ("input_ids", "attention_mask", "pixel_values"))
             with torch.no_grad():
                 output = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
@@ -61,20 +61,20 @@ def test_against_one_picture_at_a_time(judge, pictures):
     assert json.loads(json.dumps(result.to_dict()))["names"] == 5
 
 
-def test_a_judge_without_ranker(pictures):
-    result = evaluate_generated(tiny_model(ranker=False), tiny_processor(), pictures, OWN, NAMES)
+def test_a_judge_without_ranker(images):
+    result = evaluate_generated(tiny_model(ranker=False), tiny_processor(), images, OWN, NAMES)
     assert result.match_probability is None
     assert result.probabilities is None
     assert result.recall["r5"] == 100.0
 
 
-def test_what_cannot_be_judged(judge, pictures):
+def test_what_cannot_be_judged(judge, images):
     with pytest.raises(ValueError, match="6 images, but 5"):
-        evaluate_generated(*judge, pictures, OWN[:5], NAMES)
+        evaluate_generated(*judge, images, OWN[:5], NAMES)
     with pytest.raises(ValueError, match="'马'"):
-        evaluate_generated(*judge, pictures, OWN, [*NAMES, "马"])
+        evaluate_generated(*judge, images, OWN, [*NAMES, "马"])
     with pytest.raises(ValueError, match="outside of the 4"):
-        evaluate_generated(*judge, pictures, OWN, NAMES[:4])
+        evaluate_generated(*judge, images, OWN, NAMES[:4])
 
 
 def test_kernel_distance_against_sklearn():
@@ -88,26 +88,26 @@ def test_kernel_distance_against_sklearn():
         feature_kid(torch.ones(1, 5), torch.tensor(y))
 
 
-def test_image_features_are_unnormalised(judge, pictures):
-    features = image_features(*judge, pictures)
-    pixels = judge[1](images=pictures[2], return_tensors="pt")["pixel_values"]
+def test_image_features_are_unnormalized(judge, images):
+    features = image_features(*judge, images)
+    pixels = judge[1](images=images[2], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = judge[0].get_image_features(pixels).pooler_output[0]
     torch.testing.assert_close(features[2], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_nearest_pictures():
+def test_nearest_images():
     known = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     known[1], known[2] = 100, 200
     drawn = [Image.new("RGB", (4, 4), (190,) * 3), Image.new("RGB", (4, 4), (3,) * 3)]
-    distance, place = nearest_pictures(drawn, known)
+    distance, place = nearest_images(drawn, known)
     assert place.tolist() == [2, 0]
     assert distance.tolist() == pytest.approx([10.0, 3.0])
     with pytest.raises(ValueError, match="generated pictures are"):
-        nearest_pictures([Image.new("RGB", (5, 5))], known)
+        nearest_images([Image.new("RGB", (5, 5))], known)
 
 
-def test_generated_pictures_depend_on_prompt_and_seed_alone():
+def test_generated_images_depend_on_prompt_and_seed_alone():
     pipeline = tiny_pipeline()
     images = generate(pipeline, ["山", "水"], seeds=(4, 5), batch_size=3, num_inference_steps=2)
     assert [len(row) for row in images] == [2, 2]
@@ -118,8 +118,8 @@ def test_generated_pictures_depend_on_prompt_and_seed_alone():
             assert np.abs(difference).max() <= 1
 
 
-def test_sheet(tmp_path, pictures):
-    rows = [pictures[:3], pictures[3:]]
+def test_sheet(tmp_path, images):
+    rows = [images[:3], images[3:]]
     plain = sample_sheet(["山", "水"], rows, tmp_path / "plain.png")
     assert Image.open(tmp_path / "plain.png").size == plain.size
     marked = sample_sheet(["山", "水"], rows, scores=[[0.5] * 3] * 2, found=[[True] * 3, [False] * 3], real=rows)
@@ -137,8 +137,8 @@ def test_sheet(tmp_path, pictures):
         sample_sheet(["山", "水"], rows[:1])
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path):
-    picture = Image.new("RGB", (8, 8), "red")
-    picture.putpixel((0, 0), (0, 0, 255))
-    sheet = np.asarray(sample_sheet(["山"], [[picture]]))
+def test_small_images_are_enlarged_by_whole_pixels(tmp_path):
+    image = Image.new("RGB", (8, 8), "red")
+    image.putpixel((0, 0), (0, 0, 255))
+    sheet = np.asarray(sample_sheet(["山"], [[image]]))
     assert (sheet == (0, 0, 255)).all(axis=-1).sum() == 20 * 20

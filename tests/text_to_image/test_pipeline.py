@@ -16,7 +16,7 @@ PROMPTS = ["一只猫", "两条红色的鱼在水", "山"]
 CALL = {"num_inference_steps": 3, "output_type": "pt"}
 
 
-def test_same_seed_same_picture(either_pipeline):
+def test_same_seed_same_image(either_pipeline):
     first = either_pipeline("一只猫", generator=generator(1), **CALL).images
     assert torch.equal(first, either_pipeline("一只猫", generator=generator(1), **CALL).images)
     assert not torch.allclose(first, either_pipeline("一只猫", generator=generator(2), **CALL).images, atol=1e-2)
@@ -106,9 +106,9 @@ def test_latents_embeds_and_output_types(either_pipeline):
     steps = {"latents": noise, "num_inference_steps": 3}
     array = pipeline(["山", "水"], output_type="np", **steps).images
     np.testing.assert_allclose(array, base.permute(0, 2, 3, 1).numpy(), atol=1e-5)
-    pictures = pipeline(["山", "水"], **steps).images
-    assert isinstance(pictures[1], Image.Image)
-    assert np.abs(np.asarray(pictures[1]) / 255 - array[1]).max() < 0.5 / 255 + 1e-4
+    pil_images = pipeline(["山", "水"], **steps).images
+    assert isinstance(pil_images[1], Image.Image)
+    assert np.abs(np.asarray(pil_images[1]) / 255 - array[1]).max() < 0.5 / 255 + 1e-4
     assert pipeline(["山", "水"], output_type="latent", **steps).images.shape == noise.shape
     (images,) = pipeline(["山", "水"], return_dict=False, latents=noise, **CALL)
     assert torch.equal(images, base)
@@ -164,8 +164,8 @@ def test_ranking_returns_the_best_of_each_prompt():
     model, processor = pipeline.ranker, pipeline.ranker_processor
     for place, text in enumerate(["一只猫", "红鱼"]):
         scores = []
-        for picture in every[4 * place : 4 * place + 4]:  # one pair at a time
-            inputs = processor(images=picture, text=text, return_tensors="pt")
+        for image in every[4 * place : 4 * place + 4]:  # one pair at a time
+            inputs = processor(images=image, text=text, return_tensors="pt")
             ids, mask, pixels = (inputs[name] for name in ("input_ids", "attention_mask", "pixel_values"))
             with torch.no_grad():
                 output = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)

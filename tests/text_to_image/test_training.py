@@ -17,10 +17,10 @@ from modeling_r2d2.processing.datasets import load_pairs
 from modeling_r2d2.processing.files.writing import is_partial
 from modeling_r2d2.text_to_image import training
 from modeling_r2d2.text_to_image.components import adapt_pretrained, choose_trained, is_own_pipeline, merge_lora
-from modeling_r2d2.text_to_image.data import CaptionedPictures, CaptionFeatures, batches, sample_order
+from modeling_r2d2.text_to_image.data import CaptionedImages, CaptionFeatures, batches, sample_order
 from modeling_r2d2.text_to_image.settings import TextToImageSettings
 from modeling_r2d2.text_to_image.training import _Run, train_text_to_image
-from tests.helpers import die, killed, tiny_model, tiny_picture, tiny_processor
+from tests.helpers import die, killed, tiny_image, tiny_model, tiny_processor
 from tests.text_to_image.conftest import generator, tiny_pipeline, tiny_unet, tiny_vae
 
 TEXTS = ["一只猫", "马", "两条红色的鱼", "小船", "山", "天地人", "黄鸟"]
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     lines = []
     for number, text in enumerate(TEXTS):
-        tiny_picture(number).save(folder / f"{number}.png")
+        tiny_image(number).save(folder / f"{number}.png")
         lines.append({"image": f"{number}.png", "text": [text, "红" + text] if number == 2 else text})
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
@@ -367,13 +367,13 @@ class TestData:
         assert {text for batch in expected for texts in batch["texts"] for text in texts} >= set(TEXTS)
 
     @pytest.mark.parametrize("cache_mb", [0, 10])
-    def test_pictures_are_squares_of_the_centre(self, pairs, cache_mb):
-        pictures = CaptionedPictures(pairs, 8, cache_mb)
-        assert pictures.in_memory == bool(cache_mb)
+    def test_images_are_squares_of_the_center(self, pairs, cache_mb):
+        images = CaptionedImages(pairs, 8, cache_mb)
+        assert images.in_memory == bool(cache_mb)
         for _ in range(2):  # the second time from memory
-            sample = pictures[2]
-            picture = pairs.image(2)  # 40 × 30
-            expected = picture.resize((8, 8), Image.Resampling.BICUBIC, box=(5, 0, 35, 30))
+            sample = images[2]
+            image = pairs.image(2)  # 40 × 30
+            expected = image.resize((8, 8), Image.Resampling.BICUBIC, box=(5, 0, 35, 30))
             assert np.array_equal(sample["pixels"].permute(1, 2, 0).numpy(), np.asarray(expected))
             assert sample["texts"] == ["两条红色的鱼", "红两条红色的鱼"]
 

@@ -16,12 +16,12 @@ from modeling_r2d2.jobs.same_run import describe_data, only_run, plain, weights_
 from modeling_r2d2.training.pretraining import build_trainer, pretrain
 from modeling_r2d2.training.recipes import Recipe
 from tests.tiny import tiny_config
-from tests.training.test_trainer import Colours, assert_equal, processor, settings, weights  # noqa: F401
+from tests.training.test_trainer import Colors, assert_equal, processor, settings, weights  # noqa: F401
 
 RECIPE = Recipe(target_guided=None)  # a teacher, of feature-guided distillation
 
 
-class OtherCaptions(Colours):
+class OtherCaptions(Colors):
     def __getitem__(self, index: int) -> dict:
         return {**super().__getitem__(index), "text": "色的图片"}
 
@@ -39,7 +39,7 @@ def options(folder, **changes):
 def finished(processor, tmp_path_factory):  # noqa: F811
     """A run of four steps with a checkpoint at each, and what it ended with."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    run = pretrain(model(), processor, Colours(), options(folder))
+    run = pretrain(model(), processor, Colors(), options(folder))
     return folder, weights(run.model)
 
 
@@ -55,7 +55,7 @@ def unfinished(finished, tmp_path):
 
 
 def resume(folder, processor, network=None, pairs=None, **changes):  # noqa: F811
-    return pretrain(network or model(), processor, pairs or Colours(), options(folder, resume=True, **changes))
+    return pretrain(network or model(), processor, pairs or Colors(), options(folder, resume=True, **changes))
 
 
 def names(folder) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_run_that_is_refused_is_not_said_to_be_lengthened(unfinished, processo
 
 
 def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, caplog):  # noqa: F811
-    trainer = build_trainer(model(), processor, Colours(), options(tmp_path / "out"))
+    trainer = build_trainer(model(), processor, Colors(), options(tmp_path / "out"))
     held = trainer.model.state_dict()
     shared = trainer.model._tied_weights_keys
     result = trainer.model.load_state_dict({k: v for k, v in held.items() if k not in {*shared, "temperature"}}, False)
@@ -147,7 +147,7 @@ def test_another_run_is_refused_by_name(changes, said, unfinished, processor):  
 
 def test_other_pixels_of_the_same_files_are_another_run(unfinished, processor):  # noqa: F811
     """Put on another colour, or read as stored."""
-    white, lying = Colours(), copy.deepcopy(processor)
+    white, lying = Colors(), copy.deepcopy(processor)
     white.background = "white"
     lying.image_processor.exif_transpose = False
     with pytest.raises(ValueError, match="data.background None, this run has white"):
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_lacks_a_part_is_not_resumed(name, unfinished, process
     (last / name).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-3 is damaged or was cut off"):
         resume(unfinished, processor)
-    trainer = build_trainer(model(), processor, Colours(), options(unfinished))
+    trainer = build_trainer(model(), processor, Colors(), options(unfinished))
     with pytest.raises(ValueError, match=r"checkpoint-3 is not complete"):
         trainer.train(resume_from_checkpoint=str(last))
 
@@ -204,10 +204,10 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
 
 
 def test_data_are_known_by_their_texts():
-    first, other = describe_data(Colours()), describe_data(OtherCaptions())
+    first, other = describe_data(Colors()), describe_data(OtherCaptions())
     assert first["pairs"] == other["pairs"] == 24
     assert first["texts"] != other["texts"]
-    assert describe_data(Colours()) == first
+    assert describe_data(Colors()) == first
 
 
 def test_weights_are_known_whatever_the_threads():

@@ -20,26 +20,26 @@ from tests.tiny import tiny_config
 NAMES = "红绿蓝黄黑白紫橙"
 
 
-class Colours:
+class Colors:
     """Plain pictures of eight colours, three shades each, and their names."""
 
     def __len__(self) -> int:
         return 24
 
     def __getitem__(self, index: int) -> dict:
-        colour = index % 8
-        rng = np.random.default_rng(colour)
+        color = index % 8
+        rng = np.random.default_rng(color)
         base = rng.integers(30, 220, 3) + np.random.default_rng(index).integers(-10, 10, 3)
         return {
             "image": Image.new("RGB", (40, 40), tuple(int(v) for v in base)),
-            "text": f"{NAMES[colour]}色的图片",
-            "image_id": NAMES[colour],
+            "text": f"{NAMES[color]}色的图片",
+            "image_id": NAMES[color],
         }
 
 
 @pytest.fixture(scope="module")
 def processor() -> R2D2Processor:
-    pairs = Colours()
+    pairs = Colors()
     tokenizer = build_character_tokenizer([pairs[i]["text"] for i in range(8)], max_length=16)
     return R2D2Processor.build(tokenizer, image_size=32, max_length=16)
 
@@ -77,7 +77,7 @@ def assert_equal(first: dict, second: dict):
 
 
 def test_every_part_of_the_loss_is_logged(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colours(), settings(tmp_path, eval_every=3), eval_pairs=Colours())
+    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, eval_every=3), eval_pairs=Colors())
     trainer.train()
     first = trainer.state.log_history[0]
     parts = first["loss_gcpr"] + first["loss_fgr"] + first["loss_mlm"]
@@ -101,11 +101,11 @@ def test_it_learns_and_the_best_checkpoint_is_chosen_by_recall(processor, tmp_pa
     trainer = build_trainer(
         model(dropout=0.0),
         processor,
-        Colours(),
+        Colors(),
         settings(
             tmp_path, steps=60, learning_rate=3e-3, augmentation=None, eval_every=20, save_every=20, arguments=arguments
         ),
-        eval_pairs=Colours(),
+        eval_pairs=Colors(),
     )
     trainer.train()
     assert trainer.state.best_metric is not None
@@ -115,7 +115,7 @@ def test_it_learns_and_the_best_checkpoint_is_chosen_by_recall(processor, tmp_pa
 
 
 def test_the_whole_gallery_is_evaluated_though_training_drops_the_last_batch(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colours(), settings(tmp_path, batch_size=10), eval_pairs=Colours())
+    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, batch_size=10), eval_pairs=Colors())
     assert trainer.args.dataloader_drop_last
     assert sum(len(batch["image_ids"]) for batch in trainer.get_eval_dataloader()) == 24
     assert trainer.args.dataloader_drop_last
@@ -124,16 +124,16 @@ def test_the_whole_gallery_is_evaluated_though_training_drops_the_last_batch(pro
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_an_interrupted_run_equals_an_uninterrupted_one(processor, tmp_path, accumulation):
     whole = settings(tmp_path / "whole", save_every=2, gradient_accumulation=accumulation, batch_size=4)
-    expected = weights(pretrain(model(), processor, Colours(), whole).model)
+    expected = weights(pretrain(model(), processor, Colors(), whole).model)
     half = settings(tmp_path / "half", save_every=2, gradient_accumulation=accumulation, batch_size=4)
-    trainer = build_trainer(model(), processor, Colours(), half)
+    trainer = build_trainer(model(), processor, Colors(), half)
     trainer.train()
     for checkpoint in (tmp_path / "half").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-4":
             shutil.rmtree(checkpoint)
     half.resume = True
     torch.manual_seed(12345)  # whatever the new process drew before
-    resumed = pretrain(model(), processor, Colours(), half)
+    resumed = pretrain(model(), processor, Colors(), half)
     assert resumed.state.global_step == 6
     assert_equal(weights(resumed.model), expected)
 
@@ -142,7 +142,7 @@ def test_workers_change_nothing(processor, tmp_path):
     results = []
     for workers in (0, 2):
         run = settings(tmp_path / str(workers), steps=3, workers=workers)
-        results.append(weights(pretrain(model(), processor, Colours(), run).model))
+        results.append(weights(pretrain(model(), processor, Colors(), run).model))
     assert_equal(*results)
 
 
@@ -150,7 +150,7 @@ def test_workers_change_nothing(processor, tmp_path):
 def test_stock_trainer(processor, tmp_path, accumulation):
     """The stock Trainer with its own defaults: the loss is a mean per micro-batch, and recall can be measured."""
     data = PretrainingDataset(
-        Colours(), processor, BatchAugmentation(), TextMasking(processor.tokenizer), shuffle=True, passes=4
+        Colors(), processor, BatchAugmentation(), TextMasking(processor.tokenizer), shuffle=True, passes=4
     )
     arguments = TrainingArguments(
         tmp_path,
@@ -169,7 +169,7 @@ def test_stock_trainer(processor, tmp_path, accumulation):
         model(),
         arguments,
         train_dataset=data,
-        eval_dataset=PretrainingDataset(Colours(), processor),
+        eval_dataset=PretrainingDataset(Colors(), processor),
         data_collator=R2D2PretrainingCollator(processor),
         compute_metrics=retrieval_metrics,
     )
@@ -180,7 +180,7 @@ def test_stock_trainer(processor, tmp_path, accumulation):
 
 
 def test_weight_decay_spares_temperature_norms_and_biases(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colours(), settings(tmp_path))
+    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path))
     decayed = trainer.get_decay_parameter_names(trainer.model)
     assert "vision_projection.weight" in decayed
     assert not [name for name in decayed if "norm" in name.lower() or "bias" in name or name == "temperature"]
@@ -195,15 +195,15 @@ def test_a_tokenizer_of_another_model_is_refused(processor, tmp_path):
 
 def test_a_folder_that_holds_a_model_is_refused(processor, tmp_path):
     run = settings(tmp_path / "run", steps=1)
-    pretrain(model(), processor, Colours(), run)
+    pretrain(model(), processor, Colors(), run)
     with pytest.raises(FileExistsError, match="already holds config.json"):
-        pretrain(model(), processor, Colours(), run)
+        pretrain(model(), processor, Colors(), run)
     run.resume = True
     with pytest.raises(ValueError, match="nothing to resume"):
-        pretrain(model(), processor, Colours(), run)
+        pretrain(model(), processor, Colors(), run)
 
 
 def test_prd2_trains_by_pre_ranking(processor, tmp_path):
     prd2 = R2D2ForPreTraining(tiny_config("clip", ranker=False))
-    trainer = pretrain(prd2, processor, Colours(), settings(tmp_path / "prd2", steps=2))
+    trainer = pretrain(prd2, processor, Colors(), settings(tmp_path / "prd2", steps=2))
     assert "loss_fgr" not in trainer.state.log_history[0]

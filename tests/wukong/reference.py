@@ -47,8 +47,8 @@ def token_reduction(states: np.ndarray, weights: dict[str, np.ndarray], groups: 
             parts.append(x[..., own] @ kernel[own, :, 0, 0].T)
         return np.concatenate(parts, axis=-1)
 
-    centred = states - states.mean(axis=-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    centerd = states - states.mean(axis=-1, keepdims=True)
+    normed = centerd / np.sqrt((centerd**2).mean(axis=-1, keepdims=True) + 1e-5)
     normed = normed * weights["norm.weight"] + weights["norm.bias"]
     maps = grouped(normed, weights["attention_maps.0.weight"]) @ weights["attention_maps.1.weight"][:, :, 0, 0].T
     exponents = np.exp(maps - maps.max(axis=1, keepdims=True))

@@ -13,7 +13,7 @@ from modeling_r2d2.integrations.official import CheckpointError
 from modeling_r2d2.integrations.wukong import convert_wukong_state_dict, infer_wukong_config, is_wukong_state_dict
 from modeling_r2d2.integrations.wukong_names import model_names
 from tests.conversion.official_files import official_tensors, wide_config
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.wukong import reference
 from tests.wukong.tiny import tiny_wukong
 
@@ -215,7 +215,7 @@ def test_command_line(save, tmp_path):
     assert result.exit_code == 0, result.output
     assert "WukongModel" in result.output
     model, processor = AutoModel.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
-    inputs = processor(images=tiny_picture(), text=["一丁七", "丁" * 40], return_tensors="pt")
+    inputs = processor(images=tiny_image(), text=["一丁七", "丁" * 40], return_tensors="pt")
     assert inputs["input_ids"].shape == (2, 12)
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
     assert model(**inputs).logits_per_image.shape == (1, 2)

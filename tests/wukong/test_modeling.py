@@ -16,7 +16,7 @@ from transformers import (
 from modeling_r2d2 import WukongConfig, WukongModel, WukongProcessor
 from modeling_r2d2.model.configuration_wukong import PRESETS
 from modeling_r2d2.model.modeling_wukong import WukongTokenReduction, class_prompts
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.wukong import reference
 from tests.wukong.tiny import KINDS, tiny_wukong, tiny_wukong_batch, tiny_wukong_processor
 
@@ -259,7 +259,7 @@ class TestClassification:
         model, processor = tiny_wukong(kind), tiny_wukong_processor()
         texts = class_prompts(self.LABELS, self.TEMPLATES)
         assert texts[:4] == ["一张猫的图片", "一只猫", "猫", "一张狗的图片"]
-        inputs = processor(images=[tiny_picture(s) for s in range(4)], text=texts, return_tensors="pt")
+        inputs = processor(images=[tiny_image(s) for s in range(4)], text=texts, return_tensors="pt")
         with torch.no_grad():
             classes = model.encode_classes(inputs["input_ids"], inputs["attention_mask"], prompts=3)
             actual = model.class_probabilities(inputs["pixel_values"], classes, temperature=tau)
@@ -300,14 +300,14 @@ class TestHub:
         processor = AutoProcessor.from_pretrained(folder)
         assert type(processor) is WukongProcessor
         classify = pipeline("zero-shot-image-classification", model=str(folder))
-        scores = classify(tiny_picture(), candidate_labels=["猫", "小船"], hypothesis_template="一张{}的图片")
-        inputs = processor(images=tiny_picture(), text=["一张猫的图片", "一张小船的图片"], return_tensors="pt")
+        scores = classify(tiny_image(), candidate_labels=["猫", "小船"], hypothesis_template="一张{}的图片")
+        inputs = processor(images=tiny_image(), text=["一张猫的图片", "一张小船的图片"], return_tensors="pt")
         with torch.no_grad():
             expected = model.eval()(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
         got = {score["label"]: score["score"] for score in scores}
         assert [got["猫"], got["小船"]] == pytest.approx(expected, abs=1e-6)
 
-    def test_missing_weights_are_initialised(self, folder):
+    def test_missing_weights_are_initialized(self, folder):
         """What a checkpoint lacks starts as in a new model, the temperature too."""
         model = AutoModel.from_pretrained(folder)
         kept = {k: v for k, v in model.state_dict().items() if "projection" not in k and "reduction" not in k}
@@ -331,7 +331,7 @@ class TestHub:
 
 
 class TestProcessor:
-    def test_resizes_the_shorter_side_and_crops_the_centre(self):
+    def test_resizes_the_shorter_side_and_crops_the_center(self):
         processor = tiny_wukong_processor()
         pixels = np.zeros((64, 160, 3), dtype=np.uint8)
         pixels[:, 48:112] = 255  # the centre square is white
@@ -352,7 +352,7 @@ class TestProcessor:
         processor.tokenizer.padding_side = "right"
         processor.save_pretrained(tmp_path)
         again = WukongProcessor.from_pretrained(tmp_path)
-        inputs = {"images": tiny_picture(), "text": ["一只猫"], "return_tensors": "pt"}
+        inputs = {"images": tiny_image(), "text": ["一只猫"], "return_tensors": "pt"}
         for name, tensor in processor(**inputs).items():
             assert torch.equal(again(**inputs)[name], tensor), name
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import WukongModel
-from tests.helpers import tiny_picture
+from tests.helpers import tiny_image
 from tests.test_remote_code import LABELS, TEXTS, fresh_process, logits
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
@@ -18,7 +18,7 @@ def folder(tmp_path):
     for kind, tower in KINDS.items():
         tiny_wukong(kind, tower).save_pretrained(tmp_path / "saved" / kind)
         tiny_wukong_processor().save_pretrained(tmp_path / "saved" / kind)
-    tiny_picture().save(tmp_path / "saved" / "picture.png")
+    tiny_image().save(tmp_path / "saved" / "picture.png")
     return tmp_path / "saved"
 
 
@@ -55,7 +55,7 @@ def test_in_a_fresh_process(folder, tmp_path):
         expected = torch.tensor(logits(model, processor))
         torch.testing.assert_close(torch.tensor(there["logits"]), expected)
         torch.testing.assert_close(torch.tensor(there["again"]), expected)
-        inputs = processor(images=[tiny_picture()] * 2, text=TEXTS, return_tensors="pt")
+        inputs = processor(images=[tiny_image()] * 2, text=TEXTS, return_tensors="pt")
         with torch.no_grad():
             assert there["loss"] == pytest.approx(model(**inputs, return_loss=True).loss.item(), rel=1e-5)
         assert {score["label"] for score in there["scores"]} == set(LABELS)

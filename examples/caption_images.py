@@ -1,6 +1,6 @@
 """Make a captioner of a pre-trained R2D2, and caption pictures with it.
 
-    python examples/caption_pictures.py --model runs/demo --data pairs.jsonl --output runs/captioner cat.png dog.png
+    python examples/caption_images.py --model runs/demo --data pairs.jsonl --output runs/captioner cat.png dog.png
 
 With a captioner at hand, `--captioner runs/captioner` skips the training. Captioning is this project's own extension:
 the paper names the task and publishes no method.
@@ -30,12 +30,12 @@ def main() -> None:
         settings = FinetuningSettings.from_preset(
             "caption", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
         )
-        finetune(options.model, load_pairs(options.data), settings, say=print)
+        finetune(options.model, load_pairs(options.data), settings, print_line=print)
     folder = options.captioner or options.output
     model, processor = load_whole(R2D2ForConditionalGeneration, folder), load_processor(R2D2Processor, folder)
-    images = [open_image(path) for path in options.pictures]
+    images = [open_image(path) for path in options.images]
     tokens = model.generate(**processor(images=images, return_tensors="pt"), num_beams=3)
-    for path, caption in zip(options.pictures, processor.post_process_image_text_to_text(tokens), strict=True):
+    for path, caption in zip(options.images, processor.post_process_image_text_to_text(tokens), strict=True):
         print(f"{path}: {caption}")
 
 

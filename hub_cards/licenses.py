@@ -18,7 +18,7 @@ _IDENTIFIERS = """
     eupl-1.2 intel-research unknown other
     """
 #: https://huggingface.co/docs/hub/repositories-licenses
-HUB_LICENCES = frozenset(_IDENTIFIERS.split())
+HUB_LICENSES = frozenset(_IDENTIFIERS.split())
 
 #: What the publishers of data sets that this project reads have stated. Sets that are not here: unknown.
 STATED_TERMS = {
@@ -34,7 +34,7 @@ class DataSource:
     """A data set that a model was trained on, and its licence; None: unknown."""
 
     name: str
-    licence: str | None = None
+    license: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
@@ -44,10 +44,10 @@ class DataSource:
         Raises:
             ValueError: no name.
         """
-        name, _, licence = (part.strip() for part in text.partition("="))
+        name, _, license = (part.strip() for part in text.partition("="))
         if not name:
             raise ValueError(f"{text!r} names no data set: write NAME or NAME=LICENCE")
-        return cls(name, licence or STATED_TERMS.get(name.lower()))
+        return cls(name, license or STATED_TERMS.get(name.lower()))
 
     @property
     def hub_id(self) -> str | None:
@@ -55,15 +55,15 @@ class DataSource:
         return self.name if "/" in self.name and is_hub_name(self.name) else None
 
 
-def licence_fields(licence: str | None) -> dict[str, str]:
+def license_fields(license: str | None) -> dict[str, str]:
     """Header fields of a licence: one that the Hub knows, or another by its name (`license: other`). None: unknown."""
-    if licence is None:
+    if license is None:
         return {"license": "unknown"}
-    if licence.lower() in HUB_LICENCES - {"other"}:
-        return {"license": licence.lower()}
-    if licence.lower() == "other":
+    if license.lower() in HUB_LICENSES - {"other"}:
+        return {"license": license.lower()}
+    if license.lower() == "other":
         raise ValueError("licence 'other' says nothing: give the licence's own name")
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-") or "own-terms"}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-") or "own-terms"}
 
 
-__all__ = ["HUB_LICENCES", "STATED_TERMS", "DataSource", "licence_fields"]
+__all__ = ["HUB_LICENSES", "STATED_TERMS", "DataSource", "license_fields"]

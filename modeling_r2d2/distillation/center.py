@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..model.distributed_r2d2 import world_size
 
 
-class FeatureCentre(nn.Module):
+class FeatureCenter(nn.Module):
     """Moving means of the teacher's image and text features over all workers: μ ← m μ + (1 − m) mean(f_t).
 
     Micro-batches of one optimizer step are collected by `collect` and enter together by `commit`, so that gradient
@@ -35,8 +35,8 @@ class FeatureCentre(nn.Module):
         if world_size() > 1:
             dist.all_reduce(self._sums)
         images, texts, rows = self._sums.split([len(self.images), len(self.texts), 1])
-        for centre, total in ((self.images, images), (self.texts, texts)):
-            centre.lerp_(torch.where(rows > 0, total / rows.clamp_min(1), centre), 1 - self.momentum)
+        for center, total in ((self.images, images), (self.texts, texts)):
+            center.lerp_(torch.where(rows > 0, total / rows.clamp_min(1), center), 1 - self.momentum)
         self.discard()
 
     def discard(self):
@@ -45,4 +45,4 @@ class FeatureCentre(nn.Module):
 
     def measures(self) -> dict[str, float]:
         """`centre_norm`: the mean L2 norm of both centres."""
-        return {"centre_norm": float(self.images.norm() + self.texts.norm()) / 2}
+        return {"center_norm": float(self.images.norm() + self.texts.norm()) / 2}

@@ -1,6 +1,6 @@
 """Fine-tune a classifier whose head begins as zero-shot classification, and classify pictures with it.
 
-    python examples/classify_pictures.py --model runs/demo --data classes.jsonl --output runs/classes cat.png dog.png
+    python examples/classify_images.py --model runs/demo --data classes.jsonl --output runs/classes cat.png dog.png
 
 The text of each pair is the name of its class: {"image": "0001.jpg", "text": "猫"}.
 """
@@ -34,12 +34,12 @@ def main() -> None:
         batch_size=options.batch_size,
     )
     validation = load_pairs(options.validation) if options.validation else None
-    finetune(options.model, load_pairs(options.data), settings, validation, say=print)
+    finetune(options.model, load_pairs(options.data), settings, validation, print_line=print)
 
     classify = pipeline("image-classification", model=options.output)
-    for picture in options.pictures:
-        best = classify(picture)[0]
-        print(f"{picture}: {best['label']} ({best['score']:.2f})")
+    for image in options.images:
+        best = classify(image)[0]
+        print(f"{image}: {best['label']} ({best['score']:.2f})")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ Records = Iterator[RawPair | Problem]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class CollectionImage:
     """One picture before it is read.
 
     id: unique within an index. path: its file, or the archive that holds it; offset, size: where in the archive.
@@ -101,7 +101,7 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def list_pictures(
+def list_images(
     source: Any,
     format: str | None = None,
     image_root: str | PathLike | None = None,
@@ -109,7 +109,7 @@ def list_pictures(
     columns: Columns = None,
     encoding: str | None = None,
     note: Callable[[Note], None] | None = None,
-) -> Iterator[Picture | Problem]:
+) -> Iterator[CollectionImage | Problem]:
     """The pictures of a source in a fixed order, by the readers of training; what is wrong comes as a `Problem`.
 
     | source | id of a picture: image_id where the source gives one, else |
@@ -139,7 +139,7 @@ def list_pictures(
     reading = Reading(columns, encoding, captions=False, image_root=None if image_root is None else Path(image_root))
     if hasattr(source, "features") and hasattr(source, "num_rows") or hasattr(source, "keys"):
         table = choose_split(source, split, "the data set")
-        found: Iterator[Picture | Problem] = _from_table(read_table(table, reading), reading, {})
+        found: Iterator[CollectionImage | Problem] = _from_table(read_table(table, reading), reading, {})
     else:
         found = _from_paths(_parts(expand(source), format, split), split, reading)
     for item in found:
@@ -148,7 +148,7 @@ def list_pictures(
         elif note is not None:
             note(item)
         else:
-            logger.warning("%s: %s", item.source, item.told)
+            logger.warning("%s: %s", item.source, item.message)
 
 
 def _parts(paths: list[str], format: str | None, split: str | None) -> list[tuple[str, str]]:
@@ -175,7 +175,9 @@ def _parts(paths: list[str], format: str | None, split: str | None) -> list[tupl
     return list({(kind, os.path.abspath(path)): (kind, path) for kind, path in parts}.values())
 
 
-def _from_paths(parts: list[tuple[str, str]], split: str | None, reading: Reading) -> Iterator[Picture | Problem]:
+def _from_paths(
+    parts: list[tuple[str, str]], split: str | None, reading: Reading
+) -> Iterator[CollectionImage | Problem]:
     names = _labels([path for _, path in parts])
     roots = {path: str(reading.image_root or Path(path).parent) for _, path in parts}
     prefixes = _labels(list(roots.values()))
@@ -186,8 +188,8 @@ def _from_paths(parts: list[tuple[str, str]], split: str | None, reading: Readin
         prefix = f"{names[path]}/" if several else ""
         if kind in ("folder", "classes"):
             folder = reading.image_root or Path(path)
-            pictures = _from_files(reader_of(kind)(path, reading), folder, prefix)
-            yield from _merged(pictures) if find_captions_file(Path(path)) else _each(pictures)
+            images = _from_files(reader_of(kind)(path, reading), folder, prefix)
+            yield from _merged(images) if find_captions_file(Path(path)) else _each(images)
         elif kind == "webdataset":
             yield from _from_tar(path, names[path], reader_of(kind)(path, reading))
         elif kind == "dataset":
@@ -239,15 +241,15 @@ def _from_files(records: Records, root: Path, prefix: str) -> Iterator[_Placed |
             yield id, root / item.image, item.texts, _location(item)
 
 
-def _each(pictures: Iterable[_Placed | Problem]) -> Iterator[Picture | Problem]:
-    for item in pictures:
-        yield item if isinstance(item, Problem) else _file_picture(*item)
+def _each(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | Problem]:
+    for item in images:
+        yield item if isinstance(item, Problem) else _file_image(*item)
 
 
-def _merged(pictures: Iterable[_Placed | Problem]) -> Iterator[Picture | Problem]:
+def _merged(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | Problem]:
     """Pictures with the captions of all their lines; the place of one is that of its first line."""
     known: dict[str, tuple[Path, list[str], str]] = {}
-    for item in pictures:
+    for item in images:
         if isinstance(item, Problem):
             yield item
             continue
@@ -258,10 +260,10 @@ def _merged(pictures: Iterable[_Placed | Problem]) -> Iterator[Picture | Problem
             continue
         first[1].extend(text for text in texts if text not in first[1])
     for id, (path, texts, location) in known.items():
-        yield _file_picture(id, path, tuple(texts), location)
+        yield _file_image(id, path, tuple(texts), location)
 
 
-def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) -> Iterator[Picture | Problem]:
+def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) -> Iterator[CollectionImage | Problem]:
     for number, item in enumerate(records, start=1):
         root = reading.image_root or (Path(item.source).parent if item.source.endswith(".parquet") else Path())
         item = item if isinstance(item, Problem) else located(item, root)
@@ -270,16 +272,16 @@ def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) ->
             continue
         prefix = prefixes.get(item.source, "")
         if isinstance(item.image, str):
-            yield _file_picture(
+            yield _file_image(
                 item.image_id or f"{prefix}{item.image}", root / item.image, item.texts, _location(item)
             )
         else:
             row = number if item.line is None else item.line
             id = item.image_id or f"{prefix}{row:08}-{(item.member and item.member.name) or 'picture'}"
-            yield Picture(id, None, item.image, texts=item.texts, location=_location(item))
+            yield CollectionImage(id, None, item.image, texts=item.texts, location=_location(item))
 
 
-def _from_tar(path: str, label: str, records: Records) -> Iterator[Picture | Problem]:
+def _from_tar(path: str, label: str, records: Records) -> Iterator[CollectionImage | Problem]:
     """Pictures of one shard. Of an uncompressed local one, they can be read again where they lie."""
     mtime = os.stat(path).st_mtime_ns if "://" not in path else None
     for item in records:
@@ -287,7 +289,7 @@ def _from_tar(path: str, label: str, records: Records) -> Iterator[Picture | Pro
             yield item
             continue
         again = item.member.offset is not None
-        yield Picture(
+        yield CollectionImage(
             id=item.image_id or f"{label}/{item.member.name}",
             path=os.path.abspath(path) if again else None,
             data=item.image,
@@ -303,12 +305,12 @@ def _location(item: RawPair) -> str:
     return item.source if item.line is None else f"{item.source}:{item.line}"
 
 
-def _file_picture(id: str, path: Path, texts: tuple[str, ...] = (), location: str = "") -> Picture:
+def _file_image(id: str, path: Path, texts: tuple[str, ...] = (), location: str = "") -> CollectionImage:
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # found out, and reported, when it is read
-        return Picture(id, os.path.abspath(path), texts=texts, location=location or str(path))
-    return Picture(
+        return CollectionImage(id, os.path.abspath(path), texts=texts, location=location or str(path))
+    return CollectionImage(
         id,
         os.path.abspath(path),
         size=status.st_size,
@@ -318,4 +320,4 @@ def _file_picture(id: str, path: Path, texts: tuple[str, ...] = (), location: st
     )
 
 
-__all__ = ["Picture", "digest_of", "list_pictures"]
+__all__ = ["CollectionImage", "digest_of", "list_images"]
