@@ -78,14 +78,14 @@ def test_towers(exported):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("texts", "images", "length", "pairs"), [(1, 1, 2, 1), (3, 5, 16, 20), (6, 2, 9, 2)])
-def test_ranker(r2d2, texts, pil_images, length, pairs):
+def test_ranker(r2d2, texts, images, length, pairs):
     ids, mask = _texts(texts, length)
     inputs = {
         "text_hidden_states": r2d2.model.get_text_features(ids, mask).last_hidden_state,
-        "image_hidden_states": r2d2.model.get_image_features(torch.randn(pil_images, 3, 32, 32)).last_hidden_state,
+        "image_hidden_states": r2d2.model.get_image_features(torch.randn(images, 3, 32, 32)).last_hidden_state,
         "attention_mask": mask,
         "text_index": torch.randint(texts, (pairs,)),
-        "image_index": torch.randint(pil_images, (pairs,)),
+        "image_index": torch.randint(images, (pairs,)),
     }
     found = _run(r2d2.path, "ranker", **inputs)
     expected = r2d2.model.rank(*inputs.values())
@@ -307,8 +307,8 @@ def test_killed_export_leaves_nothing_for_long(prd2, traced_before, tmp_path, mo
 def test_bad_arguments(prd2, tmp_path, pil_images):
     for arguments, message in (
         ({"precision": "int4"}, "fp32, fp16, int8"),
-        ({"pictures": pil_images}, "for int8"),
-        ({"pictures": [], "precision": "int8"}, "0 given"),
+        ({"images": pil_images}, "for int8"),
+        ({"images": [], "precision": "int8"}, "0 given"),
         ({"processor": None}, "needs its processor"),
     ):
         with pytest.raises(ValueError, match=message):
