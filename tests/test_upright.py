@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from modeling_r2d2 import R2D2Model, R2D2Processor
+from modeling_r2d2.evaluation.retrieval import evaluate_retrieval
 from modeling_r2d2.inference.encoding import encode_images
 from modeling_r2d2.inference.identity import ModelIdentity, OtherModelError
 from modeling_r2d2.model.pipeline_image_text_matching import R2D2ImageTextMatchingPipeline
@@ -245,6 +246,24 @@ def test_pretrain_keeps_the_choice(model_folder, photographs, tmp_path):
 
 
 class TestEvaluation:
+    def test_recall_of_drawings_stored_with_orientation_6(self, model, tmp_path):
+        """Every figure is that of the same 40 drawings stored upright."""
+        exif, figures = Image.Exif(), []
+        exif[0x0112] = 6
+        texts = [first + second for first in "猫狗马鱼鸟" for second in "红黄蓝白黑大小两"]
+        for name, turn in (("upright", None), ("stored", STORE[6])):
+            lines = []
+            for number, text in enumerate(texts):
+                drawing = upright(number)
+                file = tmp_path / f"{name}{number}.png"
+                drawing.save(file) if turn is None else drawing.transpose(turn).save(file, exif=exif)
+                lines.append(json.dumps({"image": file.name, "text": text}))
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+            gallery = Gallery.from_pairs(load_pairs(tmp_path / f"{name}.jsonl"))
+            found = evaluate_retrieval(model, tiny_processor(), gallery.images, gallery.texts, candidates=8)
+            figures.append(found.to_dict())
+        assert figures[0] == figures[1]
+
     def test_galleries(self, model, processor, photographs):
         images = Gallery.from_pairs(load_pairs(photographs / "captions.jsonl")).images
         found = encode_images(model, processor, images, keep_states=False).embeds

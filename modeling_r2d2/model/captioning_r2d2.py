@@ -231,6 +231,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        smoothing: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """Next-token prediction on captions of B pictures.
@@ -243,6 +244,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
                 The loss is the mean over these tokens of all workers, and only their logits are computed: `logits`
                 is then None.
             logits_to_keep: logits of the last so many positions only; 0: of all.
+            smoothing: of the labels, for the loss.
 
         Returns:
             `loss`, `logits` (B, L, V), `past_key_values`; of the decoder, where asked for, `hidden_states`,
@@ -278,7 +280,8 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         if labels is not None:
             targets = labels[:, 1:]
             judged = targets != IGNORED_LABEL
-            loss = masked_language_modeling_loss(self.mlm_head(states[:, :-1][judged]), targets[judged])
+            logits_judged = self.mlm_head(states[:, :-1][judged])
+            loss = masked_language_modeling_loss(logits_judged, targets[judged], smoothing=smoothing)
         else:
             logits = self.mlm_head(states[:, -logits_to_keep:])
         return CausalLMOutputWithCrossAttentions(

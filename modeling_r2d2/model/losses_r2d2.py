@@ -144,10 +144,13 @@ def match_weights(labels: Tensor) -> Tensor:
     return 1.0 + labels.float()
 
 
-def masked_language_modeling_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+def masked_language_modeling_loss(
+    logits: Tensor, labels: Tensor, count: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """MLM: mean cross-entropy over the masked tokens of all workers. (M, V), (M,) -> scalar; no token gives 0.
 
-    `count`: the worker's masked tokens where these M are a part of them; None: M.
+    `count`: the worker's masked tokens where these M are a part of them; None: M. `smoothing`: the share of each
+    label's mass that is spread over all tokens.
     """
-    total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
     return global_mean(total, torch.tensor(float(labels.numel()), device=logits.device) if count is None else count)

@@ -524,6 +524,7 @@ class R2D2ForImageTextMatching(R2D2Model):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        smoothing: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2MatchOutput:
         """Rank P aligned pairs: text i with picture i.
@@ -531,16 +532,15 @@ class R2D2ForImageTextMatching(R2D2Model):
         Args:
             input_ids, attention_mask: (P, L). pixel_values: (P, 3, H, W).
             labels: (P,) int64, 1 = match, 0 = no match; with them the output has a `loss`.
+            smoothing: of the labels, for the loss.
 
         Raises:
             ValueError: as `R2D2Model.match`.
         """
         output = self.match(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
         if labels is not None:
-            output.loss = (
-                nn.functional.cross_entropy(output.text_match_logits.float(), labels)
-                + nn.functional.cross_entropy(output.image_match_logits.float(), labels)
-            ) / 2
+            both = torch.cat([output.text_match_logits, output.image_match_logits]).float()
+            output.loss = nn.functional.cross_entropy(both, labels.repeat(2), label_smoothing=smoothing)
         return output
 
 

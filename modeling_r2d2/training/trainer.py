@@ -1,6 +1,7 @@
 """R2D2Trainer: the stock Trainer that also logs the parts of the loss and where the time goes, and whose checkpoints
 are complete or absent."""
 
+import inspect
 import logging
 import math
 import shutil
@@ -81,8 +82,8 @@ class R2D2Trainer(Trainer):
         run_settings: what the run depends on beside arguments, model, processor, distillation and data, by name.
 
     Raises:
-        ValueError: a tokenizer with more tokens than the model's vocabulary; when it is resumed, a checkpoint of
-            another run, or one that is not whole.
+        ValueError: a tokenizer with more tokens than the model's vocabulary; `label_smoothing_factor` for a model whose
+            loss has no labels; when it is resumed, a checkpoint of another run, or one that is not whole.
         NotFiniteError (while training, and when a model is saved): losses, gradients, weights or figures of an
             evaluation are not finite.
     """
@@ -94,6 +95,7 @@ class R2D2Trainer(Trainer):
         self.run_settings = dict(run_settings or {})
         self._identity: dict[str, Any] | None = None
         self._check_vocabulary()
+        self._take_label_smoothing()
         self._warn_of_batch_statistics()
         self._parts = {True: RunningMeans(), False: RunningMeans()}  # by model.training
         self._guard = DivergenceGuard()
@@ -113,6 +115,21 @@ class R2D2Trainer(Trainer):
                 "they do not belong together (model.resize_token_embeddings adapts the model)"
             )
 
+    def _take_label_smoothing(self):
+        """Matching and captions smooth in their own loss: Trainer's smoother reads one `logits`, which a ranker of two
+        encoders lacks, and shifts the labels of those decoders alone that transformers lists."""
+        self._smoothing = {}
+        if self.label_smoother is None:
+            return
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        accepted = inspect.signature(model.forward).parameters
+        if "labels" not in accepted:
+            raise ValueError(
+                f"label_smoothing_factor smooths labels, and the loss of {type(model).__name__} has none: leave it at 0"
+            )
+        if "smoothing" in accepted:
+            self._smoothing, self.label_smoother = {"smoothing": self.label_smoother.epsilon}, None
+
     def _warn_of_batch_statistics(self):
         norms = list(batch_norms(self.model))
         if norms and self.args.world_size > 1 and self.args.should_log:
@@ -127,7 +144,8 @@ class R2D2Trainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, keeping the parts of the loss for the next log."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        given = {**inputs, **self._smoothing}
+        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._count(model.training, outputs, inputs, loss)
         return (loss, outputs) if return_outputs else loss
 

@@ -11,6 +11,8 @@ import pytest
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.search import ImageIndex
 from modeling_r2d2.search.building import IndexBuilder
+from modeling_r2d2.search.manifest import Manifest
+from modeling_r2d2.search.vectors import FaissVectors
 from tests.retrieval.conftest import save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
@@ -52,6 +54,34 @@ def test_opening_while_a_writer_changes_it(model, processor, model_folder, image
     assert opened > 10
     assert states == {7, 9}
     assert early.search("一只猫", top_k=9)[0].to_dict() == first
+
+
+@pytest.mark.parametrize(("moment", "changes"), [(Manifest, 2), (Manifest, 12), (FaissVectors, 1)])
+def test_a_writer_publishes_in_an_opening(model, processor, images, tmp_path, monkeypatch, moment, changes):
+    """After the manifest was read, at many tries in a row, and before FAISS reads its file."""
+    root = tmp_path / "index"
+    builder = IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4)
+    builder.add(images)
+    load, left = moment.load, [changes]
+
+    def disturbed(*args, **kwargs):
+        loaded = load(*args, **kwargs) if moment is Manifest else None
+        if left[0]:
+            left[0] -= 1
+            with monkeypatch.context() as writer:
+                writer.setattr(moment, "load", load)
+                if "a.png" in ImageIndex(root).place_of:
+                    builder.remove(["a.png"])
+                else:
+                    builder.add(images)
+        return loaded or load(*args, **kwargs)
+
+    monkeypatch.setattr(moment, "load", disturbed)
+    opened = R2D2Retriever.open(root, model, processor)
+    assert left == [0]
+    found = opened.search("一只猫", top_k=9, candidates=0)[0]
+    assert len(found.hits) == len(opened.index) == opened.vectors.index.ntotal
+    assert sorted(hit.id for hit in found.hits) == sorted(opened.index.place_of)
 
 
 def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):

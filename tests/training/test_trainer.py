@@ -8,14 +8,22 @@ import torch
 from PIL import Image
 from transformers import Trainer, TrainingArguments, set_seed
 
-from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor, R2D2Trainer, R2D2TrainingArguments
+from modeling_r2d2 import (
+    R2D2ForConditionalGeneration,
+    R2D2ForImageClassification,
+    R2D2ForImageTextMatching,
+    R2D2ForPreTraining,
+    R2D2Processor,
+    R2D2Trainer,
+    R2D2TrainingArguments,
+)
 from modeling_r2d2.evaluation import retrieval_metrics
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.collation import PretrainingDataset, R2D2PretrainingCollator
 from modeling_r2d2.processing.masking import TextMasking
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training.pretraining import PretrainingSettings, build_trainer, pretrain
-from tests.tiny import tiny_config
+from tests.tiny import tiny_batch, tiny_config
 
 NAMES = "红绿蓝黄黑白紫橙"
 
@@ -207,3 +215,40 @@ def test_prd2_trains_by_pre_ranking(processor, tmp_path):
     prd2 = R2D2ForPreTraining(tiny_config("clip", ranker=False))
     trainer = pretrain(prd2, processor, Colors(), settings(tmp_path / "prd2", steps=2))
     assert "loss_fgr" not in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", [R2D2ForImageTextMatching, R2D2ForConditionalGeneration, R2D2ForImageClassification])
+def test_label_smoothing(kind, adapted, tmp_path):
+    """Of the labels that a class learns: both encoders' of a ranker, the next token of a caption."""
+    set_seed(0)
+    network, epsilon = kind(tiny_config("vit", num_labels=2)).eval(), 0.3
+    batch = {k: v for k, v in tiny_batch(4).items() if k in ("input_ids", "attention_mask", "pixel_values")}
+    if kind is R2D2ForImageClassification:
+        batch = {"pixel_values": batch["pixel_values"]}
+    with torch.no_grad():
+        output = network(**batch)
+    labels = torch.tensor([0, 1, 1, 0])
+    if kind is R2D2ForImageTextMatching:
+        logits, wanted = torch.cat([output.text_match_logits, output.image_match_logits]), labels.repeat(2)
+    elif kind is R2D2ForConditionalGeneration:
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        logits, wanted = output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    else:
+        logits, wanted = output.logits, labels
+    expected = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=epsilon)
+    if adapted:
+        peft = pytest.importorskip("peft")
+        network = peft.get_peft_model(network, peft.LoraConfig(target_modules=["q_proj"])).eval()
+    options = {"report_to": "none", "use_cpu": True, "label_smoothing_factor": epsilon}
+    trainer = R2D2Trainer(network, TrainingArguments(str(tmp_path), **options))
+    given = {**batch, "labels": labels}
+    assert trainer.compute_loss(network, dict(given)).item() == pytest.approx(expected.item(), rel=1e-4)
+    loss, _, _ = trainer.prediction_step(network, dict(given), prediction_loss_only=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_label_smoothing_without_labels_is_refused(tmp_path):
+    arguments = R2D2TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="loss of R2D2ForPreTraining has none"):
+        R2D2Trainer(model(), arguments)
