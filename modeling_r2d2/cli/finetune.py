@@ -152,8 +152,8 @@ def finetune(
         say=console.print,
         data=TrainingData.of(data, pairs, split),
     )
-    if pairs.report.errors:
-        console.print(pairs.report.summary())
+    if told := pairs.report.tell():  # what turned out bad while training
+        console.print(told)
     console.print(f"model and processor are in {output}")
 
 

@@ -196,6 +196,7 @@ def load_pairs(
     check_images: CheckImages = "header",
     background: str | tuple[int, int, int] | None = None,
     encoding: str | None = None,
+    quiet: bool = False,
 ) -> PairDataset | StreamingPairs:
     """Read image-text pairs.
 
@@ -236,6 +237,7 @@ def load_pairs(
             or "none". Decoding errors show at access.
         background: composite transparent pictures on this colour, e.g. "white"; default alpha is dropped.
         encoding: of text files and tables, e.g. "gb18030"; default UTF-8, UTF-16 or GB18030, whichever it is.
+        quiet: do not log what was bad at loading: the caller tells it, from `report`.
 
     Raises:
         DataRefusedError: too many bad records; lists the first few.
@@ -254,6 +256,7 @@ def load_pairs(
         named_codec(encoding)
     reading = Reading(columns, encoding, image_root=None if image_root is None else Path(image_root))
     report = ErrorReport(on_error, max_error_rate)
+    report.quiet = quiet
     if _is_hf(source):
         dataset, name = choose_split(source, split, "the data set"), "data set"
         if not hasattr(dataset, "num_rows"):
@@ -416,8 +419,8 @@ def finish(pairs: PairDataset, name: str) -> PairDataset:
     """
     if not len(pairs):
         raise ValueError(f"{name}: no pairs in it\n{pairs.report.summary()}")
-    if pairs.report.errors or pairs.report.notes:
-        logger.warning("%s: %s", name, pairs.report.summary())
+    if not pairs.report.quiet and (told := pairs.report.tell()):
+        logger.warning("%s: %s", name, told)
     return pairs
 
 
