@@ -326,3 +326,12 @@ def test_a_long_reason_is_cut(folder):
     with pytest.raises(ValueError, match="no_such_type") as caught:
         load_whole(R2D2Model, folder)
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("kind", [R2D2Model, AutoModel])
+def test_a_folder_that_asks_for_tuples(folder, kind):
+    """Its outputs are read by name here all the same."""
+    edit(folder / "config.json", lambda held: held.update(return_dict=False))
+    pixels = torch.zeros(1, 3, 32, 32)
+    assert isinstance(kind.from_pretrained(folder)(pixel_values=pixels), tuple)
+    assert load_whole(kind, folder).get_image_features(pixels).pooler_output.shape == (1, 16)

@@ -55,6 +55,7 @@ def check(
         max_error_rate=1.0,
         background=background,
         check_images="exists",  # every picture is decoded below
+        quiet=True,  # all is told below
     )
     if not _is_report(report):
         refuse_output(report, data)

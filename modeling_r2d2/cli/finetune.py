@@ -152,8 +152,8 @@ def finetune(
         print_line=console.print,
         data=TrainingData.of(data, pairs, split),
     )
-    if pairs.report.errors:
-        console.print(pairs.report.summary())
+    if message := pairs.report.tell():  # what turned out bad while training
+        console.print(message)
     console.print(f"model and processor are in {output}")
 
 

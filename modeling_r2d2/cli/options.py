@@ -25,6 +25,7 @@ TrustRemoteCode = Annotated[
 ]
 """For every verb that loads a model: within the verb, `modeling_r2d2.inference.loading` trusts what it loads."""
 
+
 @contextmanager
 def _reading_pixels(limit: int) -> Iterator[None]:
     from PIL import Image

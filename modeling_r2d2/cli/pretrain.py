@@ -173,8 +173,8 @@ def pretrain(
     )
     record = RunRecord([TrainingData.of(data, pairs, split)], *describe_start(start), objectives=str(objectives))
     trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, resume)])
-    if pairs.report.errors:
-        console.print(pairs.report.summary())
+    if message := pairs.report.tell():  # what turned out bad while training
+        console.print(message)
     if held_out is not None:
         done, history = trainer.state.global_step, trainer.state.log_history
         found = next((logs for logs in history if logs["step"] == done and evaluation_line(logs)), None)

@@ -98,11 +98,12 @@ class MomentumTeacher(nn.Module):
         for start in range(0, len(input_ids), chunk or len(input_ids)):
             rows = slice(start, start + (chunk or len(input_ids)))
             with precision:
-                images = self.model.get_image_features(pixel_values[rows])
+                images = self.model.get_image_features(pixel_values[rows], return_dict=True)
                 texts = self.model.get_text_features(
                     input_ids[rows],
                     None if attention_mask is None else attention_mask[rows],
                     token_type_ids=None if token_type_ids is None else token_type_ids[rows],
+                    return_dict=True,
                 )
                 compared = self.model.distilled_features(images, texts, feature) if feature else (None, None)
             parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))

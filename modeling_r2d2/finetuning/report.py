@@ -1,8 +1,10 @@
 """What a fine-tuning run is about to do, and what makes small runs fail, said before it starts."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +137,23 @@ def make_report(
     settings: FinetuningSettings,
     steps_per_epoch: int,
     workers: int,
-    validation_pairs: int = 0,
+    validation: Any | None = None,
 ) -> FinetuningReport:
-    """Look at model, data and settings; `workers`: processes that share a batch."""
+    """Look at model, data and settings.
+
+    Args:
+        workers: processes that share a batch. validation: the pairs that the run is judged by.
+    """
+    validation_pairs = 0 if validation is None else len(validation)
     batch = settings.batch_size * settings.gradient_accumulation * workers
     data = summarise(pairs, image_ids, processor.tokenizer)
     warnings = list(_data_warnings(pairs, image_ids, data, settings, workers))
     warnings += _run_warnings(model, settings, steps_per_epoch, workers, validation_pairs)
+    if validation_pairs and (seen := trained_on(pairs, validation)):
+        warnings.append(
+            f"{seen:,} of {validation_pairs:,} validation pairs show pictures that are trained on: they tell "
+            "nothing of others (--validation-share sets pictures aside)"
+        )
     return FinetuningReport(
         task=settings.task,
         trainable=_by_part(model, trains=True),
@@ -153,6 +165,30 @@ def make_report(
         epochs=settings.epochs,
         method=_method(settings),
         warnings=tuple(warnings),
+    )
+
+
+def trained_on(pairs: Any, validation: Any) -> int:
+    """How many validation pairs show a training picture: of the same file or, where pictures lie in tables and
+    archives, of the same id and the same bytes. 0 for sets that are no `PairDataset`."""
+    if not (hasattr(pairs, "table") and hasattr(validation, "table")):
+        return 0
+    folder = cache(os.path.realpath)
+
+    def known_by(of: Any) -> list[tuple[str, ...]]:
+        """The file of every pair's picture; the id of one that has no file of its own."""
+        places = (None if path is None else os.path.split(path) for path in of.table.column("image").to_pylist())
+        return [
+            (key,) if place is None else (folder(place[0] or "."), place[1])
+            for key, place in zip(of.keys(), places, strict=True)
+        ]
+
+    wanted = known_by(validation)
+    sought = set(wanted)
+    rows = {place: row for row, place in enumerate(known_by(pairs)) if place in sought}
+    return sum(
+        place in rows and (len(place) > 1 or pairs.record(rows[place])["image"] == validation.record(row)["image"])
+        for row, place in enumerate(wanted)
     )
 
 
@@ -259,4 +295,12 @@ def check_splits(
         )
 
 
-__all__ = ["DataSummary", "FinetuningReport", "check_splits", "false_negatives", "make_report", "summarise"]
+__all__ = [
+    "DataSummary",
+    "FinetuningReport",
+    "check_splits",
+    "false_negatives",
+    "make_report",
+    "summarise",
+    "trained_on",
+]

@@ -292,7 +292,7 @@ def finetune(
             settings,
             trainer.steps_per_epoch,
             trainer.args.world_size,
-            0 if validation is None else len(validation),
+            validation,
         )
         for line in report.lines() if print_line is not None else ():
             print_line(line)

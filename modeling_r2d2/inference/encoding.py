@@ -22,6 +22,7 @@ from .finite import require_finite
 
 Direction = Literal["text_to_image", "image_to_text"]
 
+
 @dataclass
 class EncodedImages:
     """I encoded pictures: embeds (I, D) float32, L2-normalised, or (I, N, D) of a model that compares token by token;

@@ -104,6 +104,7 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
             safe = {**_trust(), "weights_only": True, "ignore_mismatched_sizes": True}
             model, info = kind.from_pretrained(place, output_loading_info=True, **{**safe, **options})
     require_finite_weights(model, place)
+    model.config.return_dict = True  # a folder may say otherwise, and this package reads outputs by name
     return model, info
 
 

@@ -87,9 +87,7 @@ def export_onnx(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
     if images is not None and (precision != "int8" or len(images) == 0):
-        raise ValueError(
-            f"pictures serve to measure ranges for int8: precision is {precision!r}, {len(images)} given"
-        )
+        raise ValueError(f"pictures serve to measure ranges for int8: precision is {precision!r}, {len(images)} given")
     _refuse_occupied(output, overwrite)
     model, processor = _loaded(model, processor)
     with evaluating(model), staged_folder(output, "export", last=[MANIFEST], stale=["*"]) as folder:

@@ -134,8 +134,9 @@ class R2D2PreTrainedModel(PreTrainedModel):
         if not (torch.is_grad_enabled() and self.temperature.requires_grad):
             return self.temperature.float().clamp(low, high)
         # Tensors that torch.func hands in are the caller's. By `data`, since graphs of earlier forward passes hold the
-        # parameter's version, and their values stay right: only an optimizer step can have left the bounds.
-        if self.training and isinstance(self.temperature, nn.Parameter):
+        # parameter's version, and their values stay right: only an optimizer step can have left the bounds. An exported
+        # program holds no such change.
+        if self.training and isinstance(self.temperature, nn.Parameter) and not torch.compiler.is_exporting():
             self.temperature.data.clamp_(low, high)
         temperature = self.temperature.float()
         return temperature.detach().clamp(low, high) + (temperature - temperature.detach())
@@ -358,11 +359,16 @@ class R2D2Model(R2D2PreTrainedModel):
         refuse_missing(pixel_values, input_ids, "return_loss" if return_loss else None)
         vision_outputs = text_outputs = image_embeds = text_embeds = logits_per_image = logits_per_text = loss = None
         if pixel_values is not None:
-            vision_outputs = self.get_image_features(pixel_values, **kwargs)
+            vision_outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
             image_embeds = normalize(vision_outputs.pooler_output)
         if input_ids is not None:
             text_outputs = self.get_text_features(
-                input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
+                input_ids,
+                attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                return_dict=True,
+                **kwargs,
             )
             text_embeds = normalize(text_outputs.pooler_output)
         if pixel_values is not None and input_ids is not None:
@@ -417,8 +423,8 @@ class R2D2Model(R2D2PreTrainedModel):
         refuse_missing(pixel_values, input_ids, "ranking")
         if len(input_ids) != len(pixel_values):
             raise ValueError(f"match pairs image i with text i: {len(pixel_values)} images, {len(input_ids)} texts")
-        texts = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids)
-        images = self.get_image_features(pixel_values)
+        texts = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, return_dict=True)
+        images = self.get_image_features(pixel_values, return_dict=True)
         return self.rank(texts.last_hidden_state, images.last_hidden_state, attention_mask, cls_only=cls_only, **kwargs)
 
     def rank(

@@ -291,10 +291,12 @@ class WukongModel(WukongPreTrainedModel):
         vision_outputs = text_outputs = image_embeds = text_embeds = mask = None
         logits_per_image = logits_per_text = loss = None
         if pixel_values is not None:
-            vision_outputs = self.get_image_features(pixel_values, **kwargs)
+            vision_outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
             image_embeds = normalize(vision_outputs.pooler_output)
         if input_ids is not None:
-            text_outputs = self.get_text_features(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+            text_outputs = self.get_text_features(
+                input_ids, attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+            )
             text_embeds = normalize(text_outputs.pooler_output)
             mask = self.text_mask(input_ids, attention_mask)
         if return_loss:
@@ -399,7 +401,7 @@ class WukongModel(WukongPreTrainedModel):
         if prompts < 1 or len(input_ids) % prompts:
             raise ValueError(f"{len(input_ids)} texts are not {prompts} prompts for each class")
         mask = self.text_mask(input_ids, attention_mask)
-        embeds = normalize(self.get_text_features(input_ids, mask).pooler_output)
+        embeds = normalize(self.get_text_features(input_ids, mask, return_dict=True).pooler_output)
         embeds = embeds.unflatten(0, (-1, prompts))
         if self.is_token_wise:
             return WukongClassEmbeds(embeds, mask.unflatten(0, (-1, prompts)))
@@ -423,7 +425,7 @@ class WukongModel(WukongPreTrainedModel):
         temperature = torch.as_tensor(
             self.bounded_temperature() if temperature is None else temperature, device=pixel_values.device
         )
-        image_embeds = normalize(self.get_image_features(pixel_values).pooler_output)
+        image_embeds = normalize(self.get_image_features(pixel_values, return_dict=True).pooler_output)
         if not self.is_token_wise:
             return scaled_similarity(image_embeds, classes.embeds, temperature).softmax(dim=1)
         count, prompts = classes.embeds.shape[:2]

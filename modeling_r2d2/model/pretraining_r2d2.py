@@ -212,7 +212,8 @@ class R2D2ForPreTraining(R2D2Model):
                 `mlm_labels`; FgD without masked texts.
         """
         if not return_loss:
-            outputs = super().forward(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
+            given = {**kwargs, "token_type_ids": token_type_ids, "return_dict": True}
+            outputs = super().forward(input_ids, pixel_values, attention_mask, **given)
             return R2D2ForPreTrainingOutput(**outputs)
         refuse_missing(pixel_values, input_ids, "pre-training (return_loss, the default here)")
         if (masked_input_ids is None) != (mlm_labels is None):
@@ -280,6 +281,7 @@ class R2D2ForPreTraining(R2D2Model):
                 "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
                 "(TextMasking in the collation, mask_ratio above 0)"
             )
+        kwargs["return_dict"] = True  # whatever the configuration says
         vision = self.get_image_features(pixel_values, **kwargs)
         image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
         if masked_input_ids is None or not (self.can_rank or feature):
@@ -301,6 +303,7 @@ class R2D2ForPreTraining(R2D2Model):
         computes those patches alone."""
         vision_config = self.config.vision_config
         grid = mask_grid(vision_config, tuple(pixel_values.shape[-2:]), guidance.block)
+        kwargs["return_dict"] = True  # whatever the configuration says
         if drops_patches(vision_config):
             with keep_patches(self.vision_model, guidance.kept, grid[0] * grid[1]):
                 outputs = self.get_image_features(pixel_values, **kwargs)

@@ -272,9 +272,7 @@ def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) ->
             continue
         prefix = prefixes.get(item.source, "")
         if isinstance(item.image, str):
-            yield _file_image(
-                item.image_id or f"{prefix}{item.image}", root / item.image, item.texts, _location(item)
-            )
+            yield _file_image(item.image_id or f"{prefix}{item.image}", root / item.image, item.texts, _location(item))
         else:
             row = number if item.line is None else item.line
             id = item.image_id or f"{prefix}{row:08}-{(item.member and item.member.name) or 'picture'}"

@@ -22,6 +22,8 @@ _EARLIER = (1,)
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 REPORT = "unreadable.jsonl"
+
+
 class IndexFileError(ValueError):
     """An index, or one of its files, is missing, torn, edited, or of another version. Names the file."""
 

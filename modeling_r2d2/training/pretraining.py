@@ -97,6 +97,7 @@ _RANGES = {
 #: What a run depends on beside the arguments, the model, the processor, the data and the callbacks.
 _FIXED = ("augmentation", "mask_ratio", "whole_words", "distinct_ids", "channels_last")
 
+
 def build_trainer(
     model: R2D2ForPreTraining | WukongModel,
     processor: R2D2Processor,

@@ -32,6 +32,7 @@ def load_pairs(
     check_images: CheckImages = "header",
     background: str | tuple[int, int, int] | None = None,
     encoding: str | None = None,
+    quiet: bool = False,
 ) -> PairDataset | StreamingPairs:
     """Read image-text pairs.
 
@@ -72,6 +73,7 @@ def load_pairs(
             or "none". Decoding errors show at access.
         background: composite transparent pictures on this colour, e.g. "white"; default alpha is dropped.
         encoding: of text files and tables, e.g. "gb18030"; default UTF-8, UTF-16 or GB18030, whichever it is.
+        quiet: do not log what was bad at loading: the caller tells it, from `report`.
 
     Raises:
         DataRefusedError: too many bad records; lists the first few.
@@ -90,6 +92,7 @@ def load_pairs(
         named_codec(encoding)
     reading = Reading(columns, encoding, image_root=None if image_root is None else Path(image_root))
     report = ErrorReport(on_error, max_error_rate)
+    report.quiet = quiet
     if _is_hf(source):
         dataset, name = choose_split(source, split, "the data set"), "data set"
         if not hasattr(dataset, "num_rows"):

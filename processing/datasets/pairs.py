@@ -278,6 +278,6 @@ def finish(pairs: PairDataset, name: str) -> PairDataset:
     """
     if not len(pairs):
         raise ValueError(f"{name}: no pairs in it\n{pairs.report.summary()}")
-    if pairs.report.errors or pairs.report.notes:
-        logger.warning("%s: %s", name, pairs.report.summary())
+    if not pairs.report.quiet and (message := pairs.report.tell()):
+        logger.warning("%s: %s", name, message)
     return pairs

@@ -74,6 +74,7 @@ class ErrorReport:
 
     Attributes:
         incomplete: a source was damaged, so that records may be missing of which nothing is known.
+        quiet: who reads the set tells what was bad himself; nothing is logged at loading.
 
     Raises:
         ValueError: another `on_error`, or a rate that is no share.
@@ -91,6 +92,8 @@ class ErrorReport:
         self.loading_errors = 0
         self.problems: list[Problem] = []
         self.incomplete = False
+        self.quiet = False
+        self._reported = (0, 0, 0)
         self._notes: dict[str, Counter[str]] = {}
         self._recorded: set[str] = set()
         self._spool = Path(tempfile.gettempdir()) / f"r2d2-data-errors-{uuid.uuid4().hex}.jsonl"
@@ -185,14 +188,25 @@ class ErrorReport:
 
     def summary(self) -> str:
         """One line of counts, then the first few bad records with file and line."""
+        return self._summary(0, 0, 0)
+
+    def tell(self) -> str:
+        """The summary of what was not told before, at loading and later when pictures were decoded; "" where nothing is
+        new."""
+        reported, listable = self._reported, len(self.problems) + len(self.access_problems)
+        self._reported = (self.errors, listable, len(self._notes))
+        return "" if self._reported == reported else self._summary(*reported)
+
+    def _summary(self, reported: int, skip: int, skip_notes: int) -> str:
+        """Without `reported` bad records, the first `skip` of those remembered, and the first notes."""
         access = self.access_problems
-        total = self.loading_errors + len(access)
-        listed = (self.problems + access)[: self.examples]
-        lines = [f"{total} bad of {self.seen} records" + (":" if listed else "")]
+        new = self.loading_errors + len(access) - reported
+        listed = [*self.problems, *access][skip : skip + self.examples]
+        lines = [f"{new} {'more ' if reported else ''}bad of {self.seen} records" + (":" if listed else "")]
         lines += [f"  {problem}" for problem in listed]
-        if total > len(listed) > 0:
-            lines.append(f"  ... and {total - len(listed)} more")
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        if new > len(listed) > 0:
+            lines.append(f"  ... and {new - len(listed)} more")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes[skip_notes:]])
 
     def __repr__(self) -> str:
         return (

@@ -119,7 +119,8 @@ class StreamingPairs(_Base):
     def _refuse_or_skip(self, problem: Problem) -> None:
         self.report.add(problem)
         if isinstance(problem, Note):
-            if problem.reason not in self._told:  # once for all shards; the report has the sums
+            # once for all shards; the report has the sums
+            if not self.report.quiet and problem.reason not in self._told:
                 self._told.add(problem.reason)
                 logger.warning("%s: %s", problem.source, problem.message)
             return

@@ -159,3 +159,14 @@ def test_sheet_shows_every_image():
     assert seen.issuperset(colors)
     with pytest.raises(ValueError, match="at least one picture"):
         pair_sheet([])
+
+
+def test_what_is_bad_is_told_once(data):
+    """Not at loading already, on stderr, and a second time in the answer."""
+    (data / "folder").mkdir()
+    for name in ("0.svg", "1.png"):
+        (data / "folder" / name).write_bytes((data / "1.png").read_bytes())
+    (data / "folder" / "1.txt").write_text("猫")
+    for place, words in (("pairs.jsonl", "missing.png"), ("folder", "1 .svg")):
+        result = runner.invoke(app, ["data", "check", str(data / place)])
+        assert (result.output.count(words), result.stdout.count(words)) == (1, 1)

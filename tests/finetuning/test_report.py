@@ -1,14 +1,19 @@
 """What a run says before it starts."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from modeling_r2d2.finetuning import build_trainer, load_for
-from modeling_r2d2.finetuning.report import check_splits, false_negatives, make_report, summarise
+from modeling_r2d2.finetuning.report import check_splits, false_negatives, make_report, summarise, trained_on
+from modeling_r2d2.processing.datasets import load_pairs
+from tests.helpers import tiny_image
 
 from .conftest import Colors, settings
 
 
-def report_of(base, run_settings, pairs=None, validation=0):
+def report_of(base, run_settings, pairs=None, validation=None):
     pairs = pairs or Colors(240)
     model, processor = load_for(run_settings.task, base)
     trainer = build_trainer(model, processor, pairs, run_settings)
@@ -18,7 +23,7 @@ def report_of(base, run_settings, pairs=None, validation=0):
 
 
 def test_what_trains_on_how_much(base, tmp_path):
-    report = report_of(base, settings(tmp_path), validation=5)
+    report = report_of(base, settings(tmp_path), validation=Colors(5))
     model, _ = load_for("retrieval", base)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert report.frozen == {"vision_model": sizes["vision_model"]}
@@ -34,7 +39,7 @@ def test_what_trains_on_how_much(base, tmp_path):
 
 def test_a_sound_run_gets_no_warning(base, tmp_path):
     sound = settings(tmp_path, batch_size=16, epochs=20, schedule="cosine", warmup_steps=0.1, patience=2)
-    assert report_of(base, sound, validation=9).warnings == ()
+    assert report_of(base, sound, validation=Colors(9)).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -101,3 +106,43 @@ def test_the_test_split_is_never_the_validation_split(validation, test, message)
 def test_other_names_are_fine():
     check_splits("train.jsonl", "contest.jsonl", ("test.jsonl",))
     check_splits("train.jsonl", None, ("train.jsonl",))
+
+
+def lines(*images: str) -> str:
+    return "\n".join(json.dumps({"image": name, "text": f"{name}的图片"}) for name in images)
+
+
+def test_validation_images_that_are_trained_on(tmp_path, monkeypatch, base):
+    """By their files, whatever leads to them and whatever their captions; not by names within another folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        for number in range(4):
+            tiny_image(number).save(f"{folder}/{number}.png")
+        Path(folder, "train.jsonl").write_text(lines("0.png", "1.png", "2.png"))
+        Path(folder, "held.jsonl").write_text(lines("2.png", "3.png", "../one/1.png"))
+    Path("link").symlink_to("one")
+    train = load_pairs("one/train.jsonl")
+    found = {place: trained_on(train, load_pairs(place)) for place in ("link/held.jsonl", "two/held.jsonl")}
+    assert found == {"link/held.jsonl": 2, "two/held.jsonl": 1}
+    warnings = report_of(
+        base, settings(tmp_path, batch_size=2), train, load_pairs(tmp_path / "one" / "held.jsonl")
+    ).warnings
+    assert any("2 of 3 validation pairs show pictures that are trained on" in warning for warning in warnings)
+
+
+def test_validation_images_in_tables_are_known_by_their_bytes(tmp_path):
+    """Every table may count its ids from 0."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "id": datasets.Value("int64")}
+    )
+    sets = []
+    for images in ((0, 1, 2, 3), (0, 9, 2)):
+        rows = {
+            "image": [tiny_image(n) for n in images],
+            "text": ["猫"] * len(images),
+            "id": range(len(images)),
+        }
+        sets.append(load_pairs(datasets.Dataset.from_dict(rows, features=features)))
+    assert trained_on(*sets) == 2

@@ -97,3 +97,25 @@ def test_wukong_takes_what_its_processor_makes():
     processor = tiny_wukong_processor()
     both = processor(images=[tiny_image()], text=TEXTS, return_tensors="pt")
     assert tiny_wukong()(**both).logits_per_image.shape == (1, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["model", "pretraining", "retrieval", "matching", "wukong", "wukong-token-wise"])
+def test_tuples_where_the_configuration_asks_for_them(kind, inputs):
+    """As in transformers, with `return_dict` in the configuration and not in the call."""
+    if kind == "matching":
+        model, options = R2D2ForImageTextMatching(tiny_config()).eval(), {}
+    else:
+        model, options = whole_model(kind)
+    for given in ("both",) if kind == "matching" else ("both", "images", "texts"):
+        expected = model(**inputs[given], **options).to_tuple()
+        model.config.return_dict = False
+        found = model(**inputs[given], **options)
+        assert isinstance(found, tuple)
+        assert len(found) == len(expected)
+        assert torch.equal(found[0], expected[0])
+        assert not isinstance(model(**inputs[given], **options, return_dict=True), tuple)
+        model.config.return_dict = True
+    if kind in ("pretraining", "retrieval"):
+        model.config.return_dict = False
+        assert model(**inputs["both"])[0].isfinite()

@@ -127,6 +127,14 @@ def test_compiled_pretraining():
     assert model.temperature.item() == pytest.approx(model.config.temperature_max)
 
 
+@pytest.mark.parametrize("kind", ["model", "wukong"])
+def test_export_in_training_mode(kind):
+    """As a model is that was just made."""
+    model, batch = trained(kind, dropout=0.0)
+    program = torch.export.export(model, (), kwargs=batch, strict=False)
+    torch.testing.assert_close(program.module()(**batch).loss, model(**batch).loss)
+
+
 @pytest.mark.parametrize("tower", ["clip", "swin", "convnext"])
 def test_input_gradients_of_every_class(tower):
     """What adapters under reentrant checkpointing ask for."""

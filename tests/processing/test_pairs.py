@@ -15,6 +15,7 @@ from modeling_r2d2.processing.datasets import PairDataset, load_pairs
 from modeling_r2d2.processing.datasets.records import stable_id, stable_ids
 from modeling_r2d2.processing.datasets.report import DataRefusedError, ErrorReport, Note, Problem
 from modeling_r2d2.processing.files.images import ImageReadError
+from tests.helpers import tiny_image
 
 from .conftest import png
 
@@ -477,3 +478,24 @@ class TestDamagedSources:
         report.note("once")
         assert report.notes == ["ignored: 2 .svg, 1 .pdf", "once"]
         assert report.errors == 0
+
+
+def test_what_was_told_is_not_told_again(tmp_path, caplog):
+    """At loading, and after training what turned out bad since."""
+    tiny_image().save(tmp_path / "0.png")
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    rows = [{"image": name, "text": "猫"} for name in ("0.png", "half.png", "missing.png")]
+    (tmp_path / "data.jsonl").write_text("\n".join([*map(json.dumps, rows), "?"]))
+    pairs = load_pairs(tmp_path / "data.jsonl", max_error_rate=1.0)
+    assert "2 bad of 4 records" in caplog.text
+    assert pairs.report.tell() == ""
+    assert len(pairs.drop_unreadable()) == 1
+    message = pairs.report.tell().splitlines()
+    assert message[0] == "1 more bad of 4 records:"
+    assert ["half.png" in line for line in message[1:]] == [True]
+    assert pairs.report.tell() == ""
+    assert pairs.report.summary().startswith("3 bad of 4 records")
+    caplog.clear()
+    load_pairs(tmp_path / "data.jsonl", max_error_rate=1.0, quiet=True)
+    assert not caplog.records

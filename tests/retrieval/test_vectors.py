@@ -171,7 +171,7 @@ def test_milvus_and_faiss_agree(model, processor, images, tmp_path):
 
 
 #: Of users' tables and file systems: what would mean something in an expression of Milvus, and what is long.
-AWKWARD = ["a\"b", "a'b", "a\\b", "a\\", "a\nb\r\tc", "中文 🐶", "' in ['x'] or id != '", "x" * 300, "图" * 100, "{}"]
+AWKWARD = ['a"b', "a'b", "a\\b", "a\\", "a\nb\r\tc", "中文 🐶", "' in ['x'] or id != '", "x" * 300, "图" * 100, "{}"]
 
 
 @pytest.fixture
