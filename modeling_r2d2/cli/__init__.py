@@ -21,16 +21,15 @@ from .export import export
 from .finetune import finetune
 from .index import index
 from .match import match
+from .options import verb as as_verb
 from .pretrain import pretrain
 from .push import push
 from .search import search
-from .terminal import quiet_libraries
 
 app = typer.Typer(
     name="r2d2",
     help=f"R2D2 and PRD2: Chinese vision-language models with pre-ranking and ranking.\n\n{START}",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # whose tables cut the names of options
 )
@@ -49,7 +48,7 @@ for name, verb in {
     "card": card,
     "push": push,
 }.items():
-    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(verb)
+    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(as_verb(verb))
 app.add_typer(data_app)
 
 _TRACEBACK = "R2D2_TRACEBACK"
@@ -79,7 +78,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without Chinese, or a name that is no text
             stream.reconfigure(errors="backslashreplace")
-    quiet_libraries()
     bars.show()
     _settings["traceback"] = bool(os.environ.get(_TRACEBACK))
     sys.exit(run(lambda: app(standalone_mode=False, prog_name="r2d2"), lambda: _settings["traceback"]))

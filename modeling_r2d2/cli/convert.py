@@ -5,9 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..model.configuration_r2d2 import PRESETS, R2D2Config
-from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
-from ..model.configuration_wukong import WukongConfig
 from .options import TrustRemoteCode
 from .terminal import Terminal
 
@@ -40,6 +37,9 @@ def convert(
     from ..integrations.official import read_checkpoint
     from ..integrations.official_folder import convert_to_folder
     from ..integrations.wukong import convert_wukong_to_folder, is_wukong_state_dict
+    from ..model.configuration_r2d2 import R2D2Config
+    from ..model.configuration_wukong import WukongConfig
+    from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
 
     wukong = is_wukong_state_dict(read_checkpoint(checkpoint))
     if wukong and head:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from .examples import EXAMPLES
-from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
+from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of, verb
 from .terminal import Terminal
 
 data_app = typer.Typer(
@@ -19,6 +19,7 @@ _FORMAT = "Of the data, where the suffix does not tell: icm, flickr30k-cna, chin
 
 
 @data_app.command(epilog=f"Example: {EXAMPLES['data check']}")
+@verb
 def check(
     data: Annotated[str, typer.Argument(help="What to check: file, folder or shards, as for `r2d2 pretrain`.")],
     format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
@@ -84,6 +85,7 @@ def check(
 
 
 @data_app.command("matching-pairs", epilog=f"Example: {EXAMPLES['data matching-pairs']}")
+@verb
 def matching_pairs(
     data: Annotated[str, typer.Argument(help="Pairs to draw from, or emoji:VENDOR.")],
     output: Annotated[Path, typer.Argument(help="List to write (JSON lines).")],

@@ -1,10 +1,24 @@
 """Options that several verbs share."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from .terminal import quiet_libraries
+
+
+def verb(run: Callable[..., None]) -> Callable[..., None]:
+    """The function of a verb, which quiets the libraries when it runs: help and completion import none of them."""
+
+    @functools.wraps(run)
+    def quietly(*args: Any, **options: Any) -> None:
+        quiet_libraries()
+        run(*args, **options)
+
+    return quietly
 
 
 def _trust(context: typer.Context, value: bool) -> bool:
@@ -101,4 +115,5 @@ __all__ = [
     "TrustRemoteCode",
     "check_device",
     "columns_of",
+    "verb",
 ]

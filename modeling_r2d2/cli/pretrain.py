@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..model.configuration_r2d2 import PRESETS
-from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
 from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
 from .terminal import Terminal
 

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .presets_r2d2 import PRESETS
 from .ranges_r2d2 import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, require_number, require_numbers
 
 #: The image tower of the official models is the library's CLIP ViT, under its own model type.
@@ -235,17 +236,4 @@ def require_temperatures(config: PreTrainedConfig) -> None:
         )
 
 
-_VIT_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-_VIT_B_16 = {**_VIT_B, "patch_size": 16, "image_size": 224}
-_VIT_L_14 = {**_VIT_L, "patch_size": 14, "image_size": 224}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "r2d2-vit-b-16": {"vision_config": _VIT_B_16},
-    "r2d2-vit-l-14": {"vision_config": _VIT_L_14},
-    "r2d2-vit-l-14-336": {"vision_config": {**_VIT_L_14, "image_size": 336}},
-    "prd2-vit-b-16": {"vision_config": _VIT_B_16, "cross_encoder_config": None},
-    "prd2-vit-l-14": {"vision_config": _VIT_L_14, "cross_encoder_config": None},
-}
-
-__all__ = ["PRESETS", "R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"]
+__all__ = ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"]

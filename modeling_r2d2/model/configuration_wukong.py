@@ -10,6 +10,7 @@ from transformers import AutoConfig, CLIPTextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, require_temperatures
+from .presets_r2d2 import WUKONG_PRESETS
 from .ranges_r2d2 import COUNT, NOT_NEGATIVE, require_numbers
 
 SIMILARITIES = ("global", "token-wise")
@@ -151,40 +152,9 @@ class WukongConfig(PreTrainedConfig):
         Raises:
             ValueError: unknown name.
         """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
+        if name not in WUKONG_PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(WUKONG_PRESETS)}")
+        return cls(**{**WUKONG_PRESETS[name], **overrides})
 
 
-def _presets() -> dict[str, dict[str, Any]]:
-    vit = {"model_type": "clip_vision_model", "image_size": 224}
-    swin = {"model_type": "swin", "image_size": 224, "patch_size": 4, "window_size": 7}
-    b_32 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-    l_14 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    small = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
-    large = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-    # image tower, text tower, width of the global embedding, reduced tokens
-    towers = {
-        "vit-b-32": ({**vit, **b_32, "patch_size": 32}, small, 512, 12),
-        "vit-l-14": ({**vit, **l_14, "patch_size": 14}, large, 768, 24),
-        "swin-l": (
-            {**swin, "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]},
-            large,
-            768,
-            12,
-        ),
-        "swin-t": ({**swin, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}, small, 512, 12),
-    }
-    presets: dict[str, dict[str, Any]] = {}
-    for tower, (vision, text, width, reduced) in towers.items():
-        both = {"vision_config": vision, "text_config": text}
-        token_wise = {**both, "similarity": "token-wise", "projection_dim": 256}
-        presets[f"wukong-{tower}-clip"] = {**both, "projection_dim": width}
-        presets[f"wukong-{tower}-filip"] = token_wise
-        presets[f"wukong-{tower}-wukong"] = {**token_wise, "token_reduction": reduced}
-    return presets
-
-
-PRESETS = _presets()
-
-__all__ = ["PRESETS", "WukongConfig", "WukongTextConfig"]
+__all__ = ["WukongConfig", "WukongTextConfig"]

@@ -8,10 +8,10 @@ from transformers import BertTokenizer
 
 from ..inference.loading import load_config, load_processor, load_tokenizer, load_whole, model_type
 from ..integrations.warm_preprocessing import warm_processor
-from ..model.configuration_r2d2 import PRESETS, R2D2Config
-from ..model.configuration_wukong import PRESETS as WUKONG_PRESETS
+from ..model.configuration_r2d2 import R2D2Config
 from ..model.configuration_wukong import WukongConfig
 from ..model.modeling_wukong import WukongModel
+from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.processing_wukong import WukongProcessor

@@ -86,7 +86,7 @@ def data(scope, monkeypatch):
 def trainer_parts(scope, monkeypatch):
     """What the guides of distillation and of the systems call model, arguments, data and collator."""
     from modeling_r2d2 import R2D2ForPreTraining, R2D2TrainingArguments
-    from modeling_r2d2.model.configuration_r2d2 import PRESETS
+    from modeling_r2d2.model.presets_r2d2 import PRESETS
     from modeling_r2d2.processing import PretrainingDataset, R2D2PretrainingCollator, TextMasking
     from modeling_r2d2.processing.datasets import load_pairs
 
@@ -125,14 +125,14 @@ def finetune(scope, monkeypatch):
 
 
 def wukong(scope, monkeypatch):
-    from modeling_r2d2.model.configuration_wukong import PRESETS
+    from modeling_r2d2.model.presets_r2d2 import WUKONG_PRESETS
     from tests.hub_cards.conftest import make
 
     folder = make(Path("runs/wukong"), "wukong")
     config = json.loads((folder / "config.json").read_text())
     small = {name: config[name] for name in ("vision_config", "text_config", "projection_dim")}
     small |= {"similarity": "token-wise", "token_reduction": 2, "max_text_length": 16}
-    monkeypatch.setitem(PRESETS, "wukong-vit-b-32-wukong", small)
+    monkeypatch.setitem(WUKONG_PRESETS, "wukong-vit-b-32-wukong", small)
     inputs = tiny_processor()(images=[tiny_image(0), tiny_image(1)], text=TEXTS[:2], return_tensors="pt")
     scope |= {name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}
     scope |= {"folder": folder, "pictures": [tiny_image(0)]}

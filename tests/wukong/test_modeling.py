@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from modeling_r2d2 import WukongConfig, WukongModel, WukongProcessor
-from modeling_r2d2.model.configuration_wukong import PRESETS
 from modeling_r2d2.model.modeling_wukong import WukongTokenReduction, class_prompts
+from modeling_r2d2.model.presets_r2d2 import WUKONG_PRESETS
 from tests.helpers import tiny_image
 from tests.wukong import reference
 from tests.wukong.tiny import KINDS, tiny_wukong, tiny_wukong_batch, tiny_wukong_processor
@@ -33,8 +33,8 @@ def reference_similarities(model: WukongModel, output, zero_padded=None) -> tupl
 
 class TestConfig:
     def test_twelve_presets(self):
-        assert len(PRESETS) == 12
-        for name in PRESETS:
+        assert len(WUKONG_PRESETS) == 12
+        for name in WUKONG_PRESETS:
             config = WukongConfig.from_preset(name)
             assert config.text_config.max_position_embeddings == 32
             assert config.text_config.vocab_size == 21128
