@@ -42,7 +42,8 @@ def demo_card(
             `{"Twitter": {"text→image R@1, pre-ranking": 52.1}}`: the table, and the `model-index` of the header.
         training: set-up of the run, name -> value, in the order they are shown.
         split: part of the data -> what it holds, as in `{"training": "Apple, Facebook, …"}`.
-        chance: R@1 of guessing, in percent. parameters: their number.
+        chance: R@1 of guessing, in percent.
+        parameters: their number.
         limits: what to say beyond `DEMO_LIMITS`.
         images: (title, file name) of pictures to show, beside the card.
         repo: folder or Hub name that the card's code loads; default `model_name`.

@@ -67,7 +67,8 @@ def check_card(content: str, kind: Kind = "model", folder: str | PathLike | None
     files it shows lie in `folder`. That the blocks run is what the tests check.
 
     Args:
-        content: of the README.md. folder: where it lies; None: links are not looked at.
+        content: of the README.md.
+        folder: where it lies; None: links are not looked at.
     """
     match = _HEADER.match(content)
     if match is None:

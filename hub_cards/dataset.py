@@ -35,13 +35,17 @@ def dataset_card(
     """The card of pairs that `check_pairs` has read; what nobody stated is said to be unknown.
 
     Args:
-        name: how the card calls the set. path: file or folder, as the card's code reads it.
+        name: how the card calls the set.
+        path: file or folder, as the card's code reads it.
         language: of the text. The header's `language` is that of the captions: Chinese.
-        licence: of the set (its texts). picture_licence: of the pictures; None: unknown, whatever `licence` says.
-        origin: where pictures and texts come from. reading: options of `load_pairs` (format, split).
+        license: of the set (its texts).
+        image_license: of the pictures; None: unknown, whatever `license` says.
+        origin: where pictures and texts come from.
+        reading: options of `load_pairs` (format, split).
 
     Raises:
-        ValueError: no whole pair, or another language. CardError: what was given makes an invalid card.
+        ValueError: no whole pair, or another language.
+        CardError: what was given makes an invalid card.
     """
     if language not in LANGUAGES:
         raise ValueError(f"cards are written in {' or '.join(LANGUAGES)}, not in {language!r}")

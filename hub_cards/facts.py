@@ -64,11 +64,20 @@ _FINETUNING = {
 class ModelFacts:
     """A model folder. What is None or absent is unknown.
 
-    architecture: class that saved it. kind: R2D2, PRD2 or Wukong. pipeline_tag, task: see `ARCHITECTURES`.
-    parameters, weight_bytes, dtypes: of the safetensors files. origin: how the weights came about. training: name ->
-    value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`, `objectives`, `task`, `data`,
-    `trained_share`. record: what the run wrote of its data and of where it began.
-    conversion: `file`, `sha256`, `source` of a converted checkpoint. notes: what could not be read.
+    Args:
+        architecture: class that saved it.
+        kind: R2D2, PRD2 or Wukong.
+        pipeline_tag: see `ARCHITECTURES`.
+        task: see `ARCHITECTURES`.
+        parameters: of the safetensors files.
+        weight_bytes: of the safetensors files.
+        dtypes: of the safetensors files.
+        origin: how the weights came about.
+        training: name -> value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`,
+            `objectives`, `task`, `data`, `trained_share`.
+        record: what the run wrote of its data and of where it began.
+        conversion: `file`, `sha256`, `source` of a converted checkpoint.
+        notes: what could not be read.
     """
 
     folder: Path
@@ -98,7 +107,8 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
 
     Raises:
         NotFiniteError: weights, or the last logged loss, are not finite.
-        FileNotFoundError: no config.json, or no safetensors. ValueError: a model that is not of this package.
+        FileNotFoundError: no config.json, or no safetensors.
+        ValueError: a model that is not of this package.
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():

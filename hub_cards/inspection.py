@@ -111,7 +111,9 @@ class _Findings:
         """Search one stream, and what is packed in it.
 
         Args:
-            name: of the file or member. within: how a problem names the member. depth: archives around it.
+            name: of the file or member.
+            within: how a problem names the member.
+            depth: archives around it.
         """
         start = file.read(512)
         if name.lower().endswith(_PICKLE_SUFFIXES) or _is_pickle(file, start):

@@ -53,11 +53,13 @@ def model_card(
 
     Args:
         language: of the text. The header's `language` is the model's: Chinese.
-        results: of `r2d2 evaluate`, on these weights. licence: of the weights.
+        results: of `r2d2 evaluate`, on these weights.
+        license: of the weights.
         data: what it was trained on; none: as the run recorded it, of a user's own data without their licence.
-        base_model: Hub name of the model that training began with; None: as the run recorded it. speed: of
-            `measure_speed`.
-        repo: how the code blocks call the model; default the folder's name. limits: sentences of the maker.
+        base_model: Hub name of the model that training began with; None: as the run recorded it.
+        speed: of `measure_speed`.
+        repo: how the code blocks call the model; default the folder's name.
+        limits: sentences of the maker.
 
     Raises:
         FileNotFoundError, ValueError: no such model folder, see `read_facts`; another language; results of other

@@ -47,8 +47,11 @@ class PushRefusedError(ValueError):
 class PushPlan:
     """What a push would do.
 
-    files: path in the repository -> bytes. left_out: path -> why it stays behind. problems: what forbids the push.
-    warnings: what does not.
+    Args:
+        files: path in the repository -> bytes.
+        left_out: path -> why it stays behind.
+        problems: what forbids the push.
+        warnings: what does not.
     """
 
     folder: Path
@@ -67,7 +70,8 @@ def plan_push(folder: str | PathLike, repo_id: str | None = None, exclude: Seque
     """Look at every file of a model folder; nothing is sent.
 
     Args:
-        repo_id: to compare the card's code with. exclude: further patterns on paths that stay behind.
+        repo_id: to compare the card's code with.
+        exclude: further patterns on paths that stay behind.
 
     Raises:
         NotADirectoryError: no such folder.
@@ -128,7 +132,8 @@ def push_folder(
     (`hf auth login`, `HF_TOKEN`) unless one is given; `endpoint` likewise (`HF_ENDPOINT`).
 
     Raises:
-        PushRefusedError: see `plan_push`; nothing was sent. ValueError: not a repository name (owner/name).
+        PushRefusedError: see `plan_push`; nothing was sent.
+        ValueError: not a repository name (owner/name).
         OSError: the Hub cannot be reached, or refuses.
     """
     check_repo_id(repo_id)

@@ -26,8 +26,14 @@ _TEXT = "一只棕色的小狗在草地上追着一个红色的球"
 class Speed:
     """Rates per second, by the model alone (pictures decoded and texts tokenised beforehand); None: cannot do it.
 
-    batch: pictures, texts or pairs at a time. text_tokens: length of the texts. device, threads, dtype, processor,
-    torch: where it was measured.
+    Args:
+        batch: pictures, texts or pairs at a time.
+        text_tokens: length of the texts.
+        device: where it was measured.
+        threads: of torch.
+        dtype: of the weights.
+        processor: of the machine.
+        torch: its version.
     """
 
     images_per_second: float

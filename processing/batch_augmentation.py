@@ -21,13 +21,18 @@ class BatchAugmentation:
     """Affine and colour changes, blur and erasing; every part is off at 0.
 
     Attributes:
-        rotate: degrees, uniform in ± rotate. scale: log of the zoom, uniform in ± scale.
+        rotate: degrees, uniform in ± rotate.
+        scale: log of the zoom, uniform in ± scale.
         aspect: log of the ratio of zooms along x and y, halved on each; uniform in ± aspect.
-        translate: share of the side, uniform in ± translate. shear: slope along x and y, uniform in ± shear.
+        translate: share of the side, uniform in ± translate.
+        shear: slope along x and y, uniform in ± shear.
         flip: probability of a horizontal flip.
-        saturation: factor 1 ± saturation about the pixel's grey. tint: factor 1 ± tint per channel.
-        shuffle_channels, grayscale: probabilities.
-        contrast: factor 1 ± contrast about the picture's mean. brightness: factor 1 ± brightness.
+        saturation: factor 1 ± saturation about the pixel's grey.
+        tint: factor 1 ± tint per channel.
+        shuffle_channels: its probability.
+        grayscale: its probability.
+        contrast: factor 1 ± contrast about the picture's mean.
+        brightness: factor 1 ± brightness.
         blur: probability of blending with the mean of 3 × 3 pixels, by a uniform weight.
         erase: probability of covering a rectangle with a random colour; its sides are uniform shares in
             `erase_sides`, its centre anywhere.

@@ -169,8 +169,11 @@ class PretrainingDataset(Dataset):
 
     Args:
         pairs: `len(pairs)`, `pairs[i]` -> {"image", "text", "image_id"}.
-        processor, augmentation, masking: of `SampleEncoder`.
-        seed: of every random choice. passes: virtual length in passes over the pairs.
+        processor: of `SampleEncoder`.
+        augmentation: of `SampleEncoder`.
+        masking: of `SampleEncoder`.
+        seed: of every random choice.
+        passes: virtual length in passes over the pairs.
         shuffle: False keeps the order, for evaluation.
         distinct_batch: samples of one batch (of all processes); read in order, every batch then holds distinct
             image ids where the data allow it, since pairs of one id are no negatives of each other.

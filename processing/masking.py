@@ -35,8 +35,8 @@ def mask_tokens(
         mask_token_id: the id of [MASK].
         ordinary_ids: ids that a random replacement is drawn from.
         special_mask: (L,) bool, True where a token may not be masked.
-        mask_share, random_share: shares of the chosen tokens that become [MASK] and a random token; the rest
-            stays as it is (80/10/10).
+        mask_share: share of the chosen tokens that become [MASK].
+        random_share: share that become a random token; the rest stays as it is (80/10/10).
         groups: (L,) int, tokens of one word have one number; None masks tokens singly.
 
     Returns:
@@ -118,7 +118,8 @@ class TextMasking:
     Attributes:
         tokenizer: a fast BERT-like tokenizer with a [MASK].
         mask_ratio: share of the ordinary tokens to choose.
-        mask_share, random_share: what becomes of the chosen ones.
+        mask_share: of the chosen ones, see `mask_tokens`.
+        random_share: of the chosen ones.
         whole_words: choose whole Chinese words instead of characters.
         segment: cuts a text into words; default jieba.
 

@@ -23,7 +23,8 @@ def batched_permutation(
     batch is simply shuffled.
 
     Args:
-        ids: (N,) int. batch: samples per batch, of all processes.
+        ids: (N,) int.
+        batch: samples per batch, of all processes.
         generator: of (pass, stream); the same arguments give the same random numbers.
 
     Returns:

@@ -54,7 +54,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """tiles: best first. notes: what the visitor should know about the query or the hits."""
+    """What a search gives.
+
+    Args:
+        tiles: best first.
+        notes: what the visitor should know about the query or the hits.
+    """
 
     tiles: list[Tile]
     notes: list[str]
@@ -151,8 +156,9 @@ def search_by_text(models: AppModels, text: str, top_k: float, candidates: float
     """Pictures for a text.
 
     Args:
-        top_k: hits. candidates: how many of the best by cosine are ranked. minimum: match probability below which a
-            hit is left out; 0: none is. Without a ranker both are not looked at.
+        top_k: hits.
+        candidates: how many of the best by cosine are ranked.
+        minimum: match probability below which a hit is left out; 0: none is. Without a ranker both are not looked at.
 
     Raises:
         InputError: see above; or a minimum without candidates.
@@ -212,7 +218,8 @@ def classify(
     """Zero-shot labels of a picture, best first, and notes.
 
     Args:
-        labels: by commas (，、, too), semicolons or lines. template: with {} for the label.
+        labels: by commas (，、, too), semicolons or lines.
+        template: with {} for the label.
         use_ranker: the match probability of each label (calibrated where the model is), which need not sum to 1;
             else a softmax over the labels.
 

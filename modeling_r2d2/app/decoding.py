@@ -33,7 +33,8 @@ class ImageDecoder:
     (see `start`) and end with this process.
 
     Args:
-        max_pixels: largest width x height, compared before anything is decoded. seconds: that a picture may take.
+        max_pixels: largest width x height, compared before anything is decoded.
+        seconds: that a picture may take.
         processes: how many pictures are decoded at once.
     """
 
@@ -53,7 +54,8 @@ class ImageDecoder:
         """The picture of a file.
 
         Args:
-            name: what messages call it; default: the path. exif_transpose: see `open_image`.
+            name: what messages call it; default: the path.
+            exif_transpose: see `open_image`.
 
         Raises:
             ImageReadError: as `open_image`; or it took longer than `seconds`, or more memory than is given.

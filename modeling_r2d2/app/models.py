@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 class AppModels:
     """What `r2d2 app` was given, loaded.
 
-    retriever: with or without an index. classify: the zero-shot pipeline on the same weights. name: what the page calls
-    the model. text_to_image: None: the page draws nothing.
+    Args:
+        retriever: with or without an index.
+        classify: the zero-shot pipeline on the same weights.
+        name: what the page calls the model.
+        text_to_image: None: the page draws nothing.
     """
 
     retriever: R2D2Retriever
@@ -43,12 +46,16 @@ class AppModels:
         """Load everything before the page opens, so that what is wrong is said at once.
 
         Args:
-            model: folder or Hub name of an R2D2 or PRD2, or a folder that `r2d2 export` wrote; None: the model that
-                the index names. index: that `r2d2 index` made. text_to_image: a saved `R2D2TextToImagePipeline`.
-            calibrated: use the model's calibration, if it has one. verify: compare the index's checksums.
+            model: folder or Hub name of an R2D2 or PRD2, or a folder that `r2d2 export` wrote; None: the model that the
+                index names.
+            index: that `r2d2 index` made.
+            text_to_image: a saved `R2D2TextToImagePipeline`.
+            calibrated: use the model's calibration, if it has one.
+            verify: compare the index's checksums.
 
         Raises:
-            ValueError: neither model nor index; or as `R2D2Retriever.open`. OSError: no such model.
+            ValueError: neither model nor index; or as `R2D2Retriever.open`.
+            OSError: no such model.
             ImportError: `text_to_image` without the extra `[diffusers]`.
         """
         if index is not None:

@@ -30,7 +30,8 @@ def build_app(models: AppModels, examples: Sequence[str] = (), template: str = _
     """The page as a Gradio app, with a tab for each thing that the models can do.
 
     Args:
-        examples: queries to click on. template: what the zero-shot tab puts labels into at first.
+        examples: queries to click on.
+        template: what the zero-shot tab puts labels into at first.
 
     Raises:
         ValueError: a template without {}.
@@ -60,7 +61,8 @@ def launch_app(page: gr.Blocks, host: str | None = None, port: int | None = None
     """Serve the page until it is interrupted. Nothing is sent anywhere: no analytics, no fonts, no share link.
 
     Args:
-        host, port: default: those of Gradio (127.0.0.1, the first free port from 7860; on a Space, the Space's).
+        host: default: Gradio's, 127.0.0.1; on a Space, the Space's.
+        port: default: Gradio's, the first free one from 7860; on a Space, the Space's.
         block: False: return at once, with the page served in the background.
 
     Returns:

@@ -22,7 +22,9 @@ class Turns:
     """At most `at_once` hold a turn; the others wait, first come, first served.
 
     Args:
-        at_once: turns held at the same time. waiting: how many may wait. seconds: how long one waits.
+        at_once: turns held at the same time.
+        waiting: how many may wait.
+        seconds: how long one waits.
     """
 
     def __init__(self, at_once: int = 1, waiting: int = WAITING, seconds: float = SECONDS):

@@ -287,7 +287,8 @@ class TwoWayDistillationCallback(DistillationCallback):
     """Both ways with one teacher: TgD and FgD, as R2D2 and PRD2 are pre-trained.
 
     Args:
-        target_guided, feature_guided: settings of the two ways; None: their defaults.
+        target_guided: settings of the two ways; None: their defaults.
+        feature_guided: settings of the two ways; None: their defaults.
     """
 
     def __init__(

@@ -14,7 +14,8 @@ class FeatureCenter(nn.Module):
     accumulation gives the centre of the whole batch.
 
     Attributes:
-        images: (F,), texts: (F',) float32; 0 before the first step, as in DINO.
+        images: (F,) float32.
+        texts: (F',) float32; 0 before the first step, as in DINO.
     """
 
     def __init__(self, image_width: int, text_width: int, momentum: float = 0.9, device: torch.device | None = None):

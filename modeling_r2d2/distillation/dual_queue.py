@@ -62,9 +62,11 @@ class DualQueueState(nn.Module):
     running statistics come from the student, and do not fit the weights of a teacher that lies far behind it.
 
     Args:
-        student: the model that trains, in the mode that it trains in once `keys` is called. settings: of the loss.
+        student: the model that trains, in the mode that it trains in once `keys` is called.
+        settings: of the loss.
         batch: pairs per micro-batch over all workers, at most.
-        autocast, teacher: see `MomentumTeacher` and `DistillationState`.
+        autocast: see `MomentumTeacher`.
+        teacher: see `DistillationState`.
 
     Raises:
         ValueError: a queue smaller than the batch.
@@ -232,10 +234,11 @@ class DualQueueContrastiveCallback(DistillationCallback):
     Args:
         settings: `DualQueueSettings`, or its fields by name.
         momentum: of the teacher (0.99 in the paper), a number or a `Schedule` of the global step.
-        resume_from, missing_state: see `DistillationCallback`.
+        resume_from: see `DistillationCallback`.
+        missing_state: see `DistillationCallback`.
 
     Raises:
-        TypeError, ValueError (when training begins): a model of another kind, or other callbacks that bring a teacher.
+        TypeError, ValueError: when training begins, a model of another kind, or other callbacks that bring a teacher.
     """
 
     def __init__(

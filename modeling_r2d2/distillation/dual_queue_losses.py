@@ -28,8 +28,12 @@ def dual_queue_loss(
     The other pairs of the batch are no negatives. With an empty queue the loss is 0, and so is its gradient.
 
     Args:
-        image_queries, text_queries: (B, D), with gradient. image_keys, text_keys: (B, D), of the same pairs.
-        queued_images, queued_texts: (N, D), keys of earlier pairs. All are L2-normalised.
+        image_queries: (B, D), with gradient.
+        text_queries: (B, D), with gradient.
+        image_keys: (B, D), of the same pairs. All vectors are L2-normalised.
+        text_keys: (B, D), of the same pairs.
+        queued_images: (N, D), keys of earlier pairs.
+        queued_texts: (N, D), keys of earlier pairs.
         temperature: scalar τ.
         left_out: (B, N) boolean, entries that are no negatives of a row; None: every entry is one.
 

@@ -12,10 +12,15 @@ class FeatureQueue(nn.Module):
     of a slot is 1 when written and is multiplied by the decay at every optimizer step (arXiv 2205.03860).
 
     Args:
-        size: earlier pairs. batch: the most pairs that are written at once. width: of the features.
+        size: earlier pairs.
+        batch: the most pairs that are written at once.
+        width: of the features.
 
     Attributes:
-        images, texts: (C, D) float32, ids: (C,) int64, reliability: (C,) float32, with C = size + batch slots.
+        images: (C, D) float32, with C = size + batch slots.
+        texts: (C, D) float32.
+        ids: (C,) int64.
+        reliability: (C,) float32.
     """
 
     def __init__(self, size: int, batch: int, width: int, device: torch.device | str | None = None):

@@ -43,7 +43,9 @@ class FeatureGuidedSettings:
     """Feature-guided distillation (FgD).
 
     Args:
-        student_temperature, teacher_temperature: τ_s and τ_t. centre_momentum: of the moving mean μ (all as DINO).
+        student_temperature: τ_s, as DINO.
+        teacher_temperature: τ_t, as DINO.
+        center_momentum: of the moving mean μ, as DINO.
         feature: "projection", the projected [CLS] before the L2 norm (after it the softmax is nearly flat), or
             "tower", the tower's own [CLS] (the mean of its tokens where pre-ranking reads that).
         image_drop: share of a ViT's patches that the student does not see; in other towers of blocks of pixels.

@@ -24,7 +24,8 @@ class DistillationState(nn.Module):
 
     Args:
         student: the model that trains.
-        target_guided, feature_guided: settings; None leaves that way out.
+        target_guided: settings; None leaves that way out.
+        feature_guided: settings; None leaves that way out.
         batch: pairs per micro-batch over all workers, at most.
         seed: of the draws of dropped patches.
         autocast: see `MomentumTeacher`.
@@ -71,7 +72,9 @@ class DistillationState(nn.Module):
 
         Args:
             batch: as `R2D2ForPreTraining.forward` takes it: B local pairs.
-            step: optimizer steps made so far. temperature: the student's τ. alpha: see `soft_targets`.
+            step: optimizer steps made so far.
+            temperature: the student's τ.
+            alpha: see `soft_targets`.
             chunk: pairs that the teacher encodes at once; None: all.
         """
         features = self.teacher.encode(

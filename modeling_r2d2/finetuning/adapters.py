@@ -150,7 +150,8 @@ def load_adapter(model: "PreTrainedModel", folder: Path | str, **kwargs: Any) ->
     `kwargs` go to `PeftModel.from_pretrained` (`is_trainable=True` to train on).
 
     Raises:
-        ImportError: PEFT is not installed. OSError: no such folder, or no adapter in it.
+        ImportError: PEFT is not installed.
+        OSError: no such folder, or no adapter in it.
         ValueError: an adapter of another model, or what trained beside it is; a damaged file, a pickle.
     """
     peft, folder = require_peft(), Path(folder)

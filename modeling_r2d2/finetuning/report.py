@@ -25,8 +25,12 @@ UNKNOWN_SHARE = 0.01
 @dataclass(frozen=True)
 class DataSummary:
     """Counts of a set of pairs: pairs, different pictures, texts (looked at), different texts, the largest number of
-    pairs with one text, the share of tokens that the tokenizer does not know, and an example of such a text. labelled:
-    whether the pairs say if they match, None where the set does not tell; matching: how many of labelled ones do."""
+    pairs with one text, the share of tokens that the tokenizer does not know, and an example of such a text.
+
+    Args:
+        labelled: whether the pairs say if they match, None where the set does not tell.
+        matching: how many of labelled ones do.
+    """
 
     pairs: int
     images: int
@@ -43,8 +47,12 @@ class DataSummary:
 class FinetuningReport:
     """What will be trained, on how much, and warnings.
 
-    trainable, frozen: part of the model -> number of parameters. data: counts of the training pairs. batch: pairs of a
-    step, of all workers. method: whole weights, or which adapters.
+    Args:
+        trainable: part of the model -> number of parameters.
+        frozen: part of the model -> number of parameters.
+        data: counts of the training pairs.
+        batch: pairs of a step, of all workers.
+        method: whole weights, or which adapters.
     """
 
     task: str
@@ -271,8 +279,11 @@ def check_splits(
     """Early stopping must not see the test split.
 
     Args:
-        train, validation, test: what is read, each a file or a folder.
-        train_split, validation_split: which split of it; None: it has one alone, or the reader chooses.
+        train: what is read, a file or a folder.
+        validation: the same.
+        test: the same.
+        train_split: which split of it; None: it has one alone, or the reader chooses.
+        validation_split: the same.
 
     Raises:
         ValueError: the validation data are the training data, are among the test data, or say by their name that they

@@ -58,7 +58,8 @@ def load_for(
     """The model of a task with the weights of an R2D2 folder or Hub name, and its processor.
 
     Args:
-        classes: of a classifier; prompts: templates with {} whose mean text embedding its head begins with.
+        classes: of a classifier.
+        prompts: templates with {} whose mean text embedding its head begins with.
 
     Raises:
         ValueError: matching or captions on a model without a ranker; a classifier without classes; a folder of another
@@ -257,15 +258,18 @@ def finetune(
     `r2d2 card` states.
 
     Args:
-        source: folder or Hub name of an R2D2. pairs, validation: as for `build_trainer`.
+        source: folder or Hub name of an R2D2.
+        pairs: as for `build_trainer`.
+        validation: as for `build_trainer`.
         classes: of a classifier; None: the different texts of `pairs`.
-        say: is given the lines of the report before the run starts; None: nothing is printed.
+        print_line: is given the lines of the report before the run starts; None: nothing is printed.
         data: name and counts of `pairs`, as `TrainingData.of` makes them; None: the card says that they are unknown.
 
     Raises:
         FileExistsError: `output` holds a model already.
         ValueError: as `load_for` and `build_trainer`; nothing to resume, or a checkpoint of another run.
-        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
+        NotFiniteError: the run has diverged.
+        OSError: another run writes to `output`.
     """
     from ..jobs.record import RunRecord, describe_start
 

@@ -21,7 +21,8 @@ class FinetuningTrainer(R2D2Trainer):
     (no dropout, batch norms at rest); parameters that train beside adapters are saved and resumed with them.
 
     Args:
-        settings: of the run. steps_per_epoch: optimiser steps in a pass over the data.
+        settings: of the run.
+        steps_per_epoch: optimiser steps in a pass over the data.
     """
 
     def __init__(self, *args: Any, settings: FinetuningSettings, steps_per_epoch: int, **kwargs: Any):

@@ -21,9 +21,12 @@ def converted_card(
     """The card of a checkpoint in the authors' format that was converted.
 
     Args:
-        config, report: of the conversion. model_name: how the card calls the model.
+        config: of the conversion.
+        report: of the conversion.
+        model_name: how the card calls the model.
         checkpoint: file name of the checkpoint, sha256: its digest.
-        source: where it was obtained, as far as the user said. parameters: their number.
+        source: where it was obtained, as far as the user said.
+        parameters: their number.
     """
     kind = "PRD2" if config.cross_encoder_config is None else "R2D2"
     data = ModelCardData(

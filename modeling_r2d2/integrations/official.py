@@ -38,8 +38,11 @@ class CheckpointError(ValueError):
 class ConversionReport:
     """What became of every tensor of an official checkpoint.
 
-    used: official name -> name in the model. unused: official name -> why nothing reads it. unknown: names that
-    no official checkpoint has (only with `allow_unknown`). has_head: whether the MLM head was taken.
+    Args:
+        used: official name -> name in the model.
+        unused: official name -> why nothing reads it.
+        unknown: names that no official checkpoint has (only with `allow_unknown`).
+        has_head: whether the MLM head was taken.
     """
 
     used: dict[str, str] = field(default_factory=dict)
@@ -89,7 +92,7 @@ def convert_official_checkpoint(
         an `R2D2Model`.
 
     Raises:
-        CheckpointError (a ValueError): not a checkpoint, not an R2D2, missing, misshapen or unknown tensors, by name.
+        CheckpointError: not a checkpoint, not an R2D2, missing, misshapen or unknown tensors, by name.
         FileNotFoundError: no such file.
     """
     state_dict = read_checkpoint(path)

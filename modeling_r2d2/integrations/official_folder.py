@@ -39,8 +39,12 @@ def convert_to_folder(
     """Convert an official checkpoint into a folder that `AutoModel` and `AutoProcessor` load.
 
     Args:
-        checkpoint, config, head, allow_unknown: see `convert_official_checkpoint`.
-        output_dir: made if needed. vocab: see `build_tokenizer`.
+        checkpoint: see `convert_official_checkpoint`.
+        config: see `convert_official_checkpoint`.
+        head: see `convert_official_checkpoint`.
+        allow_unknown: see `convert_official_checkpoint`.
+        output_dir: made if needed.
+        vocab: see `build_tokenizer`.
         overwrite: allow a folder that already holds a model, which is replaced, or something else, which stays.
         source: for the card, where the checkpoint was obtained (an address, a person).
         exif_transpose: False takes photographs as they are stored, as the authors did, see `R2D2Processor.build`.
@@ -95,7 +99,8 @@ def build_tokenizer(vocab: str | PathLike | None = None) -> PreTrainedTokenizerB
             file that the installed package cn-clip carries.
 
     Raises:
-        FileNotFoundError: no such file, or none given and cn-clip not installed. ValueError: not a vocabulary.
+        FileNotFoundError: no such file, or none given and cn-clip not installed.
+        ValueError: not a vocabulary.
     """
     path = find_vocabulary() if vocab is None else Path(vocab)
     if path is None:

@@ -64,11 +64,12 @@ def export_onnx(
 
     Args:
         model: folder, Hub name or loaded model (left as it is, and exported in float32 from whatever dtype).
-        output: a new folder. overwrite: or one that holds an earlier export, whose files are replaced or removed; what
-            others have put there stays.
+        output: a new folder.
+        overwrite: or one that holds an earlier export, whose files are replaced or removed; what others have put there
+            stays.
         precision: "fp32", "fp16" (half the size; on a CPU no faster) or "int8" (a quarter of the size of what is
             quantised, and faster).
-        pictures: for int8 and a convolutional image tower, a hundred or so typical pictures (PIL or paths) to measure
+        images: for int8 and a convolutional image tower, a hundred or so typical pictures (PIL or paths) to measure
             the ranges of its activations on; without them its convolutions stay in float32.
         opset: of ONNX, at least 18.
 

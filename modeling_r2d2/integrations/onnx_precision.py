@@ -30,7 +30,7 @@ def to_int8(source: Path, target: Path, images: Iterable[dict[str, np.ndarray]] 
     """Quantise a graph.
 
     Args:
-        pictures: inputs of the graph to measure ranges on, of a convolutional tower; others are quantised dynamically.
+        images: inputs of the graph to measure ranges on, of a convolutional tower; others are quantised dynamically.
 
     Returns:
         what was done, for the manifest.

@@ -147,7 +147,8 @@ class R2D2Encoder(_R2D2Module):
             prompt: goes before every text; pictures take none.
 
         Raises:
-            ValueError: texts and pictures mixed. ImageReadError: a file that is no picture.
+            ValueError: texts and pictures mixed.
+            ImageReadError: a file that is no picture.
         """
         return self._of_one_kind(inputs, prompt)
 
@@ -187,7 +188,8 @@ class R2D2Ranker(_R2D2Module):
         A column of texts or of pictures, of which the trainer's model card takes statistics, is encoded as it is.
 
         Raises:
-            ValueError: a pair that is not of one text and one picture; names its place. ImageReadError: a bad file.
+            ValueError: a pair that is not of one text and one picture; names its place.
+            ImageReadError: a bad file.
         """
         if not any(isinstance(pair, (list, tuple)) for pair in inputs):
             return self._of_one_kind(inputs, prompt)

@@ -33,7 +33,8 @@ def warm_processor(
     at the size of its configuration, and a warning.
 
     Args:
-        clip: folder or Hub name of the image tower. config: of the model that was made of the towers.
+        clip: folder or Hub name of the image tower.
+        config: of the model that was made of the towers.
         image_size: side of the pictures, instead of the tower's own; position embeddings are interpolated.
 
     Raises:

@@ -53,7 +53,7 @@ def convert_wukong_checkpoint(
         The model in evaluation mode, float32.
 
     Raises:
-        CheckpointError (a ValueError): not a checkpoint, not a Wukong, missing, misshapen or unknown tensors, by name.
+        CheckpointError: not a checkpoint, not a Wukong, missing, misshapen or unknown tensors, by name.
         FileNotFoundError: no such file.
     """
     state_dict = read_checkpoint(path)
@@ -294,11 +294,18 @@ def convert_wukong_to_folder(
     """Convert a Wukong checkpoint into a folder that `AutoModel` and `AutoProcessor` load.
 
     Args:
-        checkpoint, config, allow_unknown: see `convert_wukong_checkpoint`.
-        output_dir, vocab, overwrite, source, exif_transpose: as `convert_to_folder` of an R2D2.
+        checkpoint: see `convert_wukong_checkpoint`.
+        config: see `convert_wukong_checkpoint`.
+        allow_unknown: see `convert_wukong_checkpoint`.
+        output_dir: as `convert_to_folder` of an R2D2.
+        vocab: as `convert_to_folder` of an R2D2.
+        overwrite: as `convert_to_folder` of an R2D2.
+        source: as `convert_to_folder` of an R2D2.
+        exif_transpose: as `convert_to_folder` of an R2D2.
 
     Raises:
-        FileExistsError: the folder already holds a model. NotADirectoryError: `output_dir` is a file.
+        FileExistsError: the folder already holds a model.
+        NotADirectoryError: `output_dir` is a file.
         CheckpointError, FileNotFoundError: see `convert_wukong_checkpoint`.
         ValueError: a vocabulary that does not belong to the checkpoint.
     """

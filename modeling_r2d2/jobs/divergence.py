@@ -49,7 +49,8 @@ class DivergenceGuard:
 
         Args:
             step: the one that is being made, from 1.
-            parameters: with their gradients. norm: of all of them; None: it is computed.
+            parameters: with their gradients.
+            norm: of all of them; None: it is computed.
             scaled: float16's loss scaling skips steps whose gradients overflow: allowed `MOST_SKIPPED` times in a row.
             output: folder of the run's checkpoints, for the message.
 

@@ -18,7 +18,8 @@ def refuse_existing_model(
 
     Raises:
         FileExistsError: `output` holds a model, checkpoints or something else, and neither `overwrite` nor `resume` was
-            asked for; or it holds somebody's files of names that the run needs. NotADirectoryError: a file is there.
+            asked for; or it holds somebody's files of names that the run needs.
+        NotADirectoryError: a file is there.
     """
     claim_folder(output, needs=needs, overwrite=overwrite, resume=resume)
     if overwrite:

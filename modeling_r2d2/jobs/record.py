@@ -32,8 +32,13 @@ _RECOGNISED = {
 class TrainingData:
     """Pairs that a run has read.
 
-    name: file or folder, without its parents. pairs, pictures (different ones), texts: counted; None of a stream, which
-    has `shards` instead. bad_records: left out, as far as the run has met them. licence: where the program knows it.
+    Args:
+        name: file or folder, without its parents.
+        pairs: their number; None of a stream, which has `shards` instead.
+        images: different ones.
+        texts: their number.
+        bad_records: left out, as far as the run has met them.
+        license: where the program knows it.
     """
 
     name: str
@@ -75,9 +80,11 @@ class TrainingData:
 class RunRecord:
     """Data and start of a run.
 
-    data: what was trained on. start: how it began, "model", "preset"
-    or "config", or "clip" and "roberta" -> the name. hub: which of these names are repositories of the Hub. objectives:
-    of the recipe.
+    Args:
+        data: what was trained on.
+        start: how it began, "model", "preset" or "config", or "clip" and "roberta" -> the name.
+        hub: which of these names are repositories of the Hub.
+        objectives: of the recipe.
     """
 
     data: list[TrainingData]
@@ -178,7 +185,9 @@ class RecordCallback(TrainerCallback):
     """Writes the record into the run's folder when training begins, and once more when it ends.
 
     Args:
-        record: of this run. pairs: whose bad records are counted at the end. resume: add to the record that is there.
+        record: of this run.
+        pairs: whose bad records are counted at the end.
+        resume: add to the record that is there.
     """
 
     def __init__(self, record: RunRecord, pairs: Any, resume: bool = False) -> None:

@@ -237,7 +237,8 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         """Next-token prediction on captions of B pictures.
 
         Args:
-            input_ids: (B, L) from [CLS] on; attention_mask: (B, P + L), padding on either side, P tokens in the cache.
+            input_ids: (B, L) from [CLS] on.
+            attention_mask: (B, P + L), padding on either side, P tokens in the cache.
             pixel_values: (B, 3, H, W), or `image_hidden_states` (B, N, E) of `get_image_states`; neither where the
                 cache holds the pictures' keys and values.
             labels: (B, L), as `input_ids`, -100 where nothing is to be learnt; position i is judged by label i + 1.
@@ -323,8 +324,9 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values: (B, 3, H, W), or `image_hidden_states` (B, N, E).
-            input_ids, attention_mask: (B, P) how each caption begins, as the processor encodes it: the closing [SEP]
-                is taken off and short beginnings are padded on the left. None: [CLS] alone.
+            input_ids: (B, P) how each caption begins, as the processor encodes it: the closing [SEP] is taken off and
+                short beginnings are padded on the left. None: [CLS] alone.
+            attention_mask: (B, P).
 
         Returns:
             (B, P + new) tokens, [CLS] and the beginnings included, as any generation model without an encoder of

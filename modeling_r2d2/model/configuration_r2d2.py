@@ -57,10 +57,15 @@ class R2D2TextConfig(BertConfig):
 class R2D2CrossEncoderConfig(PreTrainedConfig):
     """Both cross encoders of the ranker: post-LN layers of self-attention, cross-attention and MLP.
 
-    Args:
+    Attributes:
         hidden_size: width D of their states; image states of another width are projected to it.
-        num_hidden_layers, num_attention_heads, intermediate_size: of each encoder, as in BERT.
-        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps: as in BERT.
+        num_hidden_layers: of each encoder.
+        num_attention_heads: as in BERT.
+        intermediate_size: as in BERT.
+        hidden_act: as in BERT.
+        hidden_dropout_prob: as in BERT.
+        attention_probs_dropout_prob: as in BERT.
+        layer_norm_eps: as in BERT.
         initializer_range: standard deviation of their random weights.
 
     Raises:
@@ -103,19 +108,22 @@ class R2D2CrossEncoderConfig(PreTrainedConfig):
 class R2D2Config(PreTrainedConfig):
     """R2D2: two towers for pre-ranking and, unless `cross_encoder_config` is None (PRD2), a ranker.
 
-    Args:
+    Attributes:
         vision_config: CLIP ViT by default, or any transformers vision model by its `model_type`
             (`{"model_type": "resnet", ...}`).
         text_config: the BERT text tower.
         cross_encoder_config: both cross encoders; an explicit None means pre-ranking only (PRD2).
         projection_dim: width of the pre-ranking embeddings.
         temperature_init_value: initial temperature; logits = cosine / temperature.
-        temperature_min, temperature_max: the learned temperature is kept within these.
+        temperature_min: the learned temperature stays above.
+        temperature_max: the learned temperature stays below.
         vision_pooling: `"cls"` or `"mean"`: what pre-ranking reads from the image tower. None: implied by
             the tower's type; a type that implies none raises `ValueError`.
         max_text_length: tokens a processor of this model keeps (64 in the official models).
-        gcpr_weight (of GCPR or of TgD, which replaces it), fgr_weight, mlm_weight, fgd_weight: weights of the
-            pre-training objectives.
+        gcpr_weight: weight of GCPR, or of TgD, which replaces it, in pre-training.
+        fgr_weight: of FGR.
+        mlm_weight: of MLM.
+        fgd_weight: of FgD.
         rank_masked_texts: enhanced training (ET): the text-image encoder ranks masked texts, so that one pass
             serves FGR and MLM. All pairs are masked alike (ours): were only the true ones, [MASK] would betray
             the label. False: ranking on unmasked texts, MLM by a pass of its own.

@@ -37,7 +37,7 @@ class WukongTextConfig(CLIPTextConfig):
 class WukongConfig(PreTrainedConfig):
     """Two towers and one similarity (arXiv 2202.06767).
 
-    Args:
+    Attributes:
         vision_config: CLIP ViT-B/32 by default, or any transformers vision model by its `model_type`
             (`{"model_type": "swin", ...}`).
         text_config: the causal text tower.
@@ -49,8 +49,9 @@ class WukongConfig(PreTrainedConfig):
             `"zero"`: it is one, with similarity 0, wherever a text is shorter than `max_position_embeddings`, as in
             the authors' code, which pads every text to 32 tokens and sets the features of padding to zero.
         similarity_chunk_size: images and texts compared at a time; bounds the memory of the token-wise similarity.
-        temperature_init_value, temperature_min, temperature_max: of the learned temperature; logits =
-            similarity / temperature.
+        temperature_init_value: of the learned temperature; logits = similarity / temperature.
+        temperature_min: the learned temperature stays above.
+        temperature_max: the learned temperature stays below.
         vision_pooling: `"cls"` or `"mean"`: what global similarity reads from the image tower; `"cls"` also means
             that the first token is no patch. None: implied by the tower's type; a type that implies none raises
             `ValueError`.

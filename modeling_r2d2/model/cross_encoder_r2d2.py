@@ -176,11 +176,13 @@ class R2D2CrossEncoder(PreTrainedModel):
         """Pair queries with contexts and encode every pair.
 
         Args:
-            hidden_states: (Q, L, D) queries; encoder_hidden_states: (C, N, E) contexts.
-            attention_mask: (Q, L), encoder_attention_mask: (C, N); 1 = real, 0 = padding; None = all real.
-            query_index, context_index: (P,) int64: the query and the context of each pair; None = in order. What
-                does not depend on the pairing (the first self-attention, all keys and values of the context) is
-                computed once per query or context, not once per pair.
+            hidden_states: (Q, L, D) queries.
+            encoder_hidden_states: (C, N, E) contexts.
+            attention_mask: (Q, L).
+            encoder_attention_mask: (C, N); 1 = real, 0 = padding; None = all real.
+            query_index: (P,) int64, the query of each pair; None = in order.
+            context_index: (P,) int64, its context. What does not depend on the pairing (the first self-attention, all
+                keys and values of the context) is computed once per query or context, not once per pair.
             full_pairs: the last layer computes all rows for the first F pairs, for the others the first row alone,
                 which is all that a match head reads. None: all rows for every pair.
 

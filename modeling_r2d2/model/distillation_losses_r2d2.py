@@ -35,8 +35,11 @@ def soft_targets(
     whose own logits carry the same log w_j (see `target_guided_loss`) is compared with candidates that count less.
 
     Args:
-        teacher_rows: (B, D), teacher_candidates: (N, D): L2-normalised embeddings of the other modality's teacher.
-        positives: (B, N) boolean, same id. temperature: scalar τ. reliability: (N,) in (0, 1].
+        teacher_rows: (B, D), the teacher's L2-normalised embeddings.
+        teacher_candidates: (N, D), those of the other modality.
+        positives: (B, N) boolean, same id.
+        temperature: scalar τ.
+        reliability: (N,) in (0, 1].
 
     Returns:
         (B, N) float32.
@@ -56,9 +59,11 @@ def target_guided_loss(
     """TgD, target-guided distillation: ½ [ H(ŷ_I, softmax s(I, T̂_j)/τ) + H(ŷ_T, softmax s(T, Î_j)/τ) ], mean over B.
 
     Args:
-        logits_per_image, logits_per_text: (B, N) student rows against the teacher's texts and images; with the
-            reliability in the logits, log w_j is in them.
-        image_targets, text_targets: (B, N) of `soft_targets`.
+        logits_per_image: (B, N) student rows against the teacher's texts; with the reliability in the logits, log w_j
+            is in them.
+        logits_per_text: (B, N) the same against its images.
+        image_targets: (B, N) of `soft_targets`.
+        text_targets: (B, N) of `soft_targets`.
     """
     image_loss = soft_cross_entropy(logits_per_image, image_targets).mean()
     text_loss = soft_cross_entropy(logits_per_text, text_targets).mean()
@@ -81,8 +86,10 @@ def feature_guided_loss(
     over B.
 
     Args:
-        image_features, text_features: (B, F) the student's features of masked inputs, before any L2 norm.
-        image_targets, text_targets: (B, F) of `teacher_distribution`, on whole inputs.
+        image_features: (B, F) the student's features of masked images, before any L2 norm.
+        text_features: (B, F) those of masked texts.
+        image_targets: (B, F) of `teacher_distribution`, on whole inputs.
+        text_targets: (B, F) of `teacher_distribution`, on whole inputs.
         temperature: τ_s.
     """
     image_loss = soft_cross_entropy(image_features.float() / temperature, image_targets).mean()

@@ -127,7 +127,8 @@ def upright_rgb(image: Image.Image, *, exif_transpose: bool = True) -> Image.Ima
     """`open_image` of a picture that is in memory already: itself, not a copy, where it is upright and RGB.
 
     Raises:
-        ValueError: values that are not finite. OSError: its file is truncated.
+        ValueError: values that are not finite.
+        OSError: its file is truncated.
     """
     image.load()
     turn = _turn(image) if exif_transpose else None

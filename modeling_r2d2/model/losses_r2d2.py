@@ -80,7 +80,8 @@ def draw_hard_negatives(
     softmax underflows to zero on every negative, the row is drawn by its logits renormalised over the negatives.
 
     Args:
-        logits_per_image, logits_per_text: (B, N) scaled similarities.
+        logits_per_image: (B, N) scaled similarities.
+        logits_per_text: (B, N) scaled similarities.
         positives: (B, N) boolean, the pairs of the same id.
         generator: for reproducible draws; default: torch's global generator.
     """
@@ -125,7 +126,8 @@ def ranking_loss(
     over several workers both sums are global.
 
     Args:
-        text_match_logits, image_match_logits: (P, 2) of the text-image and the image-text encoder; class 1 = match.
+        text_match_logits: (P, 2) of the text-image encoder; class 1 = match.
+        image_match_logits: (P, 2) of the image-text encoder.
         labels: (P,) int64.
         weights: (P,) replaces the class weights; 0 leaves a pair out.
         total_weight: Σ_p w_p where these pairs are a part of the batch; None: of these pairs.

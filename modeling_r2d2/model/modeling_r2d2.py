@@ -29,10 +29,15 @@ from .ranges_r2d2 import require_numbers  # noqa: F401 - diffusers copies only w
 class R2D2Output(ModelOutput):
     """Pre-ranking of I images and T texts.
 
-    loss: GCPR, with `return_loss`. logits_per_image (I, T) and logits_per_text (T, I): cosine / temperature,
-    float32. text_embeds (T, D), image_embeds (I, D): L2-normalised. text_model_output, vision_model_output: of
-    the towers; `vision_model_output.last_hidden_state` is always (I, N, D), `pooler_output` the unnormalised
-    embedding.
+    Args:
+        loss: GCPR, with `return_loss`.
+        logits_per_image: (I, T), cosine / temperature, float32.
+        logits_per_text: (T, I), cosine / temperature, float32.
+        text_embeds: (T, D), L2-normalised.
+        image_embeds: (I, D), L2-normalised.
+        text_model_output: of the towers; `vision_model_output.last_hidden_state` is always (I, N, D), `pooler_output`
+            the unnormalised embedding.
+        vision_model_output: as `text_model_output`.
     """
 
     loss: Tensor | None = None
@@ -51,11 +56,14 @@ class R2D2Output(ModelOutput):
 class R2D2MatchOutput(ModelOutput):
     """Ranking of P (image, text) pairs.
 
-    loss: with labels. match_probability (P,) float32: mean of both encoders' softmax of class 1.
-    text_match_logits, image_match_logits (P, 2): of the text-image and the image-text encoder.
-    text_cross_output, image_cross_output: their states (P, L, D) and (P, N, D), the first row only where
-    `cls_only` was asked for. Where pre-ranking reads the mean of the tower's tokens, the image-text encoder's first
-    row is that mean: (P, 1 + N, D).
+    Args:
+        loss: with labels. match_probability (P,) float32: mean of both encoders' softmax of class 1.
+        text_match_logits: of the text-image and the image-text encoder.
+        image_match_logits: (P, 2), of the text-image and the image-text encoder.
+        text_cross_output: their states (P, L, D) and (P, N, D), the first row only where `cls_only` was asked for.
+            Where pre-ranking reads the mean of the tower's tokens, the image-text encoder's first row is that mean: (P,
+            1 + N, D).
+        image_cross_output: as `text_cross_output`.
     """
 
     loss: Tensor | None = None
@@ -350,7 +358,9 @@ class R2D2Model(R2D2PreTrainedModel):
         `text_model_output`, no logits.
 
         Args:
-            input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
+            input_ids: (T, L).
+            attention_mask: (T, L).
+            pixel_values: (I, 3, H, W).
             return_loss: also GCPR, pair i being image i and text i.
 
         Raises:
@@ -410,7 +420,9 @@ class R2D2Model(R2D2PreTrainedModel):
         """Ranking of P aligned pairs: text i with image i.
 
         Args:
-            input_ids, attention_mask: (P, L). pixel_values: (P, 3, H, W).
+            input_ids: (P, L).
+            attention_mask: (P, L).
+            pixel_values: (P, 3, H, W).
             cls_only: skip the states of the last layer that the match heads do not read.
 
         Returns:
@@ -440,9 +452,12 @@ class R2D2Model(R2D2PreTrainedModel):
         """Ranking on states already encoded.
 
         Args:
-            text_hidden_states: (T, L, D), attention_mask: (T, L), image_hidden_states: (I, N, E): of the towers.
-            text_index, image_index: (P,) int64 name the pairs; None = in order. Work that does not depend on the
-                pairing is done once per text or image.
+            text_hidden_states: (T, L, D) of the text tower.
+            attention_mask: (T, L).
+            image_hidden_states: (I, N, E) of the image tower.
+            text_index: (P,) int64, the text of each pair; None = in order. Work that does not depend on the pairing is
+                done once per text or image.
+            image_index: (P,) int64, its image.
             cls_only: skip the states of the last layer that the match heads do not read.
 
         Raises:
@@ -536,7 +551,9 @@ class R2D2ForImageTextMatching(R2D2Model):
         """Rank P aligned pairs: text i with picture i.
 
         Args:
-            input_ids, attention_mask: (P, L). pixel_values: (P, 3, H, W).
+            input_ids: (P, L).
+            attention_mask: (P, L).
+            pixel_values: (P, 3, H, W).
             labels: (P,) int64, 1 = match, 0 = no match; with them the output has a `loss`.
             smoothing: of the labels, for the loss.
 

@@ -40,10 +40,16 @@ from .token_similarity_r2d2 import (
 class WukongOutput(ModelOutput):
     """I images against T texts.
 
-    loss: with `return_loss`. logits_per_image (I, T), logits_per_text (T, I): similarity / temperature, float32; with
-    token-wise similarity the second is not the transpose of the first. text_embeds, image_embeds: of unit length,
-    (T, P) and (I, P), or (T, L, P) and (I, N, P) token by token. text_mask (T, L): the real tokens.
-    text_model_output, vision_model_output: of `get_text_features` and `get_image_features`.
+    Args:
+        loss: with `return_loss`.
+        logits_per_image: (I, T), similarity / temperature, float32; with token-wise similarity the second is not the
+            transpose of the first.
+        logits_per_text: (T, I), as `logits_per_image`.
+        text_embeds: of unit length, (T, P) and (I, P), or (T, L, P) and (I, N, P) token by token.
+        image_embeds: as `text_embeds`.
+        text_mask: (T, L), the real tokens.
+        text_model_output: of `get_text_features` and `get_image_features`.
+        vision_model_output: of `get_text_features` and `get_image_features`.
     """
 
     loss: Tensor | None = None
@@ -278,7 +284,9 @@ class WukongModel(WukongPreTrainedModel):
         `text_model_output` and `text_mask`; no logits.
 
         Args:
-            input_ids: (T, L), attention_mask: (T, L). pixel_values: (I, 3, H, W).
+            input_ids: (T, L).
+            attention_mask: (T, L).
+            pixel_values: (I, 3, H, W).
             return_loss: also the contrastive loss over all workers, pair i being image i and text i.
             image_ids: (I,) int64, for the loss: all captions of one picture are its positives. None: every pair is
                 its own picture.
@@ -319,7 +327,8 @@ class WukongModel(WukongPreTrainedModel):
         """Logits of embeddings already made, as `forward` returns them.
 
         Args:
-            image_embeds, text_embeds: of unit length, (I, P) and (T, P), or (I, N, P) and (T, L, P) token by token.
+            image_embeds: of unit length, (I, P), or (I, N, P) token by token.
+            text_embeds: of unit length, (T, P), or (T, L, P) token by token.
             text_mask: (T, L), read by token-wise similarity only.
 
         Returns:
@@ -388,8 +397,9 @@ class WukongModel(WukongPreTrainedModel):
         """Embed C classes by K prompts each, once for any number of images.
 
         Args:
-            input_ids, attention_mask: (C·K, L), the K prompts of a class next to each other, as `class_prompts`
-                orders them. prompts: K.
+            input_ids: (C·K, L), the K prompts of a class next to each other, as `class_prompts` orders them.
+            attention_mask: (C·K, L).
+            prompts: K.
 
         Returns:
             With global similarity the mean of the K unit vectors, brought to unit length: (C, P). Token-wise, all of
@@ -416,8 +426,9 @@ class WukongModel(WukongPreTrainedModel):
         softmax over the classes of s(I → prompt)/τ.
 
         Args:
-            pixel_values: (I, 3, H, W). temperature: τ; None = the learned one. (The authors' evaluation code takes
-                the softmax of the bare similarity, τ = 1, which matters to the mean over prompts alone.)
+            pixel_values: (I, 3, H, W).
+            temperature: τ; None = the learned one. (The authors' evaluation code takes the softmax of the bare
+                similarity, τ = 1, which matters to the mean over prompts alone.)
 
         Returns:
             (I, C) float32; every row sums to 1.

@@ -58,10 +58,11 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
             inputs: one pair, a tuple (picture, text) or a dictionary `{"image", "text"}`; or a list of pairs; or a
                 data set or generator of pairs, which gives an iterator. A picture is what transformers'
                 `load_image` takes: PIL image, path, URL, base64.
-            image, text: instead of `inputs`: both lists of one length, or one of them single and paired with all
+            image: instead of `inputs`, with `text`: both lists of one length, or one of them single and paired with all
                 of the other.
+            text: see `image`.
             batch_size: pairs at a time; default 32.
-            timeout: seconds to wait for a URL.
+            kwargs: `timeout`, seconds to wait for a URL.
 
         Returns:
             for each pair `match_probability`, the mean of both encoders' probability of a match, and `cosine`, the

@@ -69,8 +69,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             projection (`encoder_hid_dim`).
         scheduler: any diffusers scheduler of `step(model_output, timestep, sample)`.
         vae: decodes latents; None: the UNet works on the pixels themselves, in -1..1.
-        ranker, ranker_processor: an R2D2 model and its processor, which choose the best of several samples
-            (`rank_images=True`).
+        ranker: an R2D2 model, which chooses the best of several samples (`rank_images=True`).
+        ranker_processor: its processor.
 
     Raises:
         ValueError: a UNet that does not fit the text encoder or the VAE; a ranker without processor.
@@ -165,8 +165,9 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         Args:
             prompt: B prompts, or one. None where `prompt_embeds` is given.
             negative_prompt: B, or one for all; None: the empty text, which training drops captions to.
-            prompt_embeds, negative_prompt_embeds: (B, L, D) states that are used as they are. A position that is
-                all zero is padding, and cross-attention does not see it.
+            prompt_embeds: (B, L, D) states that are used as they are. A position that is all zero is padding, and
+                cross-attention does not see it.
+            negative_prompt_embeds: (B, L, D).
             lora_scale: weight of the text encoder's LoRA adapters, for this call.
 
         Returns:
@@ -336,7 +337,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         the cosine alone where the ranker is pre-ranking only (PRD2).
 
         Args:
-            images: N pictures. prompts: P texts, N a multiple of P: each prompt's pictures stand together.
+            images: N pictures.
+            prompts: P texts, N a multiple of P: each prompt's pictures stand together.
 
         Returns:
             (N,) float32 on the CPU.
@@ -395,7 +397,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
 
         Args:
             prompt: a text or a list of P texts.
-            height, width: in pixels; default: what the UNet was made for.
+            height: in pixels; default: what the UNet was made for.
+            width: in pixels; default: what the UNet was made for.
             num_inference_steps: denoising steps.
             guidance_scale: weight of the prompt against the negative prompt; at most 1: no guidance, half the work.
             negative_prompt: what to lead away from: one text, or P of them; default: the empty text.
@@ -403,12 +406,14 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             eta: noise of a DDIM step, 0 to 1; other schedulers ignore it.
             generator: one for all pictures, or a list of P · S, which makes every picture independent of the others.
             latents: (P · S, C, h, w) noise to begin with.
-            prompt_embeds, negative_prompt_embeds: (P, L, D), as `encode_prompt` gives them for one image a prompt.
+            prompt_embeds: (P, L, D), as `encode_prompt` gives them for one image a prompt.
+            negative_prompt_embeds: (P, L, D).
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False: a tuple of what is not None.
             callback_on_step_end: called with (pipeline, step, timestep, {tensor}); what it returns replaces tensors.
             callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`.
-            timesteps, sigmas: instead of `num_inference_steps`, where the scheduler takes them.
+            timesteps: instead of `num_inference_steps`, where the scheduler takes them.
+            sigmas: see `timesteps`.
             guidance_rescale: share of guidance rescaled to the standard deviation without guidance
                 (arXiv 2305.08891, section 3.4).
             cross_attention_kwargs: for the UNet's attention processors; `{"scale": s}` is the weight of loaded LoRA
@@ -573,7 +578,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         names it. A ranker travels with its code and then always needs `trust_remote_code=True`.
 
         Args:
-            args, kwargs: as of `DiffusionPipeline.save_pretrained`.
+            args: as of `DiffusionPipeline.save_pretrained`.
+            kwargs: as of `DiffusionPipeline.save_pretrained`.
 
         Raises:
             ValueError: `push_to_hub`: upload the finished folder instead (`hf upload`), or the code would be missing.

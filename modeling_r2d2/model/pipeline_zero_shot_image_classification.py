@@ -33,11 +33,14 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
             image: a PIL picture, path, URL or base64 string, a list of them, or a data set or generator.
             candidate_labels: a list, or one string with commas (，、, too) between the labels; may be given to
                 the constructor instead.
+
+        Keyword Args:
             hypothesis_template: with `{}` for the label; default 一张{}的图片. "{}" takes the labels as they are.
             use_ranker: score by the ranker: the match probability of each label on its own, so that they need not
                 sum to 1 and none may be high. Default False: softmax over the labels of similarity / temperature, by
                 cosine or, on a token-wise Wukong, token by token.
-            timeout: seconds to wait for a URL. batch_size: pictures at a time.
+            timeout: seconds to wait for a URL.
+            batch_size: pictures at a time.
 
         Returns:
             for each picture a list of `{"score", "label"}`, best first; the list alone for one picture.

@@ -42,10 +42,14 @@ from .modeling_r2d2 import R2D2Model, R2D2Output, normalize, refuse_missing
 class R2D2TargetGuidance:
     """What a momentum teacher hands in for target-guided distillation (TgD), which then replaces GCPR.
 
-    image_candidates, text_candidates: (N, D) teacher embeddings the student's rows are compared with (the
-    batch of all workers and a queue). image_targets, text_targets: (B, N) of `soft_targets`, for local images
-    over text candidates and for local texts over image candidates. log_reliability: (N,) is added to the student's
-    logits where the reliability enters there.
+    Args:
+        image_candidates: (N, D) teacher embeddings the student's rows are compared with (the batch of all workers and a
+            queue).
+        text_candidates: as `image_candidates`.
+        image_targets: (B, N) of `soft_targets`, for local images over text candidates and for local texts over image
+            candidates.
+        text_targets: as `image_targets`.
+        log_reliability: (N,) is added to the student's logits where the reliability enters there.
     """
 
     image_candidates: Tensor
@@ -59,10 +63,13 @@ class R2D2TargetGuidance:
 class R2D2FeatureGuidance:
     """What a momentum teacher hands in for feature-guided distillation (FgD).
 
-    image_targets, text_targets: (B, F) of `teacher_distribution` on whole inputs. kept: (B, K) int64, the patches
-    (or, in towers that cannot leave patches out, the blocks of pixels of `block` a side) that the student sees.
-    temperature: τ_s. feature: "projection", the projected [CLS] before the L2 norm, or "tower", the state it is
-    projected from.
+    Args:
+        image_targets: (B, F) of `teacher_distribution` on whole inputs.
+        text_targets: (B, F) of `teacher_distribution` on whole inputs.
+        kept: (B, K) int64, the patches (or, in towers that cannot leave patches out, the blocks of pixels of `block` a
+            side) that the student sees.
+        temperature: τ_s.
+        feature: "projection", the projected [CLS] before the L2 norm, or "tower", the state it is projected from.
     """
 
     image_targets: Tensor
@@ -98,11 +105,17 @@ class R2D2PairFeatures:
 class R2D2ForPreTrainingOutput(R2D2Output):
     """Pre-ranking output plus the parts of the loss (scalars, float32; None where a part did not apply).
 
-    loss: their sum. loss_gcpr: GCPR, the loss of pre-ranking without a teacher. loss_tgd: replaces it where
-    teacher targets are given. loss_fgr: ranking. loss_mlm: masked language modelling. loss_fgd: features of masked
-    inputs against the teacher's of whole ones. ranking_accuracy: share of the 3B pairs that the mean of both
-    encoders classifies rightly; on masked texts where the ranker read masked ones (enhanced training), on unmasked
-    texts where it did not, as in every evaluation without masking.
+    loss: their sum.
+
+    Args:
+        loss_gcpr: GCPR, the loss of pre-ranking without a teacher.
+        loss_tgd: replaces it where teacher targets are given.
+        loss_fgr: ranking.
+        loss_mlm: masked language modelling.
+        loss_fgd: features of masked inputs against the teacher's of whole ones.
+        ranking_accuracy: share of the 3B pairs that the mean of both encoders classifies rightly; on masked texts where
+            the ranker read masked ones (enhanced training), on unmasked texts where it did not, as in every evaluation
+            without masking.
     """
 
     loss_gcpr: Tensor | None = None
@@ -198,7 +211,9 @@ class R2D2ForPreTraining(R2D2Model):
         """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM (+ FgD), each weighted.
 
         Args:
-            input_ids, attention_mask: (B, L). pixel_values: (B, 3, H, W).
+            input_ids: (B, L).
+            attention_mask: (B, L).
+            pixel_values: (B, 3, H, W).
             image_ids: (B,) int64; pairs of one id are positives of each other. None: all differ.
             masked_input_ids: (B, L) with masked tokens, mlm_labels: (B, L) with -100 where nothing was masked.
                 Without them there is no MLM and ranking reads the unmasked texts.
@@ -338,7 +353,8 @@ class R2D2ForPreTraining(R2D2Model):
         """Pre-ranking over the batch of all workers.
 
         Args:
-            image_embeds, text_embeds: (B, D), L2-normalised.
+            image_embeds: (B, D), L2-normalised.
+            text_embeds: (B, D), L2-normalised.
 
         Returns:
             logits_per_image and logits_per_text (B, N), positives (B, N), and loss_gcpr or loss_tgd.
@@ -434,9 +450,11 @@ class R2D2ForPreTraining(R2D2Model):
             queries: (R, L, D) text states that the text-image encoder asks with, text_states: (R, L, D) that the
                 image-text encoder reads, image_states: (R, N, E); R ≥ B rows, the true pairs first.
             negatives: indices (B,) into these rows.
-            masked_states: (B, L, D), mlm_labels: (B, L): for MLM.
-            pair_weight, masked_count: what the sums of the two losses are divided by, where these B pairs are a part
-                of the batch; None: their own weight and count, over all workers.
+            masked_states: (B, L, D), for MLM.
+            mlm_labels: (B, L), for MLM.
+            pair_weight: what the sum of the matching loss is divided by, where these B pairs are a part of the batch;
+                None: their own weight, over all workers.
+            masked_count: the same of MLM; None: their own count, over all workers.
 
         Returns:
             the losses, and the ranking accuracy.
@@ -485,7 +503,10 @@ def fetch_drawn_states(
     """Beside the local rows, those of other workers that were drawn, and only those.
 
     Args:
-        queries, text_states: (B, L, D), attention_mask: (B, L), image_states: (B, N, E); L may differ by worker.
+        queries: (B, L, D); L may differ by worker.
+        text_states: (B, L, D).
+        attention_mask: (B, L).
+        image_states: (B, N, E).
 
     Returns:
         the four with the fetched rows behind the local ones, texts as wide as the longest fetched one needs; and the

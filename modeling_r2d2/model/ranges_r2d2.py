@@ -21,8 +21,13 @@ def require_number(
     """Refuse a setting that is no finite number within its range.
 
     Args:
-        name: of the setting, for the message. value: what it was given.
-        least, most: bounds that it may reach. above, below: bounds that it may not. whole: it counts something.
+        name: of the setting, for the message.
+        value: what it was given.
+        least: lower bound, which it may reach.
+        most: upper bound, which it may reach.
+        above: lower bound, which it may not reach.
+        below: upper bound, which it may not reach.
+        whole: it counts something.
 
     Raises:
         ValueError: names the setting, its value and what it may be.

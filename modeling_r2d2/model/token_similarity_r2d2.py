@@ -30,7 +30,12 @@ CHUNK_SIZE = 64
 
 
 class TokenWiseSimilarity(NamedTuple):
-    """per_image (I, T): s(I → T); per_text (T, I): s(T → I); float32, None where it was not asked for."""
+    """Similarities of all pictures and texts token by token, each way.
+
+    Attributes:
+        per_image: (I, T) s(I → T), float32, None where not asked for.
+        per_text: (T, I) s(T → I).
+    """
 
     per_image: Tensor | None
     per_text: Tensor | None
@@ -49,13 +54,15 @@ def token_wise_similarity(
     """Token-wise similarity of every image with every text, both ways from the same products.
 
     Args:
-        image_tokens: (I, N, D) of unit length. text_tokens: (T, L, D) of unit length.
+        image_tokens: (I, N, D) of unit length.
+        text_tokens: (T, L, D) of unit length.
         text_mask: (T, L) true on real tokens. Texts are compared in order of their lengths, so that a block is only
             as wide as its own longest text.
         chunk_size: images and texts per block; a block holds chunk_size² · N · L products.
         zero_padded: (T,) boolean; for these texts padding is a candidate of similarity 0 for every image token (what
             zeroed padding features amount to): s(I → T) = 1/N Σ_n max(0, max_l x_n·y_l).
-        image_to_text, text_to_image: which of the two to compute.
+        image_to_text: compute it.
+        text_to_image: compute it.
 
     Raises:
         ValueError: shapes that do not fit each other, no tokens, `chunk_size` below 1.
@@ -118,7 +125,8 @@ def token_wise_contrastive_loss(similarity: TokenWiseSimilarity, temperature: Te
 
     Args:
         similarity: (B, N) both ways, of `gathered_token_wise_similarity`.
-        temperature: τ, scalar. targets: (B, N) of `contrastive_targets`.
+        temperature: τ, scalar.
+        targets: (B, N) of `contrastive_targets`.
     """
     temperature = temperature.float()
     return pre_ranking_loss(similarity.per_image / temperature, similarity.per_text / temperature, targets)

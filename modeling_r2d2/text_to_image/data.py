@@ -25,7 +25,8 @@ class CaptionedImages(Dataset):
 
     Args:
         pairs: anything with `len`, `image(index)` and `texts(index)`: what `load_pairs` gives, or `EmojiPairs`.
-        resolution: S. cache_mb: memory that all pictures together may take to be kept.
+        resolution: S.
+        cache_mb: memory that all pictures together may take to be kept.
     """
 
     def __init__(self, pairs: Any, resolution: int, cache_mb: int = 1024) -> None:
@@ -147,7 +148,8 @@ class CaptionFeatures:
 
     Args:
         encode: texts -> states (T, L, D), zero at padding: the pipeline's own encoding.
-        texts: the closed set, or None: encode each time. cache_mb: largest size to keep.
+        texts: the closed set, or None: encode each time.
+        cache_mb: largest size to keep.
     """
 
     def __init__(self, encode: Any, texts: Sequence[str] | None = None, cache_mb: int = 1024) -> None:

@@ -20,11 +20,15 @@ from ..model.processing_r2d2 import R2D2Processor
 class GeneratedResult:
     """What `evaluate_generated` found of N pictures against a gallery of U names.
 
-    recall: in percent, picture -> its own name among the U, by the cosine: {"r1": …, "r5": …, "r10": …}.
-    chance: the same of guessing. median_rank: of a picture's own name, from 1.
-    cosine: mean with the own name. match_probability: mean of the pairs (picture, own name); None of a judge that
-    is pre-ranking only. other_match_probability: of the pairs (picture, next name), for comparison.
-    ranks (N,), probabilities (N,): of every picture.
+    Args:
+        recall: in percent, picture -> its own name among the U, by the cosine: {"r1": …, "r5": …, "r10": …}.
+        chance: the same of guessing.
+        median_rank: of a picture's own name, from 1.
+        cosine: mean with the own name.
+        match_probability: mean of the pairs (picture, own name); None of a judge that is pre-ranking only.
+        other_match_probability: of the pairs (picture, next name), for comparison.
+        ranks: (N,), of every picture.
+        probabilities: (N,), of every picture.
     """
 
     images: int
@@ -78,7 +82,9 @@ def evaluate_generated(
     Use a judge that had no part in the generator: at least another seed than the one whose text encoder it reads.
 
     Args:
-        images: N pictures. own: (N,) for each the place of its prompt in `names`. names: U texts, all different.
+        images: N pictures.
+        own: (N,) for each the place of its prompt in `names`.
+        names: U texts, all different.
 
     Raises:
         ValueError: lengths that differ, a place that does not exist, a name twice.
@@ -127,7 +133,8 @@ def feature_kid(features: Tensor, others: Tensor) -> float:
     by one and the same model, and nothing else.
 
     Args:
-        features (N, D), others (M, D): unnormalised, N and M at least 2.
+        features: (N, D), unnormalised, N and M at least 2.
+        others: (M, D), unnormalised, N and M at least 2.
 
     Raises:
         ValueError: a single picture on a side.
@@ -161,7 +168,8 @@ def nearest_images(images: Sequence[Image.Image], known: Tensor) -> tuple[Tensor
     nearest, (N,) each.
 
     Args:
-        images: N pictures of S × S. known: (K, 3, S, S) uint8.
+        images: N pictures of S × S.
+        known: (K, 3, S, S) uint8.
     """
     drawn = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     if drawn.shape[1:] != known.shape[1:]:

@@ -17,7 +17,8 @@ def min_snr_weights(snr: Tensor, gamma: float | None, prediction_type: str) -> T
     1 / (SNR + 1): min(1, γ / SNR), and min(SNR, γ) / (SNR + 1).
 
     Args:
-        snr: (B,). gamma: γ; None: all weights 1.
+        snr: (B,).
+        gamma: γ; None: all weights 1.
         prediction_type: "epsilon", "v_prediction" or "sample", as in the scheduler's configuration.
 
     Returns:
@@ -49,7 +50,9 @@ def diffusion_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tenso
     """Mean over the batch of weight × mean squared error, in float32: a scalar.
 
     Args:
-        prediction, target: (B, C, h, w). weights: (B,).
+        prediction: (B, C, h, w).
+        target: (B, C, h, w).
+        weights: (B,).
     """
     error = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
     return (weights * error).mean()

@@ -25,9 +25,11 @@ def sample_sheet(
     """Draw prompts × seeds.
 
     Args:
-        prompts: P. images: P lists of S generated pictures; small ones are enlarged by whole pixels.
+        prompts: P.
+        images: P lists of S generated pictures; small ones are enlarged by whole pixels.
         path: where to write the PNG (folders are made); None: nowhere.
-        scores: P × S numbers below the pictures. found: P × S, a green frame around those that are True.
+        scores: P × S numbers below the pictures.
+        found: P × S, a green frame around those that are True.
         real: P lists of drawn pictures, to compare with.
 
     Returns:

@@ -82,7 +82,8 @@ def train_text_to_image(
     Raises:
         FileExistsError: `output` is in use, and neither `resume` nor `overwrite` was asked for.
         ValueError: no checkpoint to resume from, or one of another run; a scheduler without noise to add.
-        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
+        NotFiniteError: the run has diverged.
+        OSError: another run writes to `output`.
     """
     with only_run(settings.output):
         return _Run(pipeline, pairs, settings, console or Console()).run()

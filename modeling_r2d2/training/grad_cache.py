@@ -59,7 +59,8 @@ def cached_backward(
     Args:
         model: the unwrapped model, in training mode.
         batch: as `R2D2ForPreTraining.forward` takes it.
-        teacher, hard_negatives: as there.
+        teacher: as there.
+        hard_negatives: as there.
         scale: factor of the gradients (loss scaling, gradient accumulation).
 
     Returns:

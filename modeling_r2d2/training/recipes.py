@@ -30,8 +30,10 @@ class Recipe:
     """What to train with (arXiv 2205.03860); the defaults are R2D2's.
 
     Args:
-        ranker: FGR on the cross encoders. masking: masked texts, for MLM (with a ranker) and FgD.
-        target_guided, feature_guided: settings of the two ways of distillation; None: without.
+        ranker: FGR on the cross encoders.
+        masking: masked texts, for MLM (with a ranker) and FgD.
+        target_guided: settings of the two ways of distillation; None: without.
+        feature_guided: settings of the two ways of distillation; None: without.
         momentum: of their teacher.
 
     Raises:
@@ -171,7 +173,8 @@ class BriVLRecipe(PlainRecipe):
     per picture and text.
 
     Args:
-        dual_queue: settings of that loss. momentum: of the teacher that fills the queues.
+        dual_queue: settings of that loss.
+        momentum: of the teacher that fills the queues.
     """
 
     momentum: float | Schedule = 0.99

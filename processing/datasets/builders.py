@@ -33,8 +33,19 @@ from .sources import expand
 
 @dataclass
 class PairBuilderConfig(datasets.BuilderConfig):
-    """path: file or folder of the set. split: which of its splits. image_root, columns, encoding, on_error,
-    max_error_rate, check_images: as in `load_pairs`. files: fingerprint of the source's files, filled in."""
+    """A set and how to read it.
+
+    Args:
+        path: file or folder of the set.
+        split: which of its splits.
+        image_root: as in `load_pairs`.
+        columns: as in `load_pairs`.
+        encoding: as in `load_pairs`.
+        on_error: as in `load_pairs`.
+        max_error_rate: as in `load_pairs`.
+        check_images: as in `load_pairs`.
+        files: fingerprint of the source's files, filled in.
+    """
 
     path: str | None = None
     split: str | None = None

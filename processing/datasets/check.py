@@ -57,15 +57,24 @@ class Spread:
 class DataCheck:
     """What `check_pairs` found.
 
-    records: looked at, good or bad. pairs, pictures, texts: good ones; pictures by id. problems: the first bad records
-    with file and line; errors: how many in all. duplicates: captions that describe several pictures -> how many.
-    widths, heights: pixels, area: megapixels; characters: of a text. labels: how many pairs of each.
+    same_pictures: pictures whose decoded pixels are those of another id's.
 
-    same_pictures: pictures whose decoded pixels are those of another id's. same_pairs: pairs with the pixels and the
-    text of an earlier one; contradictions: those among them with another label. long_texts: captions of more than
-    `LONG_TEXT` characters. odd_texts: captions with control, invisible or private characters; odd_characters: in how
-    many captions each is. remarks: the first of each of these, with their places. sample: some pictures, made small,
-    with their texts.
+    Args:
+        records: looked at, good or bad. pairs, pictures, texts: good ones; pictures by id.
+        problems: the first bad records with file and line.
+        errors: how many in all.
+        duplicates: captions that describe several pictures -> how many.
+        widths: pixels, area: megapixels.
+        heights: pixels, area: megapixels.
+        characters: of a text.
+        labels: how many pairs of each.
+        same_pairs: pairs with the pixels and the text of an earlier one.
+        contradictions: those among them with another label.
+        long_texts: captions of more than `LONG_TEXT` characters.
+        odd_texts: captions with control, invisible or private characters.
+        odd_characters: in how many captions each is.
+        remarks: the first of each of these, with their places.
+        sample: some pictures, made small, with their texts.
     """
 
     records: int = 0

@@ -107,7 +107,8 @@ def images_of(texts: Path) -> Path:
     """`valid_imgs.tsv` of `valid_texts.jsonl`.
 
     Raises:
-        ValueError: the name does not end in `_texts.jsonl`. FileNotFoundError: there is no such file.
+        ValueError: the name does not end in `_texts.jsonl`.
+        FileNotFoundError: there is no such file.
     """
     stem, marker, rest = texts.name.rpartition("_texts.jsonl")
     if not marker or rest:

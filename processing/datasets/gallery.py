@@ -40,8 +40,11 @@ class GalleryImages(Sequence):
 class Gallery:
     """I pictures and T texts.
 
-    images: decoded on access. image_ids: (I,), all different. texts: (T,). text_ids: (T,) for each text the ids of
-    the pictures that it describes.
+    Args:
+        images: decoded on access.
+        image_ids: (I,), all different.
+        texts: (T,).
+        text_ids: (T,) for each text the ids of the pictures that it describes.
     """
 
     images: Sequence[Image.Image]

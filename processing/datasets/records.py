@@ -43,9 +43,11 @@ Columns = Mapping[str, str] | Sequence[str] | None
 class Reading:
     """How a reader reads.
 
-    columns: as in `load_pairs`. encoding: of text files; None: UTF-8, UTF-16 or GB18030, see `text_files`.
-    captions: whether a record without a caption is bad. An index takes pictures without. image_root: where relative
-    paths begin, if not in the folder of the file.
+    Args:
+        columns: as in `load_pairs`.
+        encoding: of text files; None: UTF-8, UTF-16 or GB18030, see `text_files`.
+        captions: whether a record without a caption is bad. An index takes pictures without.
+        image_root: where relative paths begin, if not in the folder of the file.
     """
 
     columns: Columns = None
@@ -72,9 +74,12 @@ class Member:
 class RawPair:
     """One record before its picture is opened: `image` is a path, the file's bytes, or None (held elsewhere).
 
-    texts: its captions; none only where `Reading.captions` allows it. member: where the bytes lie in an archive.
-    label: 1 where picture and text match, 0 where not, in sets of labelled pairs. text_id: identity of the text
-    where the set gives one. row: the picture's place where it is held elsewhere, if not the record's own number.
+    Args:
+        texts: its captions; none only where `Reading.captions` allows it.
+        member: where the bytes lie in an archive.
+        label: 1 where picture and text match, 0 where not, in sets of labelled pairs.
+        text_id: identity of the text where the set gives one.
+        row: the picture's place where it is held elsewhere, if not the record's own number.
     """
 
     source: str

@@ -46,7 +46,8 @@ class Problem:
 class Note(Problem):
     """What is worth telling of a source and spoils no record; it passes wherever problems pass.
 
-    counts: of what, and how many; those of equal reasons are added up ("ignored: 2 .svg, 1 .pdf").
+    Args:
+        counts: of what, and how many; those of equal reasons are added up ("ignored: 2 .svg, 1 .pdf").
     """
 
     lines: int = 0

@@ -39,7 +39,9 @@ class StreamingPairs(_Base):
         labelled: whether the reader gives every pair a label; default: whether `reading` names a column of labels.
 
     Attributes:
-        report: what was bad so far. labelled: whether every pair has a label. exif_transpose: as in `PairDataset`.
+        report: what was bad so far.
+        labelled: whether every pair has a label.
+        exif_transpose: as in `PairDataset`.
     """
 
     def __init__(

@@ -35,8 +35,12 @@ _MOST_BLANKS = 1 << 16
 
 @dataclass(frozen=True)
 class TarMember:
-    """One file of an archive. name: without a leading `./` or `/`. offset: where its bytes begin, in an uncompressed
-    local archive."""
+    """One file of an archive.
+
+    Args:
+        name: without a leading `./` or `/`.
+        offset: where its bytes begin, in an uncompressed local archive.
+    """
 
     name: str
     data: bytes

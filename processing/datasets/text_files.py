@@ -37,7 +37,11 @@ ADVICE = "name the encoding with encoding= (--encoding gb18030, big5, …)"
 
 @dataclass(frozen=True)
 class Codec:
-    """How a text is decoded. guessed: neither named nor UTF-8 nor told by a byte-order mark."""
+    """How a text is decoded.
+
+    Args:
+        guessed: neither named nor UTF-8 nor told by a byte-order mark.
+    """
 
     name: str
     guessed: bool = False

@@ -23,7 +23,7 @@ def read_zero(path: Path, reading: Reading = PLAIN) -> Iterator[RawPair | Proble
     """Records of a Zero file, JSON lines or an array; the picture's name is its `ImageKey`.
 
     Args:
-        columns: `{"text": "Title"}` or `{"text": "Title,ImageQuery"}` for other captions than `TEXT_FIELDS`.
+        reading: columns `{"text": "Title"}` or `{"text": "Title,ImageQuery"}` for other captions than `TEXT_FIELDS`.
     """
     fields = text_fields(reading)
     for item in read_json_objects(path, reading.encoding):

@@ -16,7 +16,8 @@ def only_writer(root: Path) -> Iterator[None]:
     """Holds the index's lock, which the system releases when the process ends, however it ends.
 
     Raises:
-        IndexLockedError: another process holds it. OSError: the folder cannot be written to, or the disk is full.
+        IndexLockedError: another process holds it.
+        OSError: the folder cannot be written to, or the disk is full.
     """
     from filelock import FileLock, Timeout
 

@@ -23,7 +23,8 @@ def bar(items: Iterable | None = None, doing: str = "", total: int | None = None
     """A bar over `items`, or one that `update(count)` moves; on stderr.
 
     Args:
-        total: of items; default: their length, if they have one. unit: what is counted, in the plural.
+        total: of items; default: their length, if they have one.
+        unit: what is counted, in the plural.
     """
     if not _state["shown"]:
         return tqdm(items, disable=True)

@@ -52,7 +52,8 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
     written to directly.
 
     Raises:
-        IsADirectoryError: `path` is a folder. OSError: the disk is full or may not be written to; names the file.
+        IsADirectoryError: `path` is a folder.
+        OSError: the disk is full or may not be written to; names the file.
     """
     path = Path(path)
     with explained(path):
@@ -153,11 +154,13 @@ def staged_folder(
     Whether `output` may be written to is `claim_folder`'s question, to be asked first.
 
     Args:
-        command: who writes. last: files that make the folder count as whole; they move after the others, in this order.
+        command: who writes.
+        last: files that make the folder count as whole; they move after the others, in this order.
         stale: patterns of earlier files of ours (by the stamp) that go, unless they were written anew.
 
     Raises:
-        FileExistsError: a folder or a link of the name of a new file. OSError: as `atomic_path`.
+        FileExistsError: a folder or a link of the name of a new file.
+        OSError: as `atomic_path`.
     """
     output = Path(output)
     with explained(output):
@@ -255,8 +258,10 @@ def is_partial(path: str | PathLike) -> bool:
 class Stamp:
     """Which files of a folder this package wrote; the file `.r2d2.json` in it.
 
-    command: that wrote last. files: relative name -> size and, of small files, digest. pending: the same of files that
-    were about to be moved in.
+    Args:
+        command: that wrote last.
+        files: relative name -> size and, of small files, digest.
+        pending: the same of files that were about to be moved in.
     """
 
     command: str
@@ -326,7 +331,8 @@ def remove_owned(folder: str | PathLike, patterns: Iterable[str] = ("*",), but: 
     Everything else stays: what was added, edited or linked by others. Folders that become empty go too.
 
     Args:
-        patterns: of relative names ("adapter/*"; "*" matches slashes too). but: names that stay.
+        patterns: of relative names ("adapter/*"; "*" matches slashes too).
+        but: names that stay.
     """
     folder, patterns, kept = Path(folder), list(patterns), set(but)
     stamp = Stamp.read(folder)
@@ -362,12 +368,13 @@ def claim_folder(
 
     Args:
         held: patterns of what makes it the folder of an earlier result, which `overwrite` replaces or `resume` goes on
-            with (None: this command cannot). needs: files and folders that the command writes besides, which must not
-            be somebody's.
+            with (None: this command cannot).
+        needs: files and folders that the command writes besides, which must not be somebody's.
 
     Raises:
         FileExistsError: an earlier result, and neither was asked for; files of others, and `overwrite` was not asked
-            for; a file of others in the way, whatever was asked for. NotADirectoryError: a file is in the way.
+            for; a file of others in the way, whatever was asked for.
+        NotADirectoryError: a file is in the way.
     """
     output = Path(output)
     refuse_no_folder(output)
@@ -413,7 +420,8 @@ def refuse_output(output: str | PathLike | None, *sources: str | PathLike | None
         sources: files, folders or patterns that are read; None is none.
 
     Raises:
-        FileExistsError: names it. IsADirectoryError: the output is a folder.
+        FileExistsError: names it.
+        IsADirectoryError: the output is a folder.
     """
     if output is None or not Path(output).exists():
         return
@@ -435,7 +443,8 @@ def refuse_no_folder(output: str | PathLike) -> None:
     """Raise unless a folder could be at `output`, or is.
 
     Raises:
-        NotADirectoryError: a file is there, or above it. OSError: it may not be looked into.
+        NotADirectoryError: a file is there, or above it.
+        OSError: it may not be looked into.
     """
     output = Path(output)
     for place in (output, *output.absolute().parents):
