@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test lint bench peer compat wheel api clean
+.PHONY: help venv demo test lint bench peer compat wheel docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +27,7 @@ help:
 	@echo "make peer     run transformers' own common test suites against the models"
 	@echo 'make compat   test the oldest and the newest supported versions'
 	@echo "make wheel    install the built wheel in an empty environment and run the README's first steps there"
-	@echo 'make api      write docs/api anew from the docstrings'
+	@echo 'make docs     build the guides and the API reference as a site, in both languages (site/)'
 	@echo 'make clean    remove caches and build products (runs/ and .venv stay)'
 
 venv: $(STAMP)
@@ -61,9 +61,10 @@ compat: $(STAMP)
 wheel: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/wheel/run.py $(ARGS)
 
-api: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m docs.reference $(ARGS)
+docs: $(STAMP)
+	$(OFFLINE) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+	@echo 'open site/index.html; the search in it needs a server: $(BIN)/python -m http.server --directory site'
 
 clean:
-	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from modeling_r2d2.cli import app
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["app.md", "app_zh.md"])
+@pytest.mark.parametrize("name", ["app.md", "app.zh.md"])
 def test_guide(name, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
@@ -56,7 +56,7 @@ def test_screenshots(name):
     file = DOCS / "images" / name
     assert Image.open(file).format == "PNG"
     assert file.stat().st_size < 260_000
-    for page in ("app.md", "app_zh.md"):
+    for page in ("app.md", "app.zh.md"):
         text = (DOCS / page).read_text(encoding="utf-8")
         assert f"images/{name}" in text
         assert "Twemoji" in text

@@ -9,8 +9,13 @@ from pathlib import Path
 from modeling_r2d2.hub_cards.checking import code_blocks
 
 ROOT = Path(__file__).parents[2]
-#: Guides and READMEs, by their path in the repository. docs/api and docs/benchmarks are written by programs.
+#: Guides and READMEs, by their path in the repository. docs/benchmarks is written by a program.
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def in_chinese(page: str) -> str:
+    """The page in the other language, of an English one."""
+    return "README_zh.md" if page == "README.md" else page.replace(".md", ".zh.md")
 
 
 def text_of(page: str) -> str:

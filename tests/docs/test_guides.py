@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from modeling_r2d2.jobs.record import RunRecord
 from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.tiny import CROSS, TEXT, VIT, tiny_config
 
-from .pages import PAGES, ROOT, python_blocks, shell_commands, text_of, without_comments
+from .pages import PAGES, ROOT, in_chinese, python_blocks, shell_commands, text_of, without_comments
 
 #: Guide -> the test that runs it, shell lines included.
 ELSEWHERE = {
@@ -121,7 +122,7 @@ def finetune(scope, monkeypatch):
     captioner.set_special_tokens(tiny_processor().tokenizer)
     captioner.save_pretrained("runs/captioner")
     tiny_processor().save_pretrained("runs/captioner")
-    scope["picture"] = tiny_image()
+    scope["image"] = tiny_image()
 
 
 def wukong(scope, monkeypatch):
@@ -135,7 +136,7 @@ def wukong(scope, monkeypatch):
     monkeypatch.setitem(WUKONG_PRESETS, "wukong-vit-b-32-wukong", small)
     inputs = tiny_processor()(images=[tiny_image(0), tiny_image(1)], text=TEXTS[:2], return_tensors="pt")
     scope |= {name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}
-    scope |= {"folder": folder, "pictures": [tiny_image(0)]}
+    scope |= {"folder": folder, "images": [tiny_image(0)]}
 
 
 def text_to_image(scope, monkeypatch):
@@ -222,24 +223,22 @@ def code_of(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("guide", sorted(SET_UP))
 def test_chinese_pages_have_the_same_code(guide):
     """But for comments: what runs in one language runs in the other."""
-    assert code_of(f"{guide}_zh.md") == code_of(f"{guide}.md")
+    assert code_of(in_chinese(f"{guide}.md")) == code_of(f"{guide}.md")
 
 
 def test_every_page_with_code_is_run():
-    with_code = {page.removesuffix(".md").removesuffix("_zh") for page in PAGES if python_blocks(page)}
+    with_code = {re.sub(r"(\.zh|_zh)?\.md$", "", page) for page in PAGES if python_blocks(page)}
     tested = SET_UP.keys() | ELSEWHERE.keys()
     assert with_code == tested, f"give these a set-up here, or a test of their own: {with_code ^ tested}"
     for guide, test in ELSEWHERE.items():
         code = (ROOT / test).read_text(encoding="utf-8")
-        for page in (f"{guide}.md", f"{guide}_zh.md"):
-            is_copy = page.endswith("_zh.md") and code_of(page) == code_of(f"{guide}.md")
+        for page in (f"{guide}.md", in_chinese(f"{guide}.md")):
+            is_copy = page.endswith("zh.md") and code_of(page) == code_of(f"{guide}.md")
             assert is_copy or f'"{Path(page).name}"' in code, f"{test} does not run {page}"
 
 
 def test_pages_open_each_other():
-    """Each page begins with a link to the other language."""
-    for page in PAGES:
-        if page in ("CHANGELOG.md", "CONTRIBUTING.md"):
-            continue
-        other = page.replace("_zh.md", ".md") if page.endswith("_zh.md") else page.replace(".md", "_zh.md")
-        assert f"]({Path(other).name})" in "\n".join(text_of(page).splitlines()[:4]), page
+    """Each page begins with a link to the other language; the site has a menu in its place."""
+    english = [page for page in PAGES if not page.endswith("zh.md") and not page.startswith(("C", "docs/index"))]
+    for here, there in [pair for page in english for pair in ((page, in_chinese(page)), (in_chinese(page), page))]:
+        assert f"]({Path(there).name})" in "\n".join(text_of(here).splitlines()[:4]), here

