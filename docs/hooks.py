@@ -60,7 +60,7 @@ def on_page_markdown(markdown, page, config, files):
     """The README in place of the front page, `r2d2 --help` below its title; links for the site's own folders."""
     source = f"docs/{page.file.src_uri}"
     if source == "docs/reference/command_line.md":
-        return markdown + re.sub(r"^#", "##", command_line(), flags=re.MULTILINE)
+        return f"{markdown}\n" + re.sub(r"^#", "##", command_line(), flags=re.MULTILINE)
     front = {"docs/index.md": "README.md", "docs/index.zh.md": "README_zh.md"}.get(source)
     if front is not None:
         source, markdown = front, (ROOT / front).read_text(encoding="utf-8")
