@@ -13,6 +13,7 @@ from pathlib import Path
 import griffe
 
 ROOT = Path(__file__).parents[1]
+_LAZY = re.compile(r"(?:^_NAMES = |lazy_names\(\s*__name__,\s*)(\{.*?\})", re.MULTILINE | re.DOTALL)
 _LANGUAGE_LINK = re.compile(r"^\[(中文|English)\]\(\S+\)\n", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
@@ -33,13 +34,12 @@ def link_packages(place: Path) -> Path:
 
 
 class LazyNames(griffe.Extension):
-    """Names that a package imports on first use, from its table `_NAMES` of modules and names."""
+    """Names that a package imports on first use, from its table of modules and their names."""
 
     def on_package(self, *, pkg, **kwargs):
         for module in pkg.modules.values():
-            table = module.members.get("_NAMES")
-            if table is not None and module.is_init_module:
-                places = {name: place for place, names in ast.literal_eval(str(table.value)).items() for name in names}
+            if table := _LAZY.search(module.filepath.read_text(encoding="utf-8")) if module.is_init_module else None:
+                places = {name: place for place, found in ast.literal_eval(table[1]).items() for name in found}
                 module.exports = list(places)
                 for name, place in places.items():
                     module.set_member(name, griffe.Alias(name, f"{module.path}.{place}.{name}"))
