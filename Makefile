@@ -16,13 +16,14 @@ STAMP := $(VENV)/.installed
 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test lint bench peer compat wheel docs clean
+.PHONY: help venv demo test test-fast lint bench peer compat wheel docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo     set up .venv, pre-train a small R2D2 and show what it retrieves (runs/demo)'
 	@echo 'make test     set up .venv, lint, run the tests'
-	@echo 'make lint     ruff only'
+	@echo 'make lint     ruff: rules and layout'
+	@echo 'make test-fast  the tests that take less than a second each'
 	@echo 'make bench    measure every figure that the README claims'
 	@echo "make peer     run transformers' own common test suites against the models"
 	@echo 'make compat   test the oldest and the newest supported versions'
@@ -45,9 +46,13 @@ demo: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-fast: lint
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 5 $(ARGS)
 
 bench: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m benchmarks $(ARGS)

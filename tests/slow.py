@@ -3,7 +3,7 @@
     pytest --measure      writes slow.txt beside this file; entries of tests that did not run stay
 
 An entry is a test, all its parameters together, or a fixture that several tests share, which marks all that use it.
-Seconds of CPU, its children's included: a busy machine gives the same list. A test that only waits long is marked by hand.
+Seconds are of CPU, its children's included: a busy machine gives the same list. A test that waits is marked by hand.
 """
 
 import json
