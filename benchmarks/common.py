@@ -197,8 +197,8 @@ def add_part(parser: argparse.ArgumentParser) -> None:
         place, count = map(int, text.split("/"))
         return place, count
 
-    says = "i/n: every n-th cell from i; no table (default: all)"
-    parser.add_argument("--part", type=part, default=(0, 1), metavar="i/n", help=says)
+    meaning = "i/n: every n-th cell from i; no table (default: all)"
+    parser.add_argument("--part", type=part, default=(0, 1), metavar="i/n", help=meaning)
 
 
 def finish(table: Table, folder: Path | None = None) -> int:

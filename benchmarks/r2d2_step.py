@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
-from modeling_r2d2.model.masked_images_r2d2 import grey_blocks
+from modeling_r2d2.model.masked_images_r2d2 import gray_blocks
 from modeling_r2d2.model.pretraining_r2d2 import R2D2PairFeatures
 
 VOCABULARY, PADDED = 800, 64
@@ -76,7 +76,7 @@ class NaiveR2D2(R2D2ForPreTraining):
         )
 
     def encode_masked_images(self, pixel_values, guidance, **kwargs):
-        outputs = self.get_image_features(grey_blocks(pixel_values, guidance.kept, (8, 8)))
+        outputs = self.get_image_features(gray_blocks(pixel_values, guidance.kept, (8, 8)))
         return self._distilled_feature(outputs, "vision", guidance.feature)
 
 

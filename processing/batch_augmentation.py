@@ -27,7 +27,7 @@ class BatchAugmentation:
         translate: share of the side, uniform in ± translate.
         shear: slope along x and y, uniform in ± shear.
         flip: probability of a horizontal flip.
-        saturation: factor 1 ± saturation about the pixel's grey.
+        saturation: factor 1 ± saturation about the pixel's gray.
         tint: factor 1 ± tint per channel.
         shuffle_channels: its probability.
         grayscale: its probability.
@@ -110,19 +110,19 @@ class BatchAugmentation:
         return 255 - nn.functional.grid_sample(255 - pixels, grid, align_corners=False)
 
     def _recolor(self, pixels: Tensor, draw: Tensor) -> Tensor:
-        """Saturation, tint, channel order, grey, contrast and brightness as one matrix a picture: p ↦ M p + c."""
+        """Saturation, tint, channel order, gray, contrast and brightness as one matrix a picture: p ↦ M p + c."""
 
         def factor(row: int, limit: float) -> Tensor:
             return 1 + (2 * draw[row] - 1) * limit
 
-        grey = torch.full((3, 3), 1 / 3, dtype=pixels.dtype)
+        gray = torch.full((3, 3), 1 / 3, dtype=pixels.dtype)
         identity = torch.eye(3, dtype=pixels.dtype)
-        matrix = torch.lerp(grey, identity, factor(8, self.saturation).view(-1, 1, 1))
+        matrix = torch.lerp(gray, identity, factor(8, self.saturation).view(-1, 1, 1))
         tint = torch.stack([factor(row, self.tint) for row in (9, 10, 11)], dim=1)
         matrix = matrix * tint[:, :, None]
         order = torch.where(draw[12, :, None] < self.shuffle_channels, draw[18:21].t(), torch.arange(3)).argsort(dim=1)
         matrix = matrix.gather(1, order[:, :, None].expand(-1, -1, 3))
-        matrix = torch.where((draw[13] < self.grayscale).view(-1, 1, 1), grey @ matrix, matrix)
+        matrix = torch.where((draw[13] < self.grayscale).view(-1, 1, 1), gray @ matrix, matrix)
         contrast = factor(14, self.contrast).view(-1, 1, 1)
         brightness = factor(15, self.brightness).view(-1, 1, 1)
         color = (matrix @ pixels.mean(dim=(2, 3))[:, :, None]).mean(dim=1, keepdim=True)

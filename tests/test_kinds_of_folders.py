@@ -99,11 +99,11 @@ def test_somebodys_manifest_beside_a_model(made, tmp_path, manifest):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_file_of_another_user_is_forbidden_and_not_missing(made, monkeypatch, name):
     folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are closed to others
-    said = folder / "said"
+    message = folder / "message"
     try:
         folder.chmod(0o755)
-        said.touch()
-        said.chmod(0o666)
+        message.touch()
+        message.chmod(0o666)
         shutil.copytree(made / "model", folder / "model")
         (folder / "model" / name).chmod(0o600)
 
@@ -111,10 +111,10 @@ def test_file_of_another_user_is_forbidden_and_not_missing(made, monkeypatch, na
             os.setuid(65534)
             with pytest.raises(PermissionError) as caught:
                 load_whole(R2D2Model, folder / "model")
-            said.write_text(str(caught.value))
+            message.write_text(str(caught.value))
 
         os.waitpid(in_a_child(load), 0)
-        assert "ermission denied" in said.read_text()
-        assert name in said.read_text()
+        assert "ermission denied" in message.read_text()
+        assert name in message.read_text()
     finally:
         shutil.rmtree(folder)

@@ -300,9 +300,9 @@ def test_images_of_every_kind(tmp_path):
     expected = processor(images=image, return_tensors="pt")["pixel_values"]
     for images in (file, str(file), file.read_bytes(), [file], (each for each in [image])):
         assert torch.equal(processor(images=images, return_tensors="pt")["pixel_values"], expected)
-    grey = np.asarray(image.convert("L"))
+    gray = np.asarray(image.convert("L"))
     expected = processor(images=image.convert("L"), return_tensors="pt")["pixel_values"]
-    for images in (grey, [grey], torch.from_numpy(grey.copy()), grey.astype(np.float32) / 255):
+    for images in (gray, [gray], torch.from_numpy(gray.copy()), gray.astype(np.float32) / 255):
         found = processor(images=images, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

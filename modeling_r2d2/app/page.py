@@ -126,7 +126,7 @@ def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> Non
         with gr.Column():
             gr.HTML(status("以图搜图只用余弦相似度 / A picture is compared by cosine alone"))
             by_image = gr.Button("以图搜图 / Search by picture", variant="primary", elem_id="picture-button")
-    said = gr.HTML(elem_classes="r2d2-status", elem_id="search-status")
+    message = gr.HTML(elem_classes="r2d2-status", elem_id="search-status")
     gallery = _gallery("结果 / Results", "search-gallery")
     legend = []
     if models.can_rank:
@@ -148,7 +148,7 @@ def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> Non
 
         return answer
 
-    outputs = [gallery, said]
+    outputs = [gallery, message]
     search = _guarded(run(actions.search_by_text), [])
     for_text = {"fn": search, "inputs": [query, top_k, candidates, minimum], "outputs": outputs}
     gr.on([button.click, query.submit], api_name="search", **for_text, **_QUEUE)
@@ -178,7 +178,7 @@ def _match_tab(models: AppModels, lines: Lines) -> None:
             )
             button = gr.Button("匹配 / Match", variant="primary", elem_id="match-button")
         with gr.Column():
-            said = gr.HTML(status(known), elem_classes="r2d2-status", elem_id="match-status")
+            message = gr.HTML(status(known), elem_classes="r2d2-status", elem_id="match-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="match-rows", apply_default_css=False)
 
     def answer(image, texts):
@@ -189,7 +189,7 @@ def _match_tab(models: AppModels, lines: Lines) -> None:
     button.click(
         _guarded(lines.with_image(answer), ""),
         [image, texts],
-        [table, said],
+        [table, message],
         api_name="match",
         preprocess=False,
         **_QUEUE,
@@ -220,7 +220,7 @@ def _labels_tab(models: AppModels, lines: Lines, template: str) -> None:
                 )
             button = gr.Button("分类 / Classify", variant="primary", elem_id="labels-button")
         with gr.Column():
-            said = gr.HTML(elem_classes="r2d2-status", elem_id="labels-status")
+            message = gr.HTML(elem_classes="r2d2-status", elem_id="labels-status")
             table = gr.HTML(elem_classes="r2d2-rows", elem_id="labels-rows", apply_default_css=False)
 
     def answer(image, names, prompt, use_ranker):
@@ -231,7 +231,7 @@ def _labels_tab(models: AppModels, lines: Lines, template: str) -> None:
     button.click(
         _guarded(lines.with_image(answer), ""),
         [image, labels, prompt, use_ranker],
-        [table, said],
+        [table, message],
         api_name="classify",
         preprocess=False,
         **_QUEUE,
@@ -249,7 +249,7 @@ def _draw_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
         steps = gr.Slider(1, actions.MAX_STEPS, 25, step=1, label="去噪步数 / Denoising steps")
         guidance = gr.Slider(0, 20, 2.0, step=0.5, label="文字引导强度 / Guidance scale")
         seed = gr.Number(0, minimum=0, maximum=_SEED_LIMIT, precision=0, label="随机种子 / Seed")
-    said = gr.HTML(elem_classes="r2d2-status", elem_id="draw-status")
+    message = gr.HTML(elem_classes="r2d2-status", elem_id="draw-status")
     gallery = _gallery("画出的图 / Pictures", "draw-gallery")
 
     # a default that is a gr.Progress is how Gradio knows that a function reports progress
@@ -266,7 +266,7 @@ def _draw_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
         [button.click, prompt.submit],
         _guarded(answer, []),
         [prompt, count, steps, guidance, seed],
-        [gallery, said],
+        [gallery, message],
         api_name="draw",
         **_QUEUE,
     )

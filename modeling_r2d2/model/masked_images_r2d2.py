@@ -75,7 +75,7 @@ def keep_patches(tower: nn.Module, kept: Tensor, patches: int) -> Iterator[None]
         handle.remove()
 
 
-def grey_blocks(pixel_values: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
+def gray_blocks(pixel_values: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
     """The images (B, 3, H, W) with every cell of the grid that is not in `kept` (B, K) set to 0, the mean colour."""
     height, width = pixel_values.shape[-2:]
     visible = torch.zeros((len(kept), grid[0] * grid[1]), dtype=pixel_values.dtype, device=pixel_values.device)
@@ -88,7 +88,7 @@ def grey_blocks(pixel_values: Tensor, kept: Tensor, grid: tuple[int, int]) -> Te
 __all__ = [
     "draw_kept",
     "drops_patches",
-    "grey_blocks",
+    "gray_blocks",
     "keep_patches",
     "mask_grid",
 ]

@@ -34,7 +34,7 @@ from .losses_r2d2 import (
     same_identity,
     scaled_similarity,
 )
-from .masked_images_r2d2 import drops_patches, grey_blocks, keep_patches, mask_grid
+from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
 from .modeling_r2d2 import R2D2Model, R2D2Output, normalize, refuse_missing
 
 
@@ -325,7 +325,7 @@ class R2D2ForPreTraining(R2D2Model):
         else:
             # the running statistics stay those of whole images
             with constant_running_statistics(batch_norms(self.vision_model).values()):
-                outputs = self.get_image_features(grey_blocks(pixel_values, guidance.kept, grid), **kwargs)
+                outputs = self.get_image_features(gray_blocks(pixel_values, guidance.kept, grid), **kwargs)
         return self._distilled_feature(outputs, "vision", guidance.feature)
 
     def _distilled_feature(self, outputs: BaseModelOutputWithPooling, tower: str, feature: str) -> Tensor:

@@ -68,7 +68,7 @@ class StreamingPairs(_Base):
                 "apart": len({image_folder(shard) for shard in shards}) > 1,
             },
         )
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._shuffled = False
         self._epoch = 0
         self._rows = 0  # records taken from the stream in this pass, bad ones too
@@ -122,8 +122,8 @@ class StreamingPairs(_Base):
         self.report.add(problem)
         if isinstance(problem, Note):
             # once for all shards; the report has the sums
-            if not self.report.quiet and problem.reason not in self._told:
-                self._told.add(problem.reason)
+            if not self.report.quiet and problem.reason not in self._warned:
+                self._warned.add(problem.reason)
                 logger.warning("%s: %s", problem.source, problem.message)
             return
         if self.report.on_error == "refuse" or self.report.seen >= MIN_SEEN:

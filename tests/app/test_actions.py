@@ -158,7 +158,7 @@ def test_an_uploaded_photo_is_turned_upright(models, tmp_path, monkeypatch):
     assert actions.checked_image(models, str(tmp_path / "photo.png")).tobytes() == image.tobytes()
 
 
-def test_what_the_model_does_not_read_is_said(models):
+def test_what_the_model_does_not_read_is_reported(models):
     found = actions.search_by_text(models, "一只龘龘猫 fox " + "马" * 20, top_k=1, candidates=8, minimum=0)
     assert found.notes[0] == "模型不认识 / the model does not know: 龘 fox"
     assert found.notes[1] == "1 条文字被截到 16 个词元 / cut to the model's 16 tokens: 1"

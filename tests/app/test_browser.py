@@ -74,7 +74,7 @@ def test_search_by_text(page, models):
     )
 
 
-def test_wrong_input_is_said_on_the_page(page, tmp_path):
+def test_wrong_input_is_named_on_the_page(page, tmp_path):
     ask(page, "马")
     captions(page, len(NAMES))
     ask(page, "   ")

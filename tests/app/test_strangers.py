@@ -46,7 +46,7 @@ def call(address: str, name: str, *data) -> str:
     return events.decode()
 
 
-def said(events: str) -> str:
+def answer(events: str) -> str:
     """The line below the gallery or table."""
     assert events.startswith("event: complete"), events
     return json.loads(events.split("data: ", 1)[1])[-1]
@@ -111,7 +111,7 @@ def test_only_uploads_are_opened(address, private, elsewhere, name, arguments):
     """Whatever else is named, there or not, the answer is the same, and at once."""
     url, asked = elsewhere
     image = uploaded(address, png(tiny_image(3)))
-    assert CHOOSE not in said(call(address, name, *arguments(image)))
+    assert CHOOSE not in answer(call(address, name, *arguments(image)))
     there, data = private / "private.png", "data:image/png;base64,iVBORw0KGgo="
     hostile = [there, private / "nowhere.png", private / "pipe.png", "/dev/zero", "/proc/self/environ", url, data]
     hostile += [f"{os.path.dirname(image['path'])}/../../../../../..{there}", "private.png", "a\0b", "/" + "x" * 5000]
@@ -119,10 +119,10 @@ def test_only_uploads_are_opened(address, private, elsewhere, name, arguments):
     for path in map(str, hostile):
         start = time.monotonic()
         for extra in ({}, {"meta": {"_type": "gradio.FileData"}}, {"url": url, "meta": {"_type": "gradio.FileData"}}):
-            answers.add(said(call(address, name, *arguments({"path": path, **extra}))))
+            answers.add(answer(call(address, name, *arguments({"path": path, **extra}))))
         assert time.monotonic() - start < 20
     for other in ({"url": url}, {"url": url, "meta": {"_type": "gradio.FileData"}}, {"path": [str(there)]}, {}, None):
-        answers.add(said(call(address, name, *arguments(other))))
+        answers.add(answer(call(address, name, *arguments(other))))
     assert len(answers) == 1
     assert CHOOSE in answers.pop()
     assert asked == []
@@ -140,7 +140,7 @@ def test_a_link_among_the_uploads_is_not_followed(address, private):
     image = uploaded(address, png(tiny_image(4)))["path"]
     link = f"{image}.link.png"
     os.symlink(private / "private.png", link)
-    assert CHOOSE in said(call(address, "match", {"path": link}, "马"))
+    assert CHOOSE in answer(call(address, "match", {"path": link}, "马"))
     assert ask(f"{address}gradio_api/file={urllib.parse.quote(link)}")[0] == 404
 
 
@@ -206,23 +206,23 @@ def test_bounds_of_requests(address):
     join = f"{address}gradio_api/queue/join"
     for broken in (b"{", b"[" * 100_000, b"\xff", b'{"data": NaN'):
         assert ask(join, broken, json_type)[0] in (400, 422)
-    assert "500" in said(call(address, "search", "猫" * 501, 3, 0, 0))
+    assert "500" in answer(call(address, "search", "猫" * 501, 3, 0, 0))
     assert call(address, "search", "猫", 10**9, 0, 0).startswith("event: error")
     image = uploaded(address, png(tiny_image(1)))
-    assert "100" in said(call(address, "match", image, "\n".join(map(str, range(101)))))
+    assert "100" in answer(call(address, "match", image, "\n".join(map(str, range(101)))))
     assert call(address, "draw", "猫", 9, 10**6, 2.0, 0).startswith("event: error")
 
 
 def test_bounds_of_images(address):
     """Compared before anything is decoded."""
     large = uploaded(address, png(Image.new("L", (10_000, 5_001))))
-    assert re.search("10,?000 x 5,?001", said(call(address, "match", large, "马")))
+    assert re.search("10,?000 x 5,?001", answer(call(address, "match", large, "马")))
     floats = io.BytesIO()
     Image.fromarray(np.zeros((12_000, 12_000), "float32")).save(floats, "TIFF", compression="tiff_adobe_deflate")
     start = time.monotonic()
-    assert "无法读取这张图片" in said(call(address, "match", uploaded(address, floats.getvalue()), "马"))
+    assert "无法读取这张图片" in answer(call(address, "match", uploaded(address, floats.getvalue()), "马"))
     assert time.monotonic() - start < 5
-    assert "无法读取" not in said(call(address, "match", uploaded(address, png(tiny_image(1))), "马"))
+    assert "无法读取" not in answer(call(address, "match", uploaded(address, png(tiny_image(1))), "马"))
 
 
 def test_after_a_flood_the_next_visitor_is_answered(address):
@@ -241,7 +241,7 @@ def test_after_a_flood_the_next_visitor_is_answered(address):
     status, answer = post(address, "search", ["马", 3, 0, 0])
     if status == 200:
         _, events = ask(f"{address}gradio_api/call/search/{json.loads(answer)['event_id']}")
-        assert any(words in said(events.decode()) for words in ("8 张图片", "稍后再试"))
+        assert any(words in answer(events.decode()) for words in ("8 张图片", "稍后再试"))
     else:
         assert status == 503
     assert time.monotonic() - start < 20  # 5 s of waiting, and its own computing on a machine that is busy

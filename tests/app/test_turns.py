@@ -30,7 +30,7 @@ def test_one_at_a_time_in_the_order_of_coming():
     assert order == list(range(8))
 
 
-def test_who_waits_too_long_or_finds_the_line_full_is_told():
+def test_who_waits_too_long_or_finds_the_line_full_hears_so():
     turns = Turns(1, waiting=1, seconds=0.3)
     message = []
 

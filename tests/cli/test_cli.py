@@ -87,10 +87,10 @@ def test_labelled_pairs_are_no_pre_training_data(data):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("紫色的鸟和鱼", "this run has one of 30"), ("一只小鹿", "this run has as many, but others")],
 )
-def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, said):
+def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, message):
     """Of another size, or of the same size with other characters; another run from the checkpoint reads them."""
     runner.invoke(app, arguments(data), catch_exceptions=False)
     pairs = (data / "pairs.jsonl").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, said):
     result = runner.invoke(app, more)
     assert isinstance(result.exception, ValueError)
     assert "a vocabulary of 27 entries" in str(result.exception)
-    assert said in str(result.exception)
+    assert message in str(result.exception)
     checkpoint = str(data / "run" / "checkpoint-4")
     assert f"--model {checkpoint}` and another --output" in str(result.exception)
     place = more.index("--config")

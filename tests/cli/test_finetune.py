@@ -120,7 +120,7 @@ def test_labels_of_matching_pairs(data, tmp_path):
     assert "retrieval learns from true ones" in str(runner.invoke(app, retrieval).exception)
 
 
-def test_a_class_that_is_set_aside_whole(data, tmp_path):
+def test_a_class_that_is_held_out_whole(data, tmp_path):
     """Every class here has one picture, so the part that is set aside holds classes of its own."""
     more = ("--validation-share", "0.25", "--prompt", "一张{}的图片")
     line = arguments(data, tmp_path / "run", "classification", *more)

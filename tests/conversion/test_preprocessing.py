@@ -133,7 +133,7 @@ def test_image_size(tmp_path, roberta):
         starting_point(StartingPoint(preset="r2d2-vit-b-16", image_size=64), [])
 
 
-def test_no_image_processor_is_said(tmp_path, roberta, caplog):
+def test_no_image_processor_is_reported(tmp_path, roberta, caplog):
     clip = saved(tmp_path / "clip", TOWERS["vit"][0])
     with caplog.at_level(logging.WARNING, "modeling_r2d2"):
         starting_point(StartingPoint(clip=clip, roberta=str(roberta)), [])

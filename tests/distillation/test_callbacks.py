@@ -327,7 +327,7 @@ def test_killed_and_resumed_equals_uninterrupted(kind, tmp_path):
     assert_equal(everything(run, whole), everything(resumed, part))
 
 
-def test_r2d2_trainer_writes_a_checkpoint_aside(tmp_path, monkeypatch):
+def test_r2d2_trainer_writes_a_checkpoint_whole(tmp_path, monkeypatch):
     """Cut off in the middle of writing: no folder that looks like a checkpoint."""
     from modeling_r2d2.training import trainer as module
 

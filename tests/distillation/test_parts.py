@@ -8,7 +8,7 @@ import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
 from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, Schedule
-from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, grey_blocks, mask_grid
+from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, gray_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
 
 
@@ -184,10 +184,10 @@ def test_kept_cells():
         draw_kept(2, 16, 1.0)
 
 
-def test_grey_blocks():
+def test_gray_blocks():
     pixels = torch.ones(2, 3, 5, 7)
     kept = torch.tensor([[0], [5]])
-    masked = grey_blocks(pixels, kept, (2, 3))
+    masked = gray_blocks(pixels, kept, (2, 3))
     assert masked[0].sum() == 3 * 9
     assert masked[0, :, :3, :3].all()
     assert masked[1, :, 3:, 6:].all()

@@ -36,14 +36,14 @@ def run(base, run_settings, pairs=None, validation=None, **options):
 
 @pytest.mark.parametrize("task", list(MODEL_CLASSES))
 def test_every_task_by_its_default_preset(base, tmp_path, task):
-    said = []
-    trainer, report = run(base, settings(tmp_path / "run", task), validation=Colors(8), print_line=said.append)
+    lines = []
+    trainer, report = run(base, settings(tmp_path / "run", task), validation=Colors(8), print_line=lines.append)
     before = weights(MODEL_CLASSES[task].from_pretrained(base, num_labels=8))
     after = weights(trainer.model)
     changed = {name.split(".")[0] for name in different(after, before)}
     assert changed == set(report.trainable)
     assert ("vision_model" in changed) == (task == "classification")
-    assert f"{task}, whole weights" in said[0]
+    assert f"{task}, whole weights" in lines[0]
     assert len([entry for entry in trainer.state.log_history if "eval_loss" in entry]) == 2
     saved = json.loads((tmp_path / "run" / "finetuning.json").read_text(encoding="utf-8"))
     assert saved["report"]["data"]["pairs"] == 24

@@ -159,11 +159,11 @@ def test_warm_towers_of_the_hub_are_base_models(language, sentence, folders, tmp
     assert check_card(str(card), "model", folder) == []
     assert yaml.safe_load(str(card).split("---")[1])["base_model"] == ["owner/clip", "owner/roberta"]
     # what the user says comes first
-    said = model_card(folder, language=language, base_model="me/base", data=[DataSource("mine", "mit")])
-    assert said.data.base_model == "me/base"
-    assert "owner/clip" not in said.text
-    assert "| mine | mit |" in said.text
-    assert "pairs.jsonl" not in said.text
+    card = model_card(folder, language=language, base_model="me/base", data=[DataSource("mine", "mit")])
+    assert card.data.base_model == "me/base"
+    assert "owner/clip" not in card.text
+    assert "| mine | mit |" in card.text
+    assert "pairs.jsonl" not in card.text
 
 
 def test_starting_points(tmp_path, monkeypatch):

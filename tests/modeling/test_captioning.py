@@ -173,7 +173,7 @@ def test_default_length_is_the_processors(model):
     assert tokens.shape[1] == model.config.max_text_length
 
 
-def test_errors_say_what_to_do():
+def test_errors_name_the_remedy():
     model = captioner()
     with pytest.raises(ValueError, match="needs pixel_values"):
         model.generate()

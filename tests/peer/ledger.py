@@ -17,8 +17,8 @@ class Entry:
     def covers(self, name: str) -> bool:
         return re.fullmatch(self.tests, name) is not None
 
-    def explains(self, name: str, said: str) -> bool:
-        return self.covers(name) and re.search(self.message, said, re.DOTALL) is not None
+    def explains(self, name: str, message: str) -> bool:
+        return self.covers(name) and re.search(self.message, message, re.DOTALL) is not None
 
 
 class Ledger:
@@ -37,8 +37,8 @@ class Ledger:
         name = "::".join(report.nodeid.split("::")[1:])
         outcomes = self.outcomes.setdefault(name, {})
         if report.failed or report.skipped:
-            said = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            outcomes.setdefault(report.outcome, []).append(said)
+            message = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+            outcomes.setdefault(report.outcome, []).append(message)
         elif report.when == "call":
             outcomes.setdefault("passed", [])
 
@@ -48,9 +48,9 @@ class Ledger:
 
         for entries, outcome in ((FAILURES, "failed"), (SKIPS, "skipped")):
             for name, outcomes in self.outcomes.items():
-                for said in outcomes.get(outcome, []):
-                    if not any(entry.explains(name, said) for entry in entries):
-                        self.errors.append(f"{outcome} without a listed reason: {name}\n{said.strip()[-1500:]}")
+                for message in outcomes.get(outcome, []):
+                    if not any(entry.explains(name, message) for entry in entries):
+                        self.errors.append(f"{outcome} without a listed reason: {name}\n{message.strip()[-1500:]}")
             if self.complete:
                 for entry in entries:
                     self._check_entry(entry, outcome)
@@ -76,7 +76,7 @@ class Ledger:
         return [
             name
             for name, outcomes in self.outcomes.items()
-            if any(entry.explains(name, said) for said in outcomes.get(outcome, []))
+            if any(entry.explains(name, message) for message in outcomes.get(outcome, []))
         ]
 
     def _check_entry(self, entry: Entry, outcome: str):

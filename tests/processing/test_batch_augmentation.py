@@ -47,7 +47,7 @@ def test_translation_uncovers_white():
 
 def test_color_parts_against_their_formulas():
     draw, x = draws(), images()
-    grey = x.mean(1, keepdim=True)
+    gray = x.mean(1, keepdim=True)
 
     def factor(row: int, limit: float) -> torch.Tensor:
         return (1 + (2 * draw[:, row] - 1) * limit).view(-1, 1, 1, 1)
@@ -56,14 +56,14 @@ def test_color_parts_against_their_formulas():
         return BatchAugmentation(**{**OFF, **parts})(x, draw)
 
     expected = {
-        "saturation": grey + (x - grey) * factor(8, 0.3),
+        "saturation": gray + (x - gray) * factor(8, 0.3),
         "brightness": x * factor(15, 0.3),
         "contrast": (x - x.mean((1, 2, 3), keepdim=True)) * factor(14, 0.3) + x.mean((1, 2, 3), keepdim=True),
         "tint": x * torch.cat([factor(row, 0.3) for row in (9, 10, 11)], dim=1),
     }
     for name, result in expected.items():
         torch.testing.assert_close(applied(**{name: 0.3}), result.clamp(0, 255), rtol=0, atol=1e-2)
-    torch.testing.assert_close(applied(grayscale=1), grey.expand(-1, 3, -1, -1), rtol=0, atol=1e-2)
+    torch.testing.assert_close(applied(grayscale=1), gray.expand(-1, 3, -1, -1), rtol=0, atol=1e-2)
     shuffled = applied(shuffle_channels=1)
     assert not torch.allclose(shuffled, x, atol=1)
     torch.testing.assert_close(shuffled.sort(dim=1).values, x.sort(dim=1).values, rtol=0, atol=1e-2)

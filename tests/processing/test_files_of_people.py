@@ -425,7 +425,7 @@ class TestTables:
         with pytest.raises(ValueError, match=r"data\.json"):
             load_pairs(path)
 
-    def test_a_record_of_many_keys_is_told_shortly(self, image_folder):
+    def test_a_record_of_many_keys_is_named_shortly(self, image_folder):
         path = image_folder / "data.jsonl"
         row = {f"\x1b[31m{'k' * 200}{number}": 1 for number in range(5000)}
         path.write_text(json.dumps({"image": "0.png", "text": "a"}) + "\n" + json.dumps(row), encoding="utf-8")

@@ -45,7 +45,7 @@ def test_platt_is_logistic_regression():
     assert fitted.intercept == pytest.approx(theirs.intercept_[0], abs=5e-3)
 
 
-def test_classes_that_can_be_told_apart_stay_finite():
+def test_separable_classes_stay_finite():
     fitted = fit_calibration([0.9] * 10 + [0.1] * 10, [1] * 10 + [0] * 10)
     assert 0 < float(fitted(torch.tensor(0.1))) < 0.2 < 0.8 < float(fitted(torch.tensor(0.9))) < 1
 

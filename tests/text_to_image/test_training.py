@@ -224,13 +224,13 @@ def test_nothing_is_overwritten_by_accident(pairs, tmp_path):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2))
     with pytest.raises(ValueError, match="batch_size 3, this run has 2"):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2, batch_size=2, resume=True))
-    for change, said in (
+    for change, message in (
         ({"learning_rate": 2e-3}, "learning_rate .*, this run has 0.002"),
         ({"caption_dropout": 0.5}, "caption_dropout .*, this run has 0.5"),
         ({"seed": 5}, "seed 0, this run has 5"),
         ({"steps": 3}, "steps 2, this run has 3"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, **{"steps": 2, **change}, resume=True))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     pipeline = tiny_pipeline()

@@ -90,7 +90,7 @@ def test_a_moved_run_goes_on_and_what_does_not_matter_may_change(finished, unfin
     assert names(unfinished) == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_more_steps_are_another_schedule_and_said(unfinished, processor, caplog):  # noqa: F811
+def test_more_steps_are_another_schedule_and_reported(unfinished, processor, caplog):  # noqa: F811
     with caplog.at_level(logging.WARNING):
         run = resume(unfinished, processor, steps=5)
     assert caplog.text.count("lengthened from 4 to 5 steps") == 1
@@ -98,7 +98,7 @@ def test_more_steps_are_another_schedule_and_said(unfinished, processor, caplog)
     assert "missing keys" not in caplog.text  # the MLM head's weights are the text tower's, and held once
 
 
-def test_a_run_that_is_refused_is_not_said_to_be_lengthened(unfinished, processor, caplog):  # noqa: F811
+def test_a_run_that_is_refused_is_not_called_lengthened(unfinished, processor, caplog):  # noqa: F811
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="learning_rate"):
         resume(unfinished, processor, steps=5, learning_rate=2e-3)
     assert "lengthened" not in caplog.text
@@ -115,7 +115,7 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"seed": 1}, "seed 0, this run has 1"),
         ({"learning_rate": 2e-3}, "learning_rate 0.001, this run has 0.002"),
@@ -137,11 +137,11 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_another_run_is_refused_by_name(changes, said, unfinished, processor):  # noqa: F811
+def test_another_run_is_refused_by_name(changes, message, unfinished, processor):  # noqa: F811
     network = model(**changes.pop("network")) if "network" in changes else None
     with pytest.raises(ValueError, match="was made with") as error:
         resume(unfinished, processor, network, changes.pop("pairs", None), **changes)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert names(unfinished) == ["checkpoint-3"]
 
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_lacks_a_part_is_not_resumed(name, unfinished, process
         trainer.train(resume_from_checkpoint=str(last))
 
 
-def test_the_last_whole_checkpoint_is_taken_and_said(finished, unfinished, processor, caplog):  # noqa: F811
+def test_the_last_whole_checkpoint_is_taken_and_named(finished, unfinished, processor, caplog):  # noqa: F811
     shutil.copytree(finished[0] / "checkpoint-4", unfinished / "checkpoint-4")
     with (unfinished / "checkpoint-4" / "optimizer.pt").open("r+b") as file:
         file.truncate(100)
