@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.distillation import state as state_module
 from modeling_r2d2.model.losses_r2d2 import HardNegatives
+from tests.processes import in_two_processes
 from tests.tiny import tiny_batch, tiny_config
 
 STEPS, PAIRS = 3, 8
@@ -54,19 +54,13 @@ def run(rows: slice, reliability: str) -> dict:
     return {"losses": losses, "gradients": gradients, "state": state.state_dict()}
 
 
-def worker(number: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
-    results = {way: run(slice(4 * number, 4 * number + 4), way) for way in ("loss", "logits")}
-    torch.save(results, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+def worker(number: int) -> dict:
+    return {way: run(slice(4 * number, 4 * number + 4), way) for way in ("loss", "logits")}
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+def workers() -> list[dict]:
+    return in_two_processes(worker)
 
 
 @pytest.mark.parametrize("reliability", ["loss", "logits"])

@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -12,6 +11,7 @@ from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings,
 from modeling_r2d2.distillation import state as state_module
 from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from tests.distillation.test_processes import IMAGE, PAIRS, TEXT, batches
+from tests.processes import in_two_processes
 from tests.tiny import tiny_config
 
 
@@ -47,17 +47,14 @@ def run(rows: slice, sharded: bool) -> dict:
     return state.state_dict()
 
 
-def worker(number: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
-    torch.save(run(slice(4 * number, 4 * number + 4), sharded=True), f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+def worker(number: int) -> dict:
+    return run(slice(4 * number, 4 * number + 4), sharded=True)
 
 
-def test_teacher_follows_a_sharded_student(tmp_path, monkeypatch):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+def test_teacher_follows_a_sharded_student(monkeypatch):
+    workers = in_two_processes(worker)
     monkeypatch.setattr(state_module, "draw_kept", state_module.draw_kept)  # put back after `run`
     one = run(slice(0, PAIRS), sharded=False)
-    for number in (0, 1):
-        for name, value in torch.load(tmp_path / f"{number}.pt").items():
+    for held in workers:
+        for name, value in held.items():
             torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")

@@ -1,15 +1,13 @@
 """Two gloo processes equal one process with the doubled batch, in every task: losses and gradients."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2.finetuning.parameters import freeze
 from modeling_r2d2.finetuning.run import MODEL_CLASSES, UNREAD
 from modeling_r2d2.model.losses_r2d2 import HardNegatives
+from tests.processes import in_two_processes
 from tests.tiny import tiny_batch, tiny_config
 
 NEGATIVES = HardNegatives(
@@ -36,9 +34,7 @@ def model_of(task: str) -> torch.nn.Module:
     return model
 
 
-def _worker(number: int, port: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=number)
+def _worker(number: int) -> dict:
     rows, found = slice(4 * number, 4 * number + 4), {}
     for task in MODEL_CLASSES:
         model = torch.nn.parallel.DistributedDataParallel(model_of(task))
@@ -51,18 +47,12 @@ def _worker(number: int, port: int, folder: str):
         dist.all_reduce(loss)
         gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
         found[task] = {"loss": loss / 2, "gradients": gradients}
-    torch.save(found, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+def workers() -> list[dict]:
+    return in_two_processes(_worker)
 
 
 @pytest.mark.parametrize("task", list(MODEL_CLASSES))

@@ -1,15 +1,13 @@
 """Two gloo processes equal one process with the doubled batch: losses and gradients."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.model.distributed_r2d2 import RowExchange, exchange_rows, gather, global_mean
 from modeling_r2d2.model.losses_r2d2 import HardNegatives
+from tests.processes import in_two_processes
 from tests.tiny import tiny_batch, tiny_config
 
 NEGATIVES = HardNegatives(
@@ -29,9 +27,7 @@ def _model() -> R2D2ForPreTraining:
     return R2D2ForPreTraining(tiny_config()).eval()
 
 
-def _worker(number: int, port: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=number)
+def _worker(number: int) -> dict:
     local = torch.full((2, 3), float(number), requires_grad=True)
     gathered = gather(local)
     (gathered * torch.arange(4.0)[:, None] * (number + 1)).sum().backward()
@@ -59,35 +55,26 @@ def _worker(number: int, port: int, folder: str):
     output.loss.backward()
     loss = output.loss.detach().clone()
     dist.all_reduce(loss)
-    torch.save(
-        {
-            "loss": loss / 2,
-            "gradients": {n: p.grad for n, p in model.module.named_parameters()},
-            "gathered": gathered.detach(),
-            "gather_gradient": local.grad,
-            "needed": exchanged[exchange.position, 0].detach(),
-            "fetched": len(exchanged) - 3,
-            "exchange_gradient": owned.grad,
-            "texts": fetched_texts.detach()[..., 0],
-            "text_mask": fetched_mask[..., 0],
-            "text_position": of_texts.position,
-            "text_gradient": texts.grad[..., 0],
-            "mean": mean,
-        },
-        f"{folder}/{number}.pt",
-    )
-    dist.destroy_process_group()
+    return {
+        "loss": loss / 2,
+        "gradients": {n: p.grad for n, p in model.module.named_parameters()},
+        "gathered": gathered.detach(),
+        "gather_gradient": local.grad,
+        "needed": exchanged[exchange.position, 0].detach(),
+        "fetched": len(exchanged) - 3,
+        "exchange_gradient": owned.grad,
+        "texts": fetched_texts.detach()[..., 0],
+        "text_mask": fetched_mask[..., 0],
+        "text_position": of_texts.position,
+        "text_gradient": texts.grad[..., 0],
+        "mean": mean,
+    }
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
+def workers() -> list[dict]:
     """What the two workers computed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+    return in_two_processes(_worker)
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(workers):

@@ -5,8 +5,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +16,7 @@ from modeling_r2d2 import (
     R2D2Model,
     WukongModel,
 )
+from tests.processes import in_two_processes
 from tests.tiny import TOWERS, tiny_batch, tiny_config
 from tests.wukong.tiny import tiny_wukong_config
 
@@ -150,9 +149,7 @@ def test_input_gradients_of_every_class(tower):
         assert not (output.logits if cls is R2D2ForImageClassification else output.image_embeds).requires_grad
 
 
-def _ddp_worker(number: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
+def _ddp_worker(number: int) -> dict:
     kept = {}
     for kind in ("model", "pretraining", "wukong"):
         model, batch = trained(kind, dropout=0.0)
@@ -165,14 +162,12 @@ def _ddp_worker(number: int, folder: str):
         first, second = parallel(**rows), parallel(**rows)
         ((first.loss + second.loss) / 2).backward()
         kept[kind] = (once, model.temperature.grad)
-    torch.save(kept, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+    return kept
 
 
-def test_two_processes(tmp_path):
+def test_two_processes():
     """DistributedDataParallel sends buffers before each forward pass; those that never change stay at home."""
-    mp.spawn(_ddp_worker, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{number}.pt") for number in (0, 1))
+    first, second = in_two_processes(_ddp_worker)
     for kind, (once, twice) in first.items():
         torch.testing.assert_close(once, second[kind][0], msg=kind)
         if kind != "pretraining":  # which draws negatives

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2.distillation import DualQueueSettings, DualQueueState
+from tests.processes import in_two_processes
 from tests.systems.runs import towers
 from tests.tiny import tiny_batch
 
@@ -47,19 +47,13 @@ def run(rows: slice, with_ids: bool) -> dict:
     return {"losses": losses, "gradients": gradients, "state": state.state_dict()}
 
 
-def worker(number: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
-    results = {with_ids: run(slice(4 * number, 4 * number + 4), with_ids) for with_ids in (True, False)}
-    torch.save(results, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+def worker(number: int) -> dict:
+    return {with_ids: run(slice(4 * number, 4 * number + 4), with_ids) for with_ids in (True, False)}
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+def workers() -> list[dict]:
+    return in_two_processes(worker)
 
 
 @pytest.mark.parametrize("with_ids", [True, False])

@@ -1,13 +1,7 @@
 """A run that diverges stops at the step where it does, names it, and keeps what was good."""
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -16,6 +10,7 @@ from modeling_r2d2.inference.finite import NotFiniteError, is_finite
 from modeling_r2d2.jobs.divergence import MOST_SKIPPED, DivergenceCallback, DivergenceGuard
 from tests.cli.test_cli import arguments, data  # noqa: F401
 from tests.distillation import runs
+from tests.processes import in_two_processes
 
 
 class Poison(TrainerCallback):
@@ -130,30 +125,16 @@ def test_loss_scaling_may_skip_steps_but_not_for_ever():
         step(1.0, scaled=False)
 
 
-def _worker(number: int, port: int, folder: str):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _worker(number: int, folder: str) -> str:
     # on one worker alone, and in the first of two micro-batches, where the other hears nothing of it
     run = runs.trainer(folder, "r2d2", 2, [Poison(1, "temperature", worker=1)], ddp_timeout=60)
-    note = ""
-    try:
+    with pytest.raises(NotFiniteError) as caught:
         run.train()
-    except NotFiniteError as error:
-        note = str(error)
-    Path(folder, f"{number}.txt").write_text(note)
-    dist.barrier()
-    os._exit(0)  # as a command that fails: the broken step's gradient reducer is not taken apart
+    return str(caught.value)
 
 
 def test_all_workers_stop_where_one_diverges(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(port, str(tmp_path)), nprocs=2)
-    for number in (0, 1):
-        note = (tmp_path / f"{number}.txt").read_text()
+    for note in in_two_processes(_worker, str(tmp_path), launched=True):
         assert note.startswith("step 2: the run has diverged, loss_gcpr, ")
         assert ", the weight temperature (worker 1)" in note
 

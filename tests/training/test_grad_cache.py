@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.model.losses_r2d2 import HardNegatives
 from modeling_r2d2.training.grad_cache import average_gradients, cached_backward
 from tests.distillation.runs import callback, everything, trainer
+from tests.processes import in_two_processes
 from tests.tiny import tiny_batch, tiny_config
 
 PAIRS = 10
@@ -121,9 +120,7 @@ def test_trainer_with_chunks_equals_trainer_without(accumulation, tmp_path, monk
             assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
 
-def two_processes(number: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=number)
+def two_processes(number: int) -> dict:
     rows = slice(5 * number, 5 * number + 5)
     results = {}
     for rank_masked in (True, False):
@@ -135,19 +132,18 @@ def two_processes(number: int, folder: str):
         cached_backward(student, inputs, 2, teacher, negatives)
         average_gradients(student)
         results[rank_masked] = {name: p.grad for name, p in student.named_parameters()}
-    torch.save(results, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+    return results
 
 
-def test_two_processes_in_chunks_equal_one_undivided(tmp_path):
-    mp.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_in_chunks_equal_one_undivided():
+    workers = in_two_processes(two_processes)
     for rank_masked in (True, False):
         whole = model(rank_masked_texts=rank_masked)
         teacher = teacher_of(whole, batch())
         teacher.feature_guided = None
         whole(**batch(), teacher=teacher, hard_negatives=NEGATIVES).loss.backward()
         for number in (0, 1):
-            gradients = torch.load(tmp_path / f"{number}.pt")[rank_masked]
+            gradients = workers[number][rank_masked]
             for name, parameter in whole.named_parameters():
                 scale = parameter.grad.abs().max().item()
                 torch.testing.assert_close(

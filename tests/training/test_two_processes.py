@@ -2,24 +2,22 @@
 
 import json
 import os
-import socket
 import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from tests.cli.test_cli import TEXTS
+from tests.processes import in_two_processes
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory) -> tuple[Path, list[dict]]:
     """A model, pairs as JSON lines and as four tar shards, and what two processes made of them."""
     root = tmp_path_factory.mktemp("two")
     lines = []
@@ -38,19 +36,11 @@ def runs(tmp_path_factory) -> Path:
     config.text_config.vocab_size = len(tokenizer)
     R2D2ForPreTraining(config).save_pretrained(root / "base")
     R2D2Processor.build(tokenizer, image_size=32, max_length=16).save_pretrained(root / "base")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(port, str(root)), nprocs=2)
-    return root
+    return root, in_two_processes(_worker, str(root), launched=True)
 
 
-def _worker(number: int, port: int, folder: str):
-    torch.set_num_threads(1)
+def _worker(number: int, folder: str) -> dict:
     os.chdir(folder)
-    os.environ.update(
-        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
     from typer.testing import CliRunner
 
     from modeling_r2d2.cli import app
@@ -69,20 +59,18 @@ def _worker(number: int, port: int, folder: str):
         result = CliRunner().invoke(app, command.split())
         found[name] = [result.exit_code, repr(result.exception)]
         dist.barrier()
-    Path(f"{number}.json").write_text(json.dumps({**found, "writers": writers}))
-    dist.barrier()
-    dist.destroy_process_group()
+    return {**found, "writers": writers}
 
 
 @pytest.mark.parametrize("name", ["stream", "lora"])
 def test_both_end_well_and_one_writes(runs, name):
-    first, second = (json.loads((runs / f"{number}.json").read_text()) for number in (0, 1))
+    root, (first, second) = runs
     assert first[name] == second[name] == [0, "None"]
-    assert (runs / name / "model.safetensors").is_file()
-    assert not [path for path in (runs / name).rglob("*") if ".r2d2-partial" in path.name]
+    assert (root / name / "model.safetensors").is_file()
+    assert not [path for path in (root / name).rglob("*") if ".r2d2-partial" in path.name]
     assert second["writers"] == []
-    assert json.loads((runs / name / "trainer_state.json").read_text())["global_step"] == (3 if name == "stream" else 4)
-    last = max((runs / name).glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert json.loads((root / name / "trainer_state.json").read_text())["global_step"] == (3 if name == "stream" else 4)
+    last = max((root / name).glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert {"rng_state_0.pth", "rng_state_1.pth", "complete.json"} <= {path.name for path in last.iterdir()}
     if name == "lora":
         assert first["writers"]

@@ -1,13 +1,11 @@
 """Two gloo processes equal one process with the doubled batch: losses, logits and gradients."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modeling_r2d2 import WukongModel
+from tests.processes import in_two_processes
 from tests.wukong.tiny import KINDS, tiny_wukong, tiny_wukong_batch
 
 IDS = torch.tensor([0, 1, 2, 2, 1, 5, 6, 7])
@@ -26,9 +24,7 @@ def _batch() -> dict[str, torch.Tensor]:
     return {**batch, "image_ids": IDS}
 
 
-def _worker(number: int, port: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=number)
+def _worker(number: int) -> dict:
     results = {}
     for name in SETTINGS:
         model = torch.nn.parallel.DistributedDataParallel(_model(name))
@@ -44,19 +40,13 @@ def _worker(number: int, port: int, folder: str):
             "logits": output.logits_per_image.detach(),
             "gradients": {n: p.grad for n, p in model.module.named_parameters()},
         }
-    torch.save(results, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
+def workers() -> list[dict]:
     """What the two workers computed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in (0, 1)]
+    return in_two_processes(_worker)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
