@@ -9,7 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _cache = tempfile.TemporaryDirectory(prefix="r2d2-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _cache.name  # downloaded modules of trust_remote_code, datasets, evaluate
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same cases in every run; `--hypothesis-profile search` draws others, and many.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.register_profile("search", deadline=None, database=None, max_examples=2000)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """Text files as people have them: UTF-8 with or without a byte-order mark, UTF-16, GBK of Chinese Windows and Excel.
 
-Lines end in LF, CRLF or CR. An encoding that is not named is found by these rules: a byte-order mark; UTF-8 wherever
-a single non-ASCII line is UTF-8 (others are then those lines' problem); UTF-16 by its zero bytes; GB18030 (which
-contains GBK and GB2312) where that decodes and nearly all characters are those of GB2312, which texts of another
-encoding, read so, hardly ever are. Anything guessed is told in a `Note`.
+Lines end in LF, CRLF or CR. An encoding that is not named is found by these rules: a byte-order mark; UTF-16 by its
+zero bytes; UTF-8 where most non-ASCII lines are UTF-8 (not where a few are: 一一 in GBK is UTF-8 by chance); GB18030
+(which contains GBK and GB2312) where that decodes and nearly all characters are those of GB2312, which texts of another
+encoding, read so, hardly ever are; else UTF-8. Lines that are none are those lines' problem. A guess comes as a `Note`.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ def _codec_of_bytes(data: bytes) -> Codec:
     if b"\0" in data and (name := _utf16(data)) is not None:
         return Codec(name, guessed=True)
     lines = [line for line in _LINE_END.split(data) if not line.isascii()]
-    if any(_is_utf8(line) for line in lines):
+    if 2 * sum(map(_is_utf8, lines)) > len(lines) or not _is_gb18030(lines):
         return UTF8
-    return Codec("gb18030", guessed=True) if _is_gb18030(lines) else UTF8
+    return Codec("gb18030", guessed=True)
 
 
 def _is_utf8(line: bytes) -> bool:
