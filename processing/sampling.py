@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+#: In each every block meets another one, so six mix up to 64 blocks whole; more are mixed enough for training.
 MIXING_ROUNDS = 6
 
 
@@ -55,7 +56,7 @@ def _ends(count: int, batch: int, number: int) -> tuple[int, int]:
 def _draw_tail(
     ids: np.ndarray, size: int, number: int, generator: Callable[[int, int], np.random.Generator]
 ) -> np.ndarray:
-    """The end of pass `number`, which depends on nothing else, so that the pass after can be told of it."""
+    """The end of pass `number`, which depends on nothing else, so that the pass after can make it again."""
     if not size:
         return np.empty(0, dtype=np.int64)
     return _draw_distinct(ids, np.arange(len(ids)), size, generator(number, 1))
@@ -71,6 +72,7 @@ def _draw_distinct(
     second_choice[first] = False
     if avoid is not None and avoid.size:
         second_choice |= np.isin(ids[shuffled], avoid)
+    # stable: within first and second choice the order stays random
     return shuffled[np.argsort(second_choice, kind="stable")[:size]]
 
 
@@ -85,6 +87,7 @@ def _deal(ids: np.ndarray, rows: np.ndarray, batch: int, rng: np.random.Generato
     shuffled = rng.permutation(rows)
     _, inverse = np.unique(ids[shuffled], return_inverse=True)
     rank = rng.permutation(inverse.max() + 1) if len(rows) else np.empty(0, dtype=np.int64)
+    # sorted by a random rank of their ids; row i goes to block i % blocks
     dealt = shuffled[np.argsort(rank[inverse], kind="stable")].reshape(batch, blocks).T.copy()
     for _ in range(min(MIXING_ROUNDS, 1 + blocks.bit_length()) if blocks > 1 else 0):
         order = rng.permutation(blocks)
@@ -94,7 +97,11 @@ def _deal(ids: np.ndarray, rows: np.ndarray, batch: int, rng: np.random.Generato
 
 
 def _exchange(ids: np.ndarray, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> None:
-    """Share out anew, in place, what only one of two blocks has."""
+    """Share out at random, in place, what only one of two blocks has.
+
+    Rows of an id that both have stay where they are. The others may go to either block: if each block had an id once at
+    most, so it has afterwards, since nothing in the pool is of an id that both have.
+    """
     only_one = np.flatnonzero(~np.isin(ids[one], ids[other]))
     only_other = np.flatnonzero(~np.isin(ids[other], ids[one]))
     pool = rng.permutation(np.concatenate([one[only_one], other[only_other]]))

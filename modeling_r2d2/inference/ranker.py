@@ -172,7 +172,7 @@ class FastRanker:
             shown = bar(doing="ranking", total=len(text_index), unit="pairs")
             for pairs, rows in self._chunks(texts.lengths, text_index, size) if wanted else ():
                 own = texts.hidden_states[rows, : int(texts.lengths[rows].max())]
-                mask = None
+                mask = None  # which is quicker; within a chunk lengths are mostly equal
                 if len(rows) > 1 and int(texts.lengths[rows].min()) < own.shape[1]:
                     mask = torch.arange(own.shape[1], device=own.device) < texts.lengths[rows].unsqueeze(1)
                 chunk = encode(own, mask, images.take(image_index[pairs]))
@@ -190,6 +190,7 @@ class FastRanker:
         """Pairs (places) and their texts: one text for all of them, or a text for each, of like length."""
         if not len(text_index):
             return
+        # by length, then by text (whose number is less than their count)
         order = torch.argsort(lengths[text_index] * len(lengths) + text_index, stable=True)
         _, counts = text_index[order].unique_consecutive(return_counts=True)
         shared = counts >= min(SHARED_FROM, size)
@@ -207,6 +208,7 @@ class FastRanker:
         for number, layer in enumerate(self.text_image):
             states = layer.own(states, mask, cls_only=number == last)
             cross = layer.cross_attention
+            # one query, [CLS], in the last layer: there making keys of all image tokens never pays
             if images.keys is not None and number < last:
                 attended = cross.over_keys_values(states, images.keys[:, number], images.values[:, number])
             elif number == last or cross.folding_pays(states.shape[1], context.shape[1]):

@@ -1,6 +1,6 @@
 """Gathering over the workers of a run, with gradient, and sums for exact global means.
 
-Without an initialised process group (or with one process) every function returns its input unchanged.
+Without an initialized process group (or with one process) every function returns its input unchanged.
 """
 
 import math
@@ -101,7 +101,7 @@ class RowExchange:
         wanted = index.new_zeros(workers * batch, dtype=torch.bool)
         wanted[index] = True
         wanted[own] = False
-        position = wanted.cumsum(0) + (batch - 1)
+        position = wanted.cumsum(0) + (batch - 1)  # the first that is wanted stands behind the local rows, at `batch`
         position[own] = torch.arange(batch, device=index.device)
         self.position = position[index]
         arriving = wanted.nonzero().squeeze(1)  # in order, so by worker
@@ -213,6 +213,7 @@ def _blocks(
     widths = [math.prod(tensor.shape[1:]) for tensor in tensors]
     sizes = [[n * width for n, width in zip(of_worker, widths, strict=True)] for of_worker in zip(*counts, strict=True)]
     message = tensors[0].new_empty(sum(map(sum, sizes)))
+    # worker 0's rows of tensor 0, of tensor 1, …, then worker 1's: what goes to one worker must lie together
     pieces = message.split([size for of_worker in sizes for size in of_worker])
     places = [
         [piece.view(-1, *tensor.shape[1:]) for piece in pieces[k :: len(tensors)]] for k, tensor in enumerate(tensors)
