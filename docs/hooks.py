@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import dataclasses
+import importlib
 import posixpath
 import re
 import shutil
@@ -43,6 +45,22 @@ class LazyNames(griffe.Extension):
                 module.exports = list(places)
                 for name, place in places.items():
                     module.set_member(name, griffe.Alias(name, f"{module.path}.{place}.{name}"))
+
+
+class DeclaredSettings(griffe.Extension):
+    """Fields of settings: their help is their documentation, and their default is shown, not how it is declared."""
+
+    def on_class_members(self, *, cls, **kwargs):
+        declared = [
+            member for member in cls.members.values() if str(getattr(member, "value", "")).startswith("setting(")
+        ]
+        made = getattr(importlib.import_module(cls.module.path), cls.name) if declared else None
+        for member in declared:
+            field = made.__dataclass_fields__[member.name]
+            text = f"{field.metadata['help']} {' '.join(f'`{alias}`' for alias in field.metadata['aliases'])}"
+            member.docstring = griffe.Docstring(text.strip(), lineno=member.lineno, parent=member)
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            member.value = None if default is dataclasses.MISSING else repr(default)
 
 
 @cache
