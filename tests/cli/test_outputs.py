@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -24,7 +25,7 @@ def done(outcome):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made_once(tmp_path_factory):
     """A model, pictures with captions, and an index of them."""
     pytest.importorskip("faiss")
     folder = tmp_path_factory.mktemp("outputs")
@@ -39,6 +40,12 @@ def made(tmp_path_factory):
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     done(run("index", folder / "photos", "--output", folder / "index", "--model", folder / "model"))
     return folder
+
+
+@pytest.fixture
+def made(made_once, tmp_path_factory):
+    """Each test's own: what one replaces misleads no other."""
+    return shutil.copytree(made_once, tmp_path_factory.mktemp("outputs") / "made")
 
 
 def bytes_of(folder):

@@ -6,8 +6,9 @@ import pytest
 import typer
 
 from modeling_r2d2.cli import app
+from modeling_r2d2.hub_cards.checking import code_blocks
 
-from .pages import PAGES, ROOT, anchors, in_chinese, inline_commands, links, shell_commands
+from .pages import PAGES, ROOT, anchors, in_chinese, inline_commands, links, shell_commands, text_of
 
 #: Programs that other projects bring.
 FOREIGN = {"pip", "img2dataset", "hf", "make", "source"}
@@ -116,3 +117,14 @@ def test_every_guide_is_there_in_both_languages():
     names = {page for page in PAGES if page.startswith("docs/")}
     english = {name for name in names if not name.endswith(".zh.md")}
     assert {in_chinese(name) for name in english} == names - english
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_a_readme_is_typed_from_top_to_bottom(page):
+    """`r2d2` comes after the environment was activated, and pictures after their folder was made."""
+    blocks = code_blocks(text_of(page))
+    lines = [(language, line) for language, code in blocks for line in code.splitlines()]
+    first_verb = next(place for place, (kind, line) in enumerate(lines) if kind == "bash" and line.startswith("r2d2 "))
+    assert any(line.startswith("source .venv/bin/activate") for _, line in lines[:first_verb])
+    used = next(place for place, (kind, line) in enumerate(lines) if kind == "bash" and " photos " in line)
+    assert any('Path("photos").mkdir' in line for _, line in lines[:used])
