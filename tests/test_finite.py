@@ -1,6 +1,7 @@
 """What is not finite is found and named: tensors, weights, results, JSON, settings."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from modeling_r2d2 import (
     R2D2ImageTextMatchingPipeline,
+    R2D2Model,
     R2D2Processor,
     R2D2Retriever,
     R2D2ZeroShotImageClassificationPipeline,
@@ -34,6 +36,7 @@ from modeling_r2d2.inference.finite import (
 from modeling_r2d2.inference.matching import matching_metrics
 from modeling_r2d2.model.ranges_r2d2 import require_number
 from modeling_r2d2.search.building import IndexBuilder
+from tests.conversion.official_files import official_tensors, wide_config
 from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 
@@ -221,6 +224,16 @@ def test_a_checkpoint_with_nan_is_not_converted(tmp_path):
         convert_official_checkpoint(tmp_path / "x.pth")
     with pytest.raises(NotFiniteError, match=r"x\.pth"):
         convert_wukong_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_whole_checkpoint_with_one_nan_is_not_converted(tmp_path):
+    model = R2D2Model(wide_config())
+    tensors = official_tensors(model)
+    name = next(name for name in tensors if name.startswith("visual_encoder.encoder"))
+    tensors[name].view(-1)[0] = float("nan")
+    torch.save({"model": tensors}, tmp_path / "x.pth")
+    with pytest.raises(NotFiniteError, match=rf"x\.pth: 1 of \d+ weights is not finite .* {re.escape(name)}"):
+        convert_official_checkpoint(tmp_path / "x.pth", model.config)
 
 
 def test_a_calibration_of_nan(tmp_path):

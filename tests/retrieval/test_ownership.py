@@ -1,6 +1,7 @@
 """Nothing in the folder of an index that the index has not written is removed, replaced or shadowed."""
 
 import os
+import shutil
 import stat
 
 import pytest
@@ -139,6 +140,25 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, images, tmp_pa
     kinds = ("rows", "embeds", "json")
     expected = {f"shards/{name}.{kind}" for name in names for kind in kinds}
     assert found.keys() == expected | {".lock", "manifest.json", "unreadable.jsonl", "vectors.000002.faiss"}
+
+
+def test_killed_at_any_file_that_takes_its_place(make, tmp_path, monkeypatch):
+    """The next run leaves nothing of it, not even where a change was whole but for its last file."""
+    images, root, replace = save_images(tmp_path / "two", ["1.png", "2.png"]), tmp_path / "index", os.replace
+    for step in range(20):
+        shutil.rmtree(root, ignore_errors=True)
+
+        def change(step=step):
+            left = iter(range(step))
+            monkeypatch.setattr(os, "replace", lambda *names: die() if next(left, None) is None else replace(*names))
+            make(vectors="hnsw").add(images)
+
+        was_killed = killed(change)
+        make(vectors="hnsw").add(images)
+        assert not [name for name in held(root) if "/." in f"/{name}" and name != ".lock"]
+        if not was_killed:
+            break
+    assert 3 < step < 19
 
 
 def test_every_file_is_readable_by_whom_umask_allows(make, images, tmp_path, model_folder):

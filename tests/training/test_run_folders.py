@@ -194,6 +194,14 @@ def test_clocks_do_not_decide_which_checkpoints_go(tmp_path):
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
+def test_a_clock_that_went_back_costs_a_resumed_run_no_checkpoint(data, tmp_path):
+    done(pretrain(data, tmp_path))
+    for steps in (1, 2):
+        os.utime(tmp_path / f"checkpoint-{steps}", (2**32, 2**32))  # written in the year 2106
+    done(pretrain(data, tmp_path, "--steps", 4, "--resume"))
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} >= {"checkpoint-3", "checkpoint-4"}
+
+
 def test_best_checkpoint_is_kept(tmp_path):
     best = checkpoint(tmp_path / "checkpoint-1")
     for steps in (2, 3, 4):
