@@ -93,9 +93,9 @@ class ShardEncoder:
                 image = open_image(data, name=item.location or item.id, exif_transpose=upright)
                 pixels = pixels_of(image, self.processor)
             except ImageReadError as error:
-                reason = str(error).removeprefix(f"{image.location}: ").removeprefix(f"{image.path}: ")
+                reason = str(error).removeprefix(f"{item.location}: ").removeprefix(f"{item.path}: ")
                 if item.path is not None and Path(item.path).name not in item.location:
-                    reason = f"{image.path}: {reason}"  # of a table the location is the line that names the picture
+                    reason = f"{item.path}: {reason}"  # of a table the location is the line that names the picture
                 unreadable.append(problem_of(item, reason))
                 continue
             readable.append((replace(item, data=None), digest_of(data), pixels))
