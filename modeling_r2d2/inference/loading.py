@@ -488,7 +488,7 @@ def _manifest_of(folder: Path) -> str:
 
 def is_index(folder: str | PathLike) -> bool:
     """Whether a folder is what `r2d2 index` makes, by its manifest.json alone."""
-    return _manifest_has(folder, "shards") and not (Path(folder) / "config.json").exists()
+    return _manifest_has(folder, "vectors") and not (Path(folder) / "config.json").exists()
 
 
 def is_onnx_export(folder: str | PathLike) -> bool:

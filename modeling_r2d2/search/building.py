@@ -1,9 +1,15 @@
-"""Make an index, add to it, take from it: streamed, resumable after any interruption, one writer at a time."""
+"""Make an index, add to it, take from it, in three steps: plan, encode, publish.
+
+`plan.make_plan` finds out what is new, changed, moved, gone; it writes nothing. The encoder writes parts, each whole or not
+at all, with which an interrupted run goes on. Publishing puts them into the files of the index and replaces the
+manifest. One writer at a time.
+"""
 
 import json
 import logging
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -11,37 +17,52 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..inference.encoding import is_token_wise
 from ..inference.identity import ModelIdentity
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.locking import only_writer
-from ..processing.files.writing import atomic_path, write_text
+from ..processing.files.writing import write_text
 from .cache import CacheOptions
-from .comparison import Comparison, Known, Row, known_images
-from .encoding import Progress, ShardEncoder
+from .encoding import Encoder
 from .images import CollectionImage, list_images
-from .manifest import MANIFEST, REPORT, FileRecord, Manifest, ShardRecord
-from .ownership import Building, files_of, numbers_in_use, refuse_foreign
-from .remaking import in_full, is_there, refuse_no_unicode, source_words
-from .store import ImageIndex, Shard, finished_shards, move_shard, write_shard
-from .vectors import Kind, build_vectors, choose_kind, require_faiss
+from .manifest import MANIFEST, REPORT, Manifest
+from .ownership import Building, refuse_foreign
+from .plan import Known, Plan, Progress, make_plan
+from .publishing import MOST_REMOVED, changed, compacted, with_vectors
+from .remaking import refuse_no_unicode, source_words
+from .store import (
+    PIECE,
+    ImageIndex,
+    Part,
+    StatesWriter,
+    captions_of,
+    images_of,
+    part_path,
+    read_part,
+    rows_of,
+    write_part,
+)
+from .vectors import Kind
 
 logger = logging.getLogger(__name__)
-
-#: Smaller vector indexes are built anew when pictures are added: that is quick.
-GROWS_FROM = 10_000
 
 
 @dataclass(frozen=True)
 class IndexChanges:
     """What a change of an index did.
 
-    pictures: in the index now. added, changed, removed, unchanged: pictures. resumed: of those added or changed, taken
-    over from an interrupted run. moved: of those unchanged or resumed, whose file is elsewhere now, or has another id.
-    unreadable: what was skipped, with location and reason. duplicates: pictures whose file has the same content as an
-    earlier one's; they are kept. gone: ids in the index that the source does not name and whose files are no longer
-    where they were. not_pruned: why nothing was removed although that was asked for.
+    Attributes:
+        images: Pictures in the index now.
+        added, changed, removed, unchanged: Pictures.
+        resumed: Of those added or changed, taken over from an interrupted run.
+        moved: Of those unchanged or resumed, whose file is elsewhere now, or has another id.
+        duplicates: Pictures whose file has the same content as an earlier one's; they are kept.
+        unreadable: What was skipped, with location and reason.
+        gone: Ids in the index that the source does not name and whose files are no longer where they were.
+        not_pruned: Why nothing was removed although that was asked for.
     """
 
     images: int
@@ -61,16 +82,19 @@ class IndexBuilder:
     """Encodes pictures into an index.
 
     Args:
-        model, processor: a model with its processor. root: folder of the index.
-        cache: what to keep for the ranker. A model without one (PRD2) keeps nothing.
+        model, processor: A model with its processor.
+        root: Folder of the index.
+        cache: What to keep for the ranker. A model without one (PRD2) keeps nothing.
         vectors: "flat", "hnsw" or "ivf"; None: by size. A token-wise model (FILIP, Wukong) compares all, as "flat".
-        batch_size: pictures that the tower sees at a time. shard_size: pictures of a shard; default: what takes
-            256 MB, 1,024 at most, in whole batches.
-        accelerator: of `accelerate`, to share the work among its processes; each encodes every n-th shard.
-        progress: called with how many pictures were done since the last call, and with what is being done.
+        batch_size: Pictures that the tower sees at a time.
+        part_size: Pictures after which an interrupted run can go on; default: 1,024, or what takes 256 MB, in whole
+            batches.
+        accelerator: Of `accelerate`, to share the work among its processes; each encodes every n-th part.
+        progress: Called with how many pictures were done since the last call, and with what is being done; with
+            "planned" and the number of those to encode as soon as it is known.
 
     Raises:
-        ValueError: something to keep for a ranker that the model does not have; an approximate vector index for a
+        ValueError: Something to keep for a ranker that the model does not have; an approximate vector index for a
             token-wise model.
     """
 
@@ -82,11 +106,11 @@ class IndexBuilder:
         cache: CacheOptions | None = None,
         vectors: Kind | None = None,
         batch_size: int = 32,
-        shard_size: int | None = None,
+        part_size: int | None = None,
         accelerator: Any = None,
         progress: Progress | None = None,
     ):
-        self.model, self.processor, self.root = model, processor, Path(root)
+        self.root = Path(root)
         refuse_no_unicode(self.root.absolute())
         self.identity = ModelIdentity.of(model, processor)
         self.cache = cache or CacheOptions()
@@ -100,30 +124,33 @@ class IndexBuilder:
                     f"vectors is {vectors!r}, but this model compares token by token: all pictures, exactly"
                 )
             vectors = "flat"
-        self.vectors, self.batch_size, self.accelerator = vectors, batch_size, accelerator
-        self.shard_size = shard_size
-        self._building: Building | None = None
+        self.vectors = vectors
         self.progress = progress or (lambda count, doing: None)
-        self.encoder = ShardEncoder(model, processor, self.cache, batch_size, self.progress)
-
-    # -- changes --------------------------------------------------------------------------------
+        self.encoder = Encoder(model, processor, self.cache, batch_size, self.progress)
+        self.part_size = part_size or self.encoder.part_size
+        self.accelerator = accelerator
+        self._number = 0 if accelerator is None else accelerator.process_index
+        self._processes = 1 if accelerator is None else accelerator.num_processes
 
     def add(self, source: Any, prune: bool = False, rebuild: bool = False, **reading: Any) -> IndexChanges:
         """Add the pictures of a source; what is in the index already, unchanged, is not encoded again.
 
         A picture is known by its id and its content: where its file has moved, the index remembers the new place. An
-        interrupted run goes on where its last whole shard ended, when it is called again, and gives the index that an
+        interrupted run goes on where its last whole part ended, when it is called again, and gives the index that an
         uninterrupted one would have given.
 
         Args:
-            source, reading: see `list_pictures`. prune: remove pictures that were listed from this source and are no
-                longer in it, and those of others whose files are gone; unless the source has errors or is empty.
-            rebuild: make the index anew, whatever model it had; searching goes on in the old state until then.
+            source: See `list_images`. Archives and tables whose pictures cannot be read where they lie are read twice.
+            prune: Remove pictures that were listed from this source and are no longer in it, and those of others whose
+                files are gone; unless the source has errors or is empty.
+            rebuild: Make the index again, whatever model it had; searching goes on in the old state until then.
+            reading: See `list_images`.
 
         Raises:
-            OtherModelError: the index belongs to another model. IndexLockedError: another writer.
-            FileExistsError: the folder holds something else than an index; nothing was changed.
-            ValueError: no readable picture in the source, nor in the index.
+            OtherModelError: The index belongs to another model.
+            IndexLockedError: Another writer.
+            FileExistsError: The folder holds something else than an index; nothing was changed.
+            ValueError: No readable picture in the source, nor in the index.
         """
         refuse_foreign(self.root, rebuild)
         words = source_words(source, reading)
@@ -133,101 +160,90 @@ class IndexBuilder:
         return self._add(source, words, prune, rebuild, reading)
 
     def _add(self, source: Any, words: str, prune: bool, rebuild: bool, reading: dict) -> IndexChanges:
-        if self._number:  # the first process clears away what an interrupted run has left before the others look
-            self._wait()
         before = self._before(rebuild)
-        manifest = self._manifest(before, rebuild)
-        pending = self._pending(before)
-        if self._number == 0:
-            self._building = Building.begin(self.root, before, self._run, pending)
-            self._wait()
+        index = ImageIndex(self.root, verify=False, manifest=self._base(before, rebuild))
+        left = Building.read(self.root)
+        building = Building.of(self.root, before, f"{self._run} {rebuild}")
+        pending = self._parts(building, range(10**8), verify=True) if building == left else {}
+        known = _known(index.table, range(len(index)) if index.slots is None else index.slots.tolist())
+        pending_known: dict[str, Known] = {}
+        for number, part in pending.items():
+            pending_known |= _known(part.rows, [(number, row) for row in range(len(part.rows))])
+        tried = {entry["id"]: entry for part in pending.values() for entry in part.unreadable}
+        plan = make_plan(list_images(source, **reading), known, words, pending_known, tried, prune, self.progress)
+        self.progress(len(plan.encode), "planned")
         self._wait()  # nobody writes before all have seen what is there
-        known, left = self._known(manifest.shards), self._known(pending)
-        tried = {entry["id"]: entry for record in pending for entry in record.unreadable}
-        found = Comparison(known, left, tried, words, self.progress)
-        first = Building.after(before, self._run).first
-        made = self._encode_all(found.to_encode(list_images(source, **reading)), first, numbers_in_use(self.root))
-        fresh_ids = found.ids_of(left) | {id for record in made for id in self._ids(record)}
-        gone = set(found.gone())
-        pruned, not_pruned = self._pruned(found) if prune else (set(), None)
         if self._number == 0:
-            leaving = pruned | fresh_ids | found.renamed | found.ids_of({id: known[id] for id in found.renamed})
-            kept = self._revised(manifest.shards, found.kept, leaving)
-            resumed = self._revised(pending, found.kept)
-            fresh = sorted([*resumed, *(record for record in made if record.rows)], key=lambda record: record.name)
-            unreadable = self._unreadable(manifest, made, found)
-            if not kept and not fresh:
-                self._building.finish(self.root, files_of(before))
+            building.begin(self.root, self._of_run(building, index.manifest, pending))
+        self._wait()
+        states = StatesWriter(self.root, index.manifest, self.encoder.layout, building.first)
+        numbers = self._encode(self._images(plan, source, reading), building, index.manifest.slots, states, pending)
+        made = self._parts(building, numbers)
+        self._wait()  # all have seen what was encoded before it is published
+        fresh = {id for part in made.values() for id in part.ids}
+        if self._number == 0:
+            unreadable = plan.unreadable(
+                index.manifest.unreadable, [entry for part in made.values() for entry in part.unreadable]
+            )
+            parts = [part for _, part in sorted([*_kept(pending, plan), *made.items()]) if len(part.rows)]
+            leaving = plan.leaving(fresh)
+            if index.manifest.images == len(leaving) and not parts:
+                building.finish(self.root, before.files)
                 reason = f"; the first of {len(unreadable)} problems: {_line(unreadable[0])}" if unreadable else ""
                 raise ValueError(f"{source}: no readable picture in it, so there is no index to make{reason}")
-            self._publish(before, manifest, [*kept, *fresh], unreadable)
+            moved = {row: image for row, image in plan.keep.items() if image is not None and isinstance(row, int)}
+            state = changed(index, building.first, leaving, moved, parts, states)
+            self._publish(building, before, replace(state, unreadable=tuple(unreadable)))
         self._wait()
-        now = Manifest.load(self.root)
+        now = ImageIndex(self.root, verify=False)
+        fresh |= plan.resumed_ids
         return IndexChanges(
-            images=now.rows,
-            added=len(fresh_ids - known.keys()),
-            changed=len(fresh_ids & known.keys()),
-            removed=len(pruned),
-            unchanged=found.unchanged,
-            resumed=found.resumed,
-            moved=found.moved,
-            duplicates=now.rows - len({content for s in now.shards for content in self._contents(s)}),
-            unreadable=list(now.unreadable),
-            gone=sorted(gone - pruned),
-            not_pruned=not_pruned,
+            images=len(now),
+            added=len(fresh - known.keys()),
+            changed=len(fresh & known.keys()),
+            removed=len(plan.prune),
+            unchanged=plan.unchanged,
+            resumed=plan.resumed,
+            moved=plan.moved,
+            duplicates=len(now) - len(now.column("content").unique()),
+            unreadable=list(now.manifest.unreadable),
+            gone=sorted(plan.gone),
+            not_pruned=plan.not_pruned,
         )
 
     def remove(self, ids: list[str]) -> IndexChanges:
         """Take pictures out of the index.
 
         Raises:
-            ValueError: an id that is not in the index; nothing was removed. FileExistsError: as `add`.
+            ValueError: An id that is not in the index; nothing was removed.
+            FileExistsError: As `add`.
         """
         refuse_foreign(self.root)
         with only_writer(self.root):
-            manifest = Manifest.load(self.root)
-            manifest.refuse_other(self.identity, self.root)
-            known = self._known(manifest.shards)
-            if missing := [id for id in ids if id not in known]:
+            before = Manifest.load(self.root)
+            before.refuse_other(self.identity, self.root)
+            index = ImageIndex(self.root, verify=False, manifest=before)
+            if missing := [id for id in ids if id not in index.place_of]:
                 raise ValueError(f"not in {self.root}: {', '.join(map(repr, missing[:5]))}; nothing was removed")
-            self._building = Building.begin(self.root, manifest, self._run)
-            shards = self._revised(manifest.shards, {}, set(ids))
-            self._publish(manifest, manifest, shards, [each for each in manifest.unreadable if each["id"] not in ids])
-            now = Manifest.load(self.root)
-            return IndexChanges(images=now.rows, removed=len(set(ids)), unreadable=list(now.unreadable))
+            building = Building.of(self.root, before, "remove")
+            building.begin(self.root)
+            rows = sorted({index.place_of[id] for id in ids})
+            leaving = rows if index.slots is None else index.slots[rows].tolist()
+            states = StatesWriter(self.root, before, before.layout, building.first)
+            state = changed(index, building.first, leaving, {}, [], states)
+            unreadable = tuple(entry for entry in before.unreadable if entry["id"] not in ids)
+            now = self._publish(building, before, replace(state, unreadable=unreadable))
+            return IndexChanges(images=now.images, removed=len(set(ids)), unreadable=list(now.unreadable))
 
-    # -- encoding -------------------------------------------------------------------------------
-
-    def _encode_all(self, images: Iterator[CollectionImage], first: int, taken: set[int]) -> list[ShardRecord]:
-        """Encode pictures shard by shard under the lowest free names; of all processes, the records of their shards."""
-        made: list[ShardRecord] = []
-        start = first
-        size = self.shard_size or self.encoder.shard_size()
-        number, turn = first, 0
-        with ThreadPoolExecutor(1, "r2d2-read") as reader:
-            while (head := next(images, None)) is not None:
-                part = chain([head], islice(images, size - 1))
-                while number in taken:
-                    number += 1
-                if turn % self._processes == self._number:
-                    made.append(write_shard(self.root, f"{number:08}", self.encoder.encode(part, reader)))
-                else:
-                    deque(part, maxlen=0)  # another process encodes these
-                number, turn = number + 1, turn + 1
-        self._wait()
-        if self._processes == 1:
-            return made
-        return finished_shards(self.root, start, {f"{number:08}" for number in taken})
-
-    # -- publishing -----------------------------------------------------------------------------
+    # -- before ---------------------------------------------------------------------------------
 
     def _before(self, rebuild: bool) -> Manifest:
         """The index's state, or an empty one."""
-        if not (self.root / MANIFEST).exists():
-            return Manifest(self.identity, self.encoder.dimension, vars(self.cache))
-        return Manifest.load(self.root, to_remake=rebuild)
+        if (self.root / MANIFEST).exists():
+            return Manifest.load(self.root, to_remake=rebuild)
+        return Manifest(self.identity, self.encoder.dimension, vars(self.cache))
 
-    def _manifest(self, before: Manifest, rebuild: bool) -> Manifest:
+    def _base(self, before: Manifest, rebuild: bool) -> Manifest:
         """The state to add to, which is empty for a rebuild; refuses another model's, or another cache."""
         if rebuild:
             return Manifest(self.identity, self.encoder.dimension, vars(self.cache), generation=before.generation)
@@ -239,111 +255,91 @@ class IndexBuilder:
             )
         return before
 
-    def _pending(self, manifest: Manifest) -> list[ShardRecord]:
-        """Whole shards that an interrupted run of this model, with these options, has left."""
-        left = Building.read(self.root)
-        if left is None or left.run != self._run:
-            return []
-        return finished_shards(self.root, left.first, {record.name for record in manifest.shards})
-
     @property
     def _run(self) -> str:
-        return f"{self.identity.weights} {self.identity.preprocessing} {self.cache} {self.batch_size}"
+        identity = f"{self.identity.weights} {self.identity.preprocessing}"
+        return f"{identity} {self.cache} {self.encoder.batch_size} {self.part_size}"
 
-    def _known(self, records: Iterable[ShardRecord]) -> dict[str, Known]:
-        return known_images(Shard(self.root, record) for record in records)
+    def _parts(self, building: Building, numbers: Iterable[int], verify: bool = False) -> dict[int, Part]:
+        """Whole parts of a run, by their numbers within it."""
+        found = (int(path.stem) - building.first for path in building.leftovers(self.root) if path.suffix == ".part")
+        parts = {number: read_part(part_path(self.root, building.first + number), verify) for number in sorted(found)}
+        return {number: part for number, part in parts.items() if part is not None and number in numbers}
 
-    def _contents(self, record: ShardRecord) -> list[str]:
-        return Shard(self.root, record).rows.column("content").to_pylist()
+    def _of_run(self, building: Building, base: Manifest, pending: dict[int, Part]) -> set[str]:
+        """Files of an interrupted run to go on with. Where there are none, what it has put behind others is cut off."""
+        if not pending:
+            for name, record in base.files.items():
+                if (self.root / name).stat().st_size > record.size:
+                    os.truncate(self.root / name, record.size)
+            return set()
+        states = {path for path in building.leftovers(self.root) if path.suffix == ".states"}
+        parts = {part_path(self.root, building.first + number) for number in pending}
+        return {path.relative_to(self.root).as_posix() for path in states | parts}
 
-    def _ids(self, record: ShardRecord) -> list[str]:
-        return Shard(self.root, record).rows.column("id").to_pylist() if record.rows else []
+    # -- encoding -------------------------------------------------------------------------------
 
-    @staticmethod
-    def _pruned(found: Comparison) -> tuple[set[str], str | None]:
-        """Ids to remove, since the source no longer has them; or why none is removed."""
-        if found.damaged:
-            return set(), "the source has errors, and what it does not name may be behind them"
-        if not found.seen:
-            return set(), "the source is empty: is everything mounted that should be?"
-        pruned = found.to_prune()
-        if (folder := found.emptied(pruned)) is not None:
-            return set(), f"{folder} is empty: is everything mounted that should be?"
-        return pruned, None
+    def _images(self, plan: Plan, source: Any, reading: dict) -> Iterator[CollectionImage]:
+        """The pictures to encode, with their bytes where they cannot be read again from the disk."""
+        if all(image.path is not None for image in plan.encode):
+            yield from plan.encode
+            return
+        wanted = {image.id: image for image in plan.encode}
+        for item in list_images(source, **{**reading, "note": lambda _: None}):
+            if isinstance(item, CollectionImage) and (image := wanted.pop(item.id, None)) is not None:
+                yield replace(image, data=item.data)
 
-    def _revised(
-        self, shards: Iterable[ShardRecord], kept: dict[Row, CollectionImage | None], leaving: set[str] | None = None
-    ) -> list[ShardRecord]:
-        """Shards as they are to be; those that lose a picture, or remember another place of one, are written anew.
+    def _encode(
+        self,
+        images: Iterator[CollectionImage],
+        building: Building,
+        slot: int,
+        states: StatesWriter,
+        taken: Iterable[int],
+    ) -> set[int]:
+        """Encode pictures part by part under the lowest free numbers, in turn with other processes; all numbers."""
+        numbers: set[int] = set()
+        number = 0
+        with ThreadPoolExecutor(1, "r2d2-read") as reader:
+            while (head := next(images, None)) is not None:
+                part = chain([head], islice(images, self.part_size - 1))
+                while number in taken:
+                    number += 1
+                if len(numbers) % self._processes == self._number:
+                    made = self.encoder.encode(part, reader, states, slot + number * self.part_size)
+                    write_part(part_path(self.root, building.first + number), made)
+                else:
+                    deque(part, maxlen=0)  # another process encodes these
+                numbers.add(number)
+                number += 1
+        self._wait()
+        return numbers
 
-        Args:
-            kept: rows that stay, with the picture to remember instead. leaving: ids of other rows that do not stay;
-                None: no other row stays.
-        """
-        taken, number = numbers_in_use(self.root), 0
-        moved = {place: image for place, image in kept.items() if image is not None}
-        touched = {name for name, _ in moved}
-        revised = []
-        for record in shards:
-            rows = [
-                row
-                for row, id in enumerate(self._ids(record))
-                if (record.name, row) in kept or (leaving is not None and id not in leaving)
-            ]
-            if not rows:
-                continue
-            if len(rows) == record.rows and record.name not in touched:
-                revised.append(record)
-                continue
-            shard = Shard(self.root, record)
-            images = [moved.get((record.name, row), known) for row, known in enumerate(shard.images())]
-            number = max(number, *taken) + 1
-            if len(rows) == record.rows:
-                revised.append(move_shard(self.root, f"{number:08}", shard, images))
-            else:
-                revised.append(write_shard(self.root, f"{number:08}", shard.select(rows, images)))
-        return revised
+    # -- publishing -----------------------------------------------------------------------------
 
-    def _unreadable(self, manifest: Manifest, made: list[ShardRecord], found: Comparison) -> list[dict]:
-        """What could not be read, in the order of the sources: all of this one, and of others what is still there."""
-        entries = [(found.seen[entry["id"]], entry) for record in made for entry in record.unreadable]
-        entries = [entry for _, entry in sorted([*entries, *found.problems], key=lambda each: each[0])]
-        others = [
-            entry
-            for entry in manifest.unreadable
-            if not found.covers(entry["source"])
-            and entry["id"] not in found.seen
-            and is_there(entry.get("path") or entry["location"])
-        ]
-        new = []
-        for entry in entries:
-            places = {name: in_full(entry.get(name)) for name in ("location", "path")}
-            written = {**entry, **places, "source": found.source}
-            new.append({name: _unicode(value) for name, value in written.items()})
-        return sorted([*others, *new], key=lambda entry: entry["source"])
-
-    def _publish(self, before: Manifest, manifest: Manifest, shards: list[ShardRecord], unreadable: list[dict]) -> None:
-        """Build the vector index, then replace the manifest, then clear away what no longer belongs to it.
+    def _publish(self, building: Building, before: Manifest, state: Manifest) -> Manifest:
+        """Make a state the index's: its vector index, the manifest, then clear away what no longer belongs to it.
 
         Where nothing has changed, nothing is written.
         """
-        model = manifest.model
+        model = state.model
         if self.identity.source and (model.source is None or model.is_gone):
-            model = self.identity
-        sources = {source: None for record in shards for source in self._sources(record)}
-        state = replace(
-            manifest,
-            model=model,
-            shards=tuple(replace(record, unreadable=[]) for record in shards),
-            unreadable=tuple(unreadable),
-            sources=tuple(sources),
-        )
+            state = replace(state, model=self.identity)
         if state != before or self.vectors not in (None, before.vectors.get("kind")):
-            state = replace(state, generation=state.generation + 1)
-            state = replace(state, vectors=self._build_vectors(state, manifest))
+            sources = ImageIndex(self.root, verify=False, manifest=state).column("source").unique().to_pylist()
+            state = replace(state, sources=tuple(sources), generation=before.generation + 1)
+            state = with_vectors(self.root, state, before, self.vectors, lambda doing: self.progress(0, doing))
+            state = replace(state, files={name: state.files[name] for name in state.named()})
             state.save(self.root)
         self._write_report(state)
-        self._building.finish(self.root, files_of(state))
+        building.finish(self.root, state.files)
+        if state.removed <= MOST_REMOVED * state.rows:
+            return state
+        building = Building.of(self.root, state, "compact")
+        building.begin(self.root)
+        return self._publish(
+            building, state, compacted(ImageIndex(self.root, verify=False, manifest=state), building.first)
+        )
 
     def _write_report(self, state: Manifest) -> None:
         path = self.root / REPORT
@@ -351,52 +347,34 @@ class IndexBuilder:
         if not path.exists() or path.read_text(encoding="utf-8") != report:
             write_text(path, report)
 
-    def _sources(self, record: ShardRecord) -> list[str]:
-        return Shard(self.root, record).rows.column("source").unique().to_pylist()
-
-    def _build_vectors(self, state: Manifest, before: Manifest) -> dict:
-        """Kind and file of the vector index; the file of before where it holds the same rows, or grows well."""
-        kind = self.vectors or choose_kind(state.rows)
-        if kind == "flat":  # exact search reads the embeddings themselves
-            return {"kind": kind}
-        held, wanted = ([shard.files["embeds"] for shard in each.shards] for each in (before, state))
-        follows = before.vectors.get("kind") == kind and wanted[: len(held)] == held
-        if follows and len(wanted) == len(held):
-            return before.vectors
-        faiss = require_faiss()
-        self.progress(0, f"building the {kind} index")
-        embeds = [Shard(self.root, record).embeds["image"] for record in state.shards]
-        # ranges and lists that were learned from too little are learned anew
-        if follows and GROWS_FROM <= before.rows <= state.rows <= 2 * before.rows:
-            index = faiss.read_index(str(self.root / before.vectors["file"]))
-            for added in embeds[len(held) :]:
-                index.add(added)
-        else:
-            index = build_vectors(embeds, state.dimension, state.rows, kind)
-        name = f"vectors.{state.generation:06}.faiss"
-        with atomic_path(self.root / name) as partial:
-            faiss.write_index(index, str(partial))
-            record = FileRecord.of(partial)
-        return {"kind": kind, "file": name, "record": vars(record)}
-
-    # -- processes ------------------------------------------------------------------------------
-
-    @property
-    def _number(self) -> int:
-        return 0 if self.accelerator is None else self.accelerator.process_index
-
-    @property
-    def _processes(self) -> int:
-        return 1 if self.accelerator is None else self.accelerator.num_processes
-
     def _wait(self) -> None:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
 
-def _unicode(value: Any) -> Any:
-    """A value for JSON in UTF-8; names that are none come with backslashes."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _known(rows: Any, places: Sequence) -> dict[str, Known]:
+    """What rows remember, by id; of one id in several, the last."""
+    known = {}
+    for start in range(0, len(rows), PIECE):
+        piece = rows.slice(start, PIECE)
+        contents = piece.column("content").to_pylist()
+        for place, image, content in zip(places[start : start + PIECE], images_of(piece), contents, strict=True):
+            known[image.id] = Known(place, image, content)
+    return known
+
+
+def _kept(pending: dict[int, Part], plan: Plan) -> Iterator[tuple[int, Part]]:
+    """What an interrupted run has encoded and the source still has, as it is to be remembered."""
+    for number, part in pending.items():
+        images = {
+            row: plan.keep[number, row] or image
+            for row, image in enumerate(images_of(part.rows))
+            if (number, row) in plan.keep
+        }
+        mask = np.isin(np.arange(len(part.rows)), [*images])
+        kept = part.rows.filter(mask)
+        rows = rows_of(list(images.values()), kept.column("content"), kept.column("state"))
+        yield number, Part(rows, part.embeds[mask], part.text_embeds[np.repeat(mask, captions_of(part.rows))], [])
 
 
 def _line(entry: dict) -> str:

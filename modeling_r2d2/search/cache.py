@@ -7,11 +7,9 @@
 | keys_values | also the image-text encoder's first states, and all keys and values of the text-image encoder | 3.6 MB |
 """
 
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,17 +74,3 @@ def unpack(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device 
         if tensor.dtype == torch.int8:
             unpacked[name].mul_(tensors[name + _SCALE].to(device, dtype).unsqueeze(-1))
     return unpacked
-
-
-def row_checksums(tensors: dict[str, Tensor]) -> list[int]:
-    """CRC-32 of all that is kept of each picture, in the order of the names."""
-    arrays = [tensors[name].contiguous().numpy() for name in sorted(tensors)]
-    return [checksum_of_row([array[row] for array in arrays]) for row in range(len(arrays[0]))]
-
-
-def checksum_of_row(arrays: list[np.ndarray]) -> int:
-    """CRC-32 of one picture's arrays."""
-    value = 0
-    for array in arrays:
-        value = zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"), value)
-    return value

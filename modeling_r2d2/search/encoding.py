@@ -1,6 +1,6 @@
-"""From picture files to the content of a shard: read, hash, squash, encode, pack."""
+"""From picture files to what an index holds of them: read, hash, squash, encode, pack."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -17,17 +17,17 @@ from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, open_image, turns_upright
-from .cache import CacheOptions, pack, row_checksums
+from .cache import CacheOptions, pack
 from .images import CollectionImage, digest_of
-from .store import ShardContent
+from .plan import Progress, problem_of
+from .store import Part, StatesWriter, record_layout, rows_of
 from .token_wise import flat_tokens
 
-_SHARD_BYTES, _MOST_IN_SHARD = 2**28, 1024
-Progress = Callable[[int, str], Any]
+_PART_BYTES, _MOST_IN_PART = 2**28, 1024
 
 
-class ShardEncoder:
-    """Encodes the pictures of one shard; `batch_size` of them at a time, `progress` told of each batch."""
+class Encoder:
+    """Encodes pictures, `batch_size` of them at a time; `progress` is called after each batch."""
 
     def __init__(
         self, model: R2D2Model, processor: R2D2Processor, cache: CacheOptions, batch_size: int, progress: Progress
@@ -36,15 +36,21 @@ class ShardEncoder:
         self.batch_size, self.progress = batch_size, progress
         self.ranker = FastRanker(model) if cache.keep == "keys_values" else None
 
-    def encode(self, images: Iterable[CollectionImage], reader: ThreadPoolExecutor) -> ShardContent:
-        """One shard. The next batch is listed, read and squashed while the tower is at work on this one.
+    def encode(
+        self, images: Iterable[CollectionImage], reader: ThreadPoolExecutor, states: StatesWriter, slot: int
+    ) -> Part:
+        """Encode pictures. The next batch is read and squashed while the tower is at work on this one.
 
         However large the pictures are, one of them is in memory at a time, beside what the tower takes of two batches.
+
+        Args:
+            images: As many as make a part.
+            reader: Reads ahead.
+            states: Takes what is kept for the ranker, from `slot` on.
         """
         good: list[CollectionImage] = []
         contents: list[str] = []
         embeds: list[Tensor] = []
-        kept: dict[str, Tensor] = {}
         unreadable: list[dict] = []
         batches = self._batches(images, unreadable)
         with evaluating(self.model):
@@ -56,12 +62,12 @@ class ShardEncoder:
                 embeds.append(flat_tokens(normalize(output.pooler_output.float()).cpu()))
                 names = [image.location or image.id for image in read]
                 require_finite(embeds[-1], f"picture embeddings of {name_of(self.model)}", names)
-                if self.cache.keep != "none":
-                    packed = pack(self._kept(output.last_hidden_state), self.cache.precision)
-                    self._keep(kept, packed, len(good))
+                if states.layout:
+                    states.write(slot + len(good), self._packed(output.last_hidden_state))
                 good.extend(read)
                 contents.extend(digests)
                 self.progress(len(read), "encoding")
+        states.sync()
         if unreadable:
             self.progress(len(unreadable), "unreadable")
         texts = [text for image in good for text in image.texts]
@@ -72,16 +78,9 @@ class ShardEncoder:
             encoded = encode_texts(self.model, self.processor, distinct, keep_states=False, device="cpu").embeds
             flat = flat_tokens(encoded, self.model.config.max_text_length)
             text_embeds = flat[[places[text] for text in texts]]
-        cache = {name: tensor[: len(good)] for name, tensor in kept.items()}
-        return ShardContent(
-            good,
-            contents,
-            torch.cat(embeds) if embeds else torch.empty(0, self.dimension),
-            text_embeds,
-            cache,
-            row_checksums(cache) if cache else [],
-            unreadable,
-        )
+        image_embeds = torch.cat(embeds) if embeds else torch.empty(0, self.dimension)
+        taken = [slot + place if states.layout else None for place in range(len(good))]
+        return Part(rows_of(good, contents, taken), image_embeds.numpy(), text_embeds.numpy(), unreadable)
 
     def _batches(self, images: Iterable[CollectionImage], unreadable: list[dict]) -> Iterator[tuple]:
         """Whole batches of readable pictures: pictures, content hashes, pixel values."""
@@ -109,38 +108,30 @@ class ShardEncoder:
         images, digests, pixels = zip(*readable, strict=True)
         return images, digests, torch.stack(pixels)
 
-    @staticmethod
-    def _keep(kept: dict[str, Tensor], packed: dict[str, Tensor], start: int) -> None:
-        """Put what is kept of a batch behind that of the batches before; the room doubles where it is too small."""
-        for name, tensor in packed.items():
-            end = start + len(tensor)
-            if name not in kept or len(kept[name]) < end:
-                grown = tensor.new_empty((max(end, 2 * start), *tensor.shape[1:]))
-                if start:
-                    grown[:start] = kept[name][:start]
-                kept[name] = grown
-            kept[name][start:end] = tensor
+    def _packed(self, states: Tensor) -> dict[str, Tensor]:
+        """What is kept of a batch for the ranker."""
+        kept = {"states": states}
+        if self.ranker is not None:
+            images = self.ranker.prepare(states, keys_values=True)
+            kept = {name: tensor for name, tensor in vars(images).items() if tensor.numel()}
+        return pack(kept, self.cache.precision)
 
-    def _kept(self, states: Tensor) -> dict[str, Tensor]:
-        if self.ranker is None:
-            return {"states": states}
-        images = self.ranker.prepare(states, keys_values=True)
-        return {name: tensor for name, tensor in vars(images).items() if tensor.numel()}
+    @property
+    def layout(self) -> tuple[tuple, ...]:
+        """The fields of a record of what is kept of a picture; () where nothing is."""
+        return () if self.cache.keep == "none" else record_layout(self._packed(self._blank.last_hidden_state))
 
-    def shard_size(self) -> int:
-        """Pictures of a shard, so that it takes no more memory than it must; whole batches."""
-        each = 4 * self.dimension
-        if self.cache.keep != "none":
-            kept = pack(self._kept(self._blank().last_hidden_state), self.cache.precision)
-            each += sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-        return max(min(_SHARD_BYTES // each, _MOST_IN_SHARD) // self.batch_size, 1) * self.batch_size
+    @property
+    def part_size(self) -> int:
+        """Pictures of a part, so that it takes no more memory than it must; whole batches."""
+        return max(min(_PART_BYTES // (4 * self.dimension), _MOST_IN_PART) // self.batch_size, 1) * self.batch_size
 
     @cached_property
     def dimension(self) -> int:
         """Numbers that the index keeps of a picture to compare it by: P, or N·P token by token."""
         if not is_token_wise(self.model):
             return self.model.config.projection_dim
-        return self._blank().pooler_output[0].numel()
+        return self._blank.pooler_output[0].numel()
 
     @property
     def text_dimension(self) -> int:
@@ -148,14 +139,12 @@ class ShardEncoder:
         config = self.model.config
         return config.projection_dim * (config.max_text_length if is_token_wise(self.model) else 1)
 
-    def _blank(self):
+    @cached_property
+    def _blank(self) -> Any:
         """Features of an empty picture, for their sizes."""
         blank = self.processor(images=[Image.new("RGB", (8, 8))], return_tensors="pt")["pixel_values"]
         with evaluating(self.model):
             return self.model.get_image_features(blank.to(self.model.device, self.model.dtype))
 
 
-def problem_of(image: CollectionImage, reason: str) -> dict:
-    """An entry of the report of unreadable pictures."""
-    state = {"size": image.size, "mtime_ns": image.mtime_ns, "path": image.path}
-    return {"id": image.id, "location": image.location or image.id, "reason": reason, **state}
+__all__ = ["Encoder"]

@@ -41,9 +41,14 @@ Records = Iterator[RawPair | Problem]
 class CollectionImage:
     """One picture before it is read.
 
-    id: unique within an index. path: its file, or the archive that holds it; offset, size: where in the archive.
-    data: its bytes where they lie in no file that can be read again. texts: its captions. location: for messages.
-    source: what it was listed from, as words of a command line.
+    Attributes:
+        id: Unique within an index.
+        path: Its file, or the archive that holds it; offset, size: where in the archive.
+        data: Its bytes where they lie in no file that can be read again.
+        texts: Its captions.
+        location: For messages.
+        source: What it was listed from, as words of a command line.
+        metadata: The source's other columns of it, as JSON.
     """
 
     id: str
@@ -55,6 +60,7 @@ class CollectionImage:
     texts: tuple[str, ...] = ()
     location: str = ""
     source: str = ""
+    metadata: str | None = None
 
     def read(self) -> bytes:
         """The bytes of the picture's file.

@@ -53,7 +53,7 @@ class MilvusVectors:
             OtherModelError: the collection holds vectors of another model, or was not made here.
             ValueError: an id longer than Milvus takes.
         """
-        ids = index.table.column("id").to_pylist()
+        ids, contents = (index.column(name).to_pylist() for name in ("id", "content"))
         if too_long := [id for id in ids if len(id.encode()) > _LONGEST_ID]:
             raise ValueError(f"Milvus takes ids of {_LONGEST_ID} bytes; too long: {too_long[0][:80]!r}…")
         if self.client.has_collection(self.collection):
@@ -63,11 +63,11 @@ class MilvusVectors:
         keys = [_key(id) for id in ids]
         stored = self._stored()
         written, start = 0, 0
-        for embeds, contents in zip(index.all_embeds(), self._contents(index), strict=True):
+        for embeds in index.all_embeds():
             part = slice(start, start + len(embeds))
             rows = [
                 {"key": key, "id": id, "content": content, "embedding": embed}
-                for key, id, content, embed in zip(keys[part], ids[part], contents, embeds, strict=True)
+                for key, id, content, embed in zip(keys[part], ids[part], contents[part], embeds, strict=True)
                 if stored.get(key) != content
             ]
             for place in range(0, len(rows), _BATCH):
@@ -148,10 +148,6 @@ class MilvusVectors:
         finally:
             iterator.close()
         return stored
-
-    @staticmethod
-    def _contents(index: ImageIndex) -> list[list[str]]:
-        return [shard.rows.column("content").to_pylist() for shard in index.shards]
 
 
 def _key(id: str) -> str:

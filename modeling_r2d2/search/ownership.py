@@ -1,60 +1,61 @@
 """Which files of a folder are the index's: what its manifest names, and what a change under way has written.
 
 While an index is changed, `.building.json` says what the change may leave behind: the files of the state before, which
-the next manifest may not name any more, and the numbers from which new shards begin. It is written before anything
-else and removed last, so that after a kill the next change knows what is the index's and clears it away. Nothing that
-neither the manifest nor this file names is ever removed.
+the next manifest may not name any more, and the number from which its new files are counted. It is written before
+anything else and removed last, so that after a kill the next change knows what is the index's and clears it away.
+Nothing that neither the manifest nor this file names is ever removed.
 """
 
 import errno
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..processing.files.writing import clean_leftovers, foreign_entries, refuse_no_folder, write_text
-from .manifest import MANIFEST, REPORT, SHARDS, Manifest, ShardRecord
+from .manifest import DATA, MANIFEST, REPORT, Manifest
 
 BUILDING = ".building.json"
-_SHARD_FILE = re.compile(r"(\d{8})\.(rows|embeds|cache|json)")
-_VECTORS_FILE = re.compile(r"vectors\.\d{6,}\.faiss")
+_NEW = re.compile(r"(\d{8,})\.(rows|embeds|texts|states|alive|part)")
+#: Also the files of the shards of earlier formats.
+_OURS = re.compile(rf"{DATA}/{_NEW.pattern}|shards/\d{{8}}\.(rows|embeds|cache|json)|vectors\.\d{{6,}}\.faiss")
 
 
 @dataclass(frozen=True)
 class Building:
     """A change of an index that is not finished.
 
-    run: model, preprocessing and options, for only the same may go on with its shards. first: number of its first
-    shard. before: relative names of the files of the state that it began with, and of shards that an interrupted change
-    has left. vectors: name of its vector index. theirs: names of others' files among the shards.
+    Attributes:
+        run: Model, preprocessing and options, for only the same may go on with its parts.
+        generation: Of the state that it began with.
+        first: The least number of its files; no file bore it, or a larger one, when it began.
+        before: Names of the files of the state that it began with.
     """
 
     run: str
+    generation: int
     first: int
     before: tuple[str, ...]
-    vectors: str
-    theirs: tuple[str, ...] = ()
 
     @classmethod
-    def begin(cls, root: Path, manifest: Manifest, run: str, pending: Sequence[ShardRecord] = ()) -> "Building":
-        """Clear away what interrupted changes have left, but the shards `pending`; note that a change begins."""
-        keep = files_of(manifest).union(*(files_of_shard(record.name, record.files) for record in pending))
-        if (left := cls.read(root)) is not None:
-            left.clear(root, keep)
-        shards = root / SHARDS
-        held = {path.name for path in shards.iterdir()} if shards.is_dir() else set()
-        theirs = sorted(name for name in held if f"{SHARDS}/{name}" not in keep)
-        # what is not gone on with in the end is removed like the state before
-        building = replace(cls.after(manifest, run), before=tuple(sorted(keep)), theirs=tuple(theirs))
-        write_text(root / BUILDING, json.dumps(asdict(building), indent=1, ensure_ascii=False) + "\n")
-        return building
+    def of(cls, root: Path, manifest: Manifest, run: str) -> "Building":
+        """The change to make: the interrupted one, where that was the same, or another. Reads only."""
+        left = cls.read(root)
+        if left is not None and (left.run, left.generation) == (run, manifest.generation):
+            return left
+        going = {path.name for path in left.leftovers(root)} if left is not None else set()
+        staying = [name for name in _names(root) if name not in going or f"{DATA}/{name}" in manifest.files]
+        numbers = (int(found[0]) for name in staying if (found := re.match(r"\d{8,}(?=\.)", name)))
+        return cls(run, manifest.generation, max(numbers, default=-1) + 1, tuple(sorted(manifest.files)))
 
-    @classmethod
-    def after(cls, manifest: Manifest, run: str) -> "Building":
-        """What a change that begins with the state of `manifest` would write."""
-        first = max((int(record.name) for record in manifest.shards), default=-1) + 1
-        return cls(run, first, tuple(sorted(files_of(manifest))), f"vectors.{manifest.generation + 1:06}.faiss")
+    def begin(self, root: Path, keep: Iterable[str] = ()) -> None:
+        """Note that it begins, and clear away what interrupted changes have left but the files `keep`."""
+        left = self.read(root)
+        if left is not None:
+            left.clear(root, {*keep, *self.before})
+        write_text(root / BUILDING, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, root: Path) -> "Building | None":
@@ -64,67 +65,65 @@ class Building:
             return None
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
-            lists = (tuple(map(str, held[name])) for name in ("before", "theirs"))
-            return cls(str(held["run"]), int(held["first"]), next(lists), str(held["vectors"]), next(lists))
+            before = tuple(map(str, held["before"]))
+            return cls(str(held["run"]), int(held["generation"]), int(held["first"]), before)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
-    def clear(self, root: Path, keep: set[str]) -> None:
-        """Remove what it has left, but the files of the relative names `keep`; not this note."""
-        shards = root / SHARDS
-        own = {name for name in (*self.before, self.vectors) if _is_of_index(name)}
-        for path in shards.iterdir() if shards.is_dir() else ():
-            found = _SHARD_FILE.fullmatch(path.name)
-            if found and int(found[1]) >= self.first and path.name not in self.theirs:
-                own.add(f"{SHARDS}/{path.name}")
-        for name in own - keep:
-            (root / name).unlink(missing_ok=True)
-        for folder in (root, shards):
+    @property
+    def vectors(self) -> str:
+        """Name of the vector index that it writes."""
+        return vectors_of(self.generation + 1)
+
+    def leftovers(self, root: Path) -> list[Path]:
+        """Files that it has written so far but its vector index."""
+        found = ((name, _NEW.fullmatch(name)) for name in _names(root))
+        return [root / DATA / name for name, new in found if new and int(new[1]) >= self.first]
+
+    def clear(self, root: Path, keep: Iterable[str]) -> None:
+        """Remove what it has left but the files `keep`; not this note."""
+        keep = {root / name for name in keep}
+        own = {root / name for name in (*self.before, self.vectors) if _OURS.fullmatch(name)}
+        for path in own.union(self.leftovers(root)) - keep:
+            path.unlink(missing_ok=True)
+        for folder in (root, root / DATA):
             clean_leftovers(folder, alone=True)
 
-    def finish(self, root: Path, keep: set[str]) -> None:
+    def finish(self, root: Path, keep: Iterable[str]) -> None:
         """Remove what is left of it, then the note itself."""
         self.clear(root, keep)
-        if (root / SHARDS).is_dir() and not any((root / SHARDS).iterdir()):
-            (root / SHARDS).rmdir()
+        for folder in (root / DATA, root / "shards"):
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
         (root / BUILDING).unlink(missing_ok=True)
 
 
-def files_of(manifest: Manifest) -> set[str]:
-    """Relative names of the files that a manifest names."""
-    names = {name for record in manifest.shards for name in files_of_shard(record.name, record.files)}
-    return names | ({manifest.vectors["file"]} if manifest.vectors.get("file") else set())
+def vectors_of(generation: int) -> str:
+    """Name of the vector index that a generation writes."""
+    return f"vectors.{generation:06}.faiss"
 
 
-def files_of_shard(name: str, kinds: Iterable[str]) -> set[str]:
-    """Relative names of a shard's files."""
-    return {f"{SHARDS}/{name}.{kind}" for kind in (*kinds, "json")}
-
-
-def numbers_in_use(root: Path) -> set[int]:
-    """Numbers that any file in the folder of shards bears, whosever it is: no new shard takes them."""
-    shards = root / SHARDS
-    names = (re.match(r"\d{8}(?=\.)", path.name) for path in (shards.iterdir() if shards.is_dir() else ()))
-    return {int(found[0]) for found in names if found}
+def _names(root: Path) -> list[str]:
+    return os.listdir(root / DATA) if (root / DATA).is_dir() else []
 
 
 def refuse_foreign(root: Path, rebuild: bool = False) -> None:
     """Raise unless an index is at `root`, or may be made there. Reads only.
 
     Args:
-        rebuild: it may be one of an earlier release.
+        rebuild: It may be one of an earlier release.
 
     Raises:
-        FileExistsError: the folder holds something else. NotADirectoryError: a file is in the way. IndexFileError: the
-            manifest is torn, or is none of an index.
+        FileExistsError: The folder holds something else.
+        NotADirectoryError: A file is in the way.
+        IndexFileError: The manifest is torn, or is none of an index.
     """
     refuse_no_folder(root)
     if not root.is_dir():
         return
     building = Building.read(root)
     if (root / MANIFEST).exists():
-        manifest = Manifest.load(root, to_remake=rebuild)
-        vectors = Building.after(manifest, "").vectors
+        vectors = vectors_of(Manifest.load(root, to_remake=rebuild).generation + 1)
         if (root / vectors).exists() and (building is None or building.vectors != vectors):
             raise _foreign(root / vectors, "has a name that the index needs")
     elif building is None:
@@ -158,9 +157,4 @@ def _is_report(path: Path) -> bool:
         return False
 
 
-def _is_of_index(name: str) -> bool:
-    folder, _, file = name.rpartition("/")
-    return bool(_SHARD_FILE.fullmatch(file) if folder == SHARDS else not folder and _VECTORS_FILE.fullmatch(file))
-
-
-__all__ = ["BUILDING", "Building", "files_of", "files_of_shard", "numbers_in_use", "refuse_foreign"]
+__all__ = ["BUILDING", "Building", "refuse_foreign", "vectors_of"]

@@ -32,7 +32,7 @@ class SearchHit:
     so that scores always fall with the rank. match_probability: calibrated where the model has a calibration, None for
     what the ranker was not asked about. raw_match_probability: before calibration, where there is one. cosine: in
     [-1, 1]. text: the caption, where captions were searched; id and path are then those of its first picture.
-    problem: "missing" or "changed" where the file is no longer what was indexed.
+    problem: "missing" or "changed" where the file is no longer what was indexed. metadata: the source's other columns.
     """
 
     rank: int
@@ -44,12 +44,13 @@ class SearchHit:
     raw_match_probability: float | None = None
     text: str | None = None
     problem: str | None = None
+    metadata: dict | None = None
     image: CollectionImage | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
         """Plain values for JSON; what is beyond the six common keys only where there is something to say."""
         common = {name: getattr(self, name) for name in _COLUMNS}
-        more = {name: getattr(self, name) for name in ("raw_match_probability", "text", "problem")}
+        more = {name: getattr(self, name) for name in ("raw_match_probability", "text", "problem", "metadata")}
         return {**common, **{name: value for name, value in more.items() if value is not None}}
 
 

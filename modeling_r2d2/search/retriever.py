@@ -1,5 +1,6 @@
 """Two-stage search in an index of pictures: cosine finds the candidates, the ranker orders them."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,9 +149,9 @@ class R2D2Retriever:
         """Index pictures, or add them to the index that is there; see `IndexBuilder` and its `add`.
 
         Args:
-            pictures: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_pictures`.
+            images: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_images`.
             keep, precision: what is kept for the ranker; see `CacheOptions`. prune, rebuild: of `add`.
-            reading: of `list_pictures`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
+            reading: of `list_images`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
         """
         network, processor = load_model(model, processor, device)
         builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
@@ -326,6 +327,7 @@ class R2D2Retriever:
                     raw_match_probability=raw if self.calibration is not None else None,
                     text=text,
                     problem=image.state(),
+                    metadata=None if image.metadata is None else json.loads(image.metadata),
                     image=image,
                 )
             )
@@ -356,7 +358,8 @@ def _vectors_of(index: ImageIndex, effort: int | None = None) -> VectorSearch:
     kind = index.manifest.vectors["kind"]
     if kind == "flat":
         return FaissVectors(build_vectors(index.all_embeds(), index.manifest.dimension, len(index), kind), kind)
-    return FaissVectors.load(index.vectors_path, kind, effort, index.vectors)
+    path = index.root / index.manifest.vectors["file"]
+    return FaissVectors.load(path, kind, effort, index.vectors, index.slots)
 
 
 def _opened(images: ImageQuery | Sequence[ImageQuery], processor: Any) -> tuple[list[str], list[Image.Image]]:

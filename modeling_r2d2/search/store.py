@@ -1,15 +1,11 @@
-"""Shards of an index on disk: written whole or not at all, read memory-mapped.
+"""The files of an index: parts of a run under way, rows, what is kept for the ranker; and the index read memory-mapped."""
 
-A shard has `NAME.rows` (Arrow: id, path, content hash, captions … of each picture), `NAME.embeds` (safetensors: the
-L2-normalised embeddings of pictures and captions, float32), `NAME.cache` (safetensors: what is kept for the ranker)
-and `NAME.json`, which is written last: a shard without it was interrupted and does not count.
-"""
-
+import hashlib
 import json
 import os
-import shutil
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,339 +14,351 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..processing.files.writing import atomic_path, save_safetensors, write_text
-from .cache import checksum_of_row
+from ..processing.files.writing import atomic_path
 from .images import CollectionImage
-from .manifest import SHARDS, FileRecord, IndexFileError, Manifest, ShardRecord
+from .manifest import DATA, FileRecord, IndexFileError, Manifest
 
-_OF_IMAGE = ["id", "path", "offset", "size", "mtime_ns", "texts", "location", "source"]
+_OF_IMAGE = ["id", "path", "offset", "size", "mtime_ns", "texts", "location", "source", "metadata"]
 #: How often an index is opened again that a writer replaces meanwhile.
 _ATTEMPTS = 50
-_TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
+#: Bytes of a file of what is kept for the ranker, and of embeddings that are handed out at a time.
+STATES_BYTES, PIECE_BYTES = 1 << 31, 1 << 28
+#: Rows that are handled at a time.
+PIECE = 1 << 16
+_DIGEST = 64
 
 
-@dataclass
-class ShardContent:
-    """What goes into a shard: pictures with their content hashes, embeds (I, D), text_embeds (M, D) of their captions
-    in order, cache: packed tensors (I, …) with a checksum each, unreadable: see `ShardRecord`."""
-
-    images: list[CollectionImage]
-    contents: list[str]
-    embeds: Tensor
-    text_embeds: Tensor
-    cache: dict[str, Tensor]
-    checksums: list[int]
-    unreadable: list[dict]
+# -- rows -------------------------------------------------------------------------------------------
 
 
-def write_shard(root: Path, name: str, content: ShardContent) -> ShardRecord:
-    """Write a shard so that it is either whole, with its record, or does not count.
-
-    Raises:
-        OSError: the disk is full or may not be written to.
-    """
-    folder = root / SHARDS
-    places = {kind: folder / f"{name}.{kind}" for kind in ("rows", "embeds", "cache")}
-    with atomic_path(places["rows"]) as partial:
-        _write_rows(partial, content.images, content.contents, content.checksums)
-    save_safetensors({"image": content.embeds, "text": content.text_embeds}, places["embeds"])
-    files = {kind: FileRecord.of(places[kind]) for kind in ("rows", "embeds")}
-    if content.cache:
-        save_safetensors(content.cache, places["cache"])
-        files["cache"] = FileRecord.of(places["cache"], hashed=False)  # a checksum for each picture lies with its row
-    record = ShardRecord(name, len(content.images), len(content.text_embeds), files, content.unreadable)
-    write_text(folder / f"{name}.json", json.dumps(asdict(record), ensure_ascii=False) + "\n")
-    return record
-
-
-def move_shard(root: Path, name: str, shard: "Shard", images: list[CollectionImage]) -> ShardRecord:
-    """Write a shard again under another name with other places of its pictures; what was encoded is linked, or copied
-    where the disk has no links.
-
-    Raises:
-        OSError: the disk is full or may not be written to.
-    """
-    record = shard.record
-    rows = root / SHARDS / f"{name}.rows"
-    checksums = shard.rows.column("checksum").to_pylist()
-    with atomic_path(rows) as partial:
-        _write_rows(partial, images, shard.rows.column("content").to_pylist(), checksums)
-    files = {**record.files, "rows": FileRecord.of(rows)}
-    for kind in record.files.keys() - {"rows"}:
-        old, new = record.path(root, kind), root / SHARDS / f"{name}.{kind}"
-        try:
-            os.link(old, new)
-        except OSError:
-            with atomic_path(new) as partial:
-                shutil.copyfile(old, partial)
-    moved = replace(record, name=name, files=files)
-    write_text(root / SHARDS / f"{name}.json", json.dumps(asdict(moved), ensure_ascii=False) + "\n")
-    return moved
-
-
-def _write_rows(path: Path, images: list[CollectionImage], contents: list[str], checksums: list[int]) -> None:
+def rows_schema() -> Any:
+    """The Arrow schema of rows: what `CollectionImage` holds (metadata as JSON), content hash, number of the record of
+    what is kept for the ranker."""
     import pyarrow as pa
 
-    columns = {
-        "id": pa.array([image.id for image in images], pa.string()),
-        "path": pa.array([image.path for image in images], pa.string()),
-        "offset": pa.array([image.offset for image in images], pa.int64()),
-        "size": pa.array([image.size for image in images], pa.int64()),
-        "mtime_ns": pa.array([image.mtime_ns for image in images], pa.int64()),
-        "content": pa.array(contents, pa.string()),
-        "texts": pa.array([image.texts for image in images], pa.list_(pa.string())),
-        "location": pa.array([image.location for image in images], pa.string()),
-        "source": pa.array([image.source for image in images], pa.string()),
-        "checksum": pa.array(checksums or [None] * len(images), pa.int64()),
-    }
-    table = pa.table(columns)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    types = {"offset": pa.int64(), "size": pa.int64(), "mtime_ns": pa.int64(), "texts": pa.list_(pa.string())}
+    names = (*_OF_IMAGE, "content", "state")
+    return pa.schema([(name, {**types, "state": pa.int64()}.get(name, pa.string())) for name in names])
 
 
-def finished_shards(root: Path, first: int, but: set[str]) -> list[ShardRecord]:
-    """Every whole shard from the number `first` on but those named, in the order of their names."""
-    found = []
-    for path in sorted((root / SHARDS).glob("????????.json")):
-        if not path.stem.isdecimal() or int(path.stem) < first or path.stem in but:
-            continue
-        try:
-            record = ShardRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            if record.name != path.stem:
-                continue
-            for kind, file in record.files.items():
-                file.check(record.path(root, kind))
-        except (ValueError, TypeError, KeyError, AttributeError):  # torn by the system: its pictures are encoded anew
-            continue
-        found.append(record)
-    return found
+def rows_of(images: Sequence[CollectionImage], contents: Any, states: Any) -> Any:
+    """Arrow rows of pictures with their content hashes, and the numbers of their records or None."""
+    import pyarrow as pa
+
+    columns = {name: [getattr(image, name) for image in images] for name in _OF_IMAGE}
+    columns["location"] = [None if image.location == image.path else image.location for image in images]
+    schema = rows_schema()
+    arrays = [pa.array(columns[name], schema.field(name).type) for name in _OF_IMAGE]
+    return pa.table([*arrays, contents, pa.array(states, pa.int64()) if isinstance(states, list) else states], schema)
 
 
-class Shard:
-    """One shard, memory-mapped."""
-
-    def __init__(self, root: Path, record: ShardRecord):
-        self.root, self.record = root, record
-        self._buffers: dict[str, Any] = {}
-
-    def open(self) -> None:
-        """Map all files now: what a writer removes later stays readable.
-
-        Raises:
-            IndexFileError: a file is missing, or of another size than it was written with.
-        """
-        for kind, file in self.record.files.items():
-            file.check_size(self.record.path(self.root, kind), len(self._mapped(kind)))
-        _ = self.rows, self.embeds, self.cache
-
-    def verify(self) -> None:
-        """Compare the checksums of what is mapped.
-
-        Raises:
-            IndexFileError: a file was changed after it was written.
-        """
-        for kind, file in self.record.files.items():
-            file.check_content(self.record.path(self.root, kind), self._mapped(kind))
-
-    def _mapped(self, kind: str):
-        if kind not in self._buffers:
-            self._buffers[kind] = mapped(self.record.path(self.root, kind))
-        return self._buffers[kind]
-
-    @cached_property
-    def rows(self):
-        """The Arrow table of its pictures."""
-        import pyarrow as pa
-
-        try:
-            return pa.ipc.open_file(self._mapped("rows")).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise IndexFileError(f"{self.record.path(self.root, 'rows')} cannot be read: {error}") from error
-
-    @cached_property
-    def embeds(self) -> dict[str, np.ndarray]:
-        """image (I, D), text (M, D) float32."""
-        return _tensors(self.record.path(self.root, "embeds"), self._mapped("embeds"))
-
-    @cached_property
-    def cache(self) -> dict[str, np.ndarray]:
-        """What is kept for the ranker, packed; empty where nothing is."""
-        if "cache" not in self.record.files:
-            return {}
-        return _tensors(self.record.path(self.root, "cache"), self._mapped("cache"))
-
-    def cached_rows(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The packed cache of some pictures, read from the disk and checked: (len(rows), …) each.
-
-        Raises:
-            IndexFileError: a checksum differs.
-        """
-        arrays = {name: array[rows] for name, array in sorted(self.cache.items())}
-        expected = self.rows.column("checksum").take(rows).to_pylist()
-        for place, (row, checksum) in enumerate(zip(rows, expected, strict=True)):
-            if checksum_of_row([array[place] for array in arrays.values()]) != checksum:
-                path = self.record.path(self.root, "cache")
-                raise IndexFileError(f"{path} was changed after it was written (picture {row}); index anew")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def images(self) -> list[CollectionImage]:
-        """Its pictures, in order."""
-        out, sources = [], {}
-        for row in self.rows.select(_OF_IMAGE).to_pylist():
-            row["texts"] = tuple(row["texts"])
-            row["source"] = sources.setdefault(row["source"], row["source"])  # one string, not one each
-            if row["location"] == row["path"]:
-                row["location"] = row["path"]
-            out.append(CollectionImage(**row))
-        return out
-
-    def select(self, rows: Sequence[int], images: list[CollectionImage]) -> ShardContent:
-        """The content of some of its rows, to write anew, for all of its pictures as they are to be remembered."""
-        ends = np.cumsum([0, *(len(image.texts) for image in images)])
-        texts = [place for row in rows for place in range(ends[row], ends[row + 1])]
-        cached = self.cached_rows(list(rows)) if self.cache and len(rows) else {}
-        return ShardContent(
-            [images[row] for row in rows],
-            self.rows.column("content").take(rows).to_pylist(),
-            torch.from_numpy(self.embeds["image"][list(rows)]),
-            torch.from_numpy(self.embeds["text"][texts].reshape(len(texts), self.embeds["text"].shape[1])),
-            cached,
-            self.rows.column("checksum").take(rows).to_pylist() if cached else [],
-            [],
-        )
+def images_of(rows: Any) -> list[CollectionImage]:
+    """The pictures of Arrow rows, in order."""
+    out, sources = [], {}
+    for row in rows.select(_OF_IMAGE).to_pylist():
+        row["texts"] = tuple(row["texts"])
+        row["source"] = sources.setdefault(row["source"], row["source"])  # one string, not one each
+        row["location"] = row["path"] if row["location"] is None else row["location"]
+        out.append(CollectionImage(**row))
+    return out
 
 
-def mapped(path: Path) -> Any:
-    """The content of a file as an Arrow buffer, mapped and not read. No handle stays open: an index may have thousands
-    of files.
+# -- parts of a run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a run has encoded of some pictures: Arrow rows, embeds (I, D), text_embeds (M, D) of their captions in
+    order, and what could not be read. What is kept for the ranker is in its file already."""
+
+    rows: Any
+    embeds: np.ndarray
+    text_embeds: np.ndarray
+    unreadable: list[dict]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of its pictures."""
+        return self.rows.column("id").to_pylist()
+
+
+def part_path(root: Path, number: int) -> Path:
+    """Where a part lies."""
+    return root / DATA / f"{number:08}.part"
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Write a part whole or not at all: a blake2b digest of 64 bytes, then an Arrow file of rows with embeddings.
 
     Raises:
-        IndexFileError: there is none, or it cannot be read. PermissionError: not by this user.
+        OSError: The disk is full or may not be written to.
+    """
+    import pyarrow as pa
+
+    ends = part.rows.column("texts").combine_chunks().offsets if len(part.rows) else pa.array([0], pa.int32())
+    rows = part.rows.append_column("embed", _binary(part.embeds))
+    rows = rows.append_column("text_embeds", pa.ListArray.from_arrays(ends, _binary(part.text_embeds)))
+    rows = rows.replace_schema_metadata({"unreadable": json.dumps(part.unreadable)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    data = sink.getvalue()
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        file.write(hashlib.blake2b(data).digest())
+        file.write(data)
+
+
+def read_part(path: Path, verify: bool = False) -> Part | None:
+    """A part, memory-mapped; None where it is torn, as a system that lost power leaves it."""
+    import pyarrow as pa
+
+    try:
+        data = mapped(path)
+        if verify and hashlib.blake2b(data[_DIGEST:]).digest() != bytes(data[:_DIGEST]):
+            return None
+        rows = pa.ipc.open_file(data[_DIGEST:]).read_all()
+        unreadable = json.loads(rows.schema.metadata[b"unreadable"])
+        embeds, text_embeds = (rows.column(name).combine_chunks() for name in ("embed", "text_embeds"))
+        matrices = _matrix(embeds), _matrix(text_embeds.flatten())
+        return Part(rows.select(rows_schema().names).replace_schema_metadata(), *matrices, unreadable)
+    except (IndexFileError, pa.ArrowInvalid, ValueError, KeyError, TypeError):
+        return None
+
+
+def _binary(matrix: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    matrix = np.ascontiguousarray(matrix, np.float32)
+    buffers = [None, pa.py_buffer(matrix.tobytes())]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * matrix.shape[1]), len(matrix), buffers)
+
+
+def _matrix(array: Any) -> np.ndarray:
+    width = array.type.byte_width // 4
+    if not len(array):
+        return np.empty((0, width), np.float32)
+    found = np.frombuffer(array.buffers()[1], np.float32, count=(array.offset + len(array)) * width)
+    return found.reshape(-1, width)[array.offset :]
+
+
+# -- what is kept for the ranker --------------------------------------------------------------------
+
+
+def record_layout(packed: dict[str, Tensor]) -> tuple[tuple, ...]:
+    """The fields of a record that holds what is kept of one picture, given packed tensors (I, …) of some."""
+    arrays = {name: packed[name].numpy() for name in sorted(packed)}
+    return (*((name, array.dtype.str, array.shape[1:]) for name, array in arrays.items()), ("crc", "<u4", ()))
+
+
+class StatesWriter:
+    """Puts records of what is kept for the ranker at their places in files of equal numbers of records.
+
+    Args:
+        state: What the index holds so far. layout: The fields of a record; () where nothing is kept.
+        first: The number of the first new file.
+    """
+
+    def __init__(self, root: Path, state: Manifest, layout: tuple[tuple, ...], first: int):
+        self.root, self.names, self.first, self.layout = root, state.states, first, layout
+        self.dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in layout])
+        self.per_file = state.per_file or max(STATES_BYTES // max(self.dtype.itemsize, 1), 1)
+        self._written: set[Path] = set()
+
+    def name(self, number: int) -> str:
+        """Name of the file of a number, old or new."""
+        new = self.first + number - len(self.names)
+        return self.names[number] if number < len(self.names) else f"{DATA}/{new:08}.states"
+
+    def write(self, slot: int, packed: dict[str, Tensor]) -> None:
+        """Write packed tensors (I, …) as records from `slot` on."""
+        records = np.empty(len(next(iter(packed.values()))), self.dtype)
+        for name, tensor in packed.items():
+            records[name] = tensor.numpy()
+        records["crc"] = checksums(records)
+        self.write_records(slot, records)
+
+    def write_records(self, slot: int, records: np.ndarray) -> None:
+        """Write whole records from `slot` on."""
+        while len(records):
+            number, place = divmod(slot, self.per_file)
+            now, records = np.split(records, [self.per_file - place])
+            path = self.root / self.name(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+                file.seek(place * self.dtype.itemsize)
+                file.write(now.tobytes())
+            self._written.add(path)
+            slot += len(now)
+
+    def sync(self) -> None:
+        """Have all that was written on the disk."""
+        for path in self._written:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._written.clear()
+
+    def files(self, slots: int) -> dict[str, FileRecord]:
+        """The files that hold `slots` records, at the sizes that count."""
+        out, size = {}, self.dtype.itemsize
+        for number in range(-(-slots // self.per_file)):
+            records = min(slots - number * self.per_file, self.per_file)
+            out[self.name(number)] = FileRecord(records * size)
+        return out
+
+    def state(self, slots: int) -> dict[str, Any]:
+        """What a manifest says of them."""
+        return {"slots": slots, "states": tuple(self.files(slots)), "layout": self.layout, "per_file": self.per_file}
+
+
+def checksums(records: np.ndarray) -> list[int]:
+    """CRC-32 of each record but its last field."""
+    return [zlib.crc32(record[:-4]) for record in records.view(np.uint8).reshape(len(records), -1)]
+
+
+def captions_of(rows: Any) -> np.ndarray:
+    """How many captions each of Arrow rows has."""
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(rows.column("texts")).to_numpy()
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def mapped(path: Path, size: int | None = None) -> Any:
+    """The content of a file, or its first `size` bytes, as an Arrow buffer, mapped and not read. No handle stays open.
+
+    Raises:
+        IndexFileError: There is none, it is shorter, or it cannot be read.
+        PermissionError: Not by this user.
     """
     import pyarrow as pa
 
     try:
         with pa.memory_map(str(path)) as file:
-            return file.read_buffer()
+            data = file.read_buffer()
     except FileNotFoundError:
         raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file") from None
     except PermissionError as error:
         raise PermissionError(error.errno, f"{path} may not be read by this user: {os.strerror(error.errno)}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(f"{path} cannot be read: {error}") from error
-
-
-def _tensors(path: Path, data: Any) -> dict[str, np.ndarray]:
-    """The tensors of a mapped safetensors file: views of it."""
-    try:
-        length = int.from_bytes(data[:8].to_pybytes(), "little")
-        header = json.loads(data[8 : 8 + length].to_pybytes())
-        header.pop("__metadata__", None)
-        return {
-            name: np.frombuffer(
-                data,
-                _TYPES[entry["dtype"]],
-                count=int(np.prod(entry["shape"])),
-                offset=8 + length + entry["data_offsets"][0],
-            ).reshape(entry["shape"])
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise IndexFileError(f"{path} cannot be read: {error}") from error
+    if size is not None and len(data) < size:
+        raise IndexFileError(f"{path} is torn: {len(data)} bytes instead of {size}; index anew")
+    return data[:size]
 
 
 class ImageIndex:
     """An index on disk as it was at one moment, read only.
 
+    Its pictures are counted without those that were removed. All files are mapped when it is opened, so that what a
+    writer removes later stays readable, and none stays open.
+
     Args:
-        root: its folder. verify: compare every file's checksum on opening (a second for each few gigabytes); without
-            it only sizes. What is kept for the ranker is checked picture by picture when it is read.
+        root: Its folder.
+        verify: Compare the checksums of all files on opening (a second for each few gigabytes); without it only sizes.
+            What is kept for the ranker is checked picture by picture when it is read.
+        manifest: A state of it; default: the present one.
 
     Raises:
-        IndexFileError: no index, a torn, edited or missing file, another format.
+        IndexFileError: No index, a torn, edited or missing file, another format.
     """
 
-    def __init__(self, root: str | Path, verify: bool = True):
+    def __init__(self, root: str | Path, verify: bool = True, manifest: Manifest | None = None):
         self.root = Path(root)
         for attempt in range(_ATTEMPTS):
-            self.manifest = Manifest.load(self.root)
+            self.manifest = manifest or Manifest.load(self.root)
             try:
                 self._open()
                 break
             except IndexFileError as error:
                 # a writer has replaced the index since the manifest was read
-                if attempt == _ATTEMPTS - 1 or Manifest.load(self.root) == self.manifest:
+                if attempt == _ATTEMPTS - 1 or manifest or Manifest.load(self.root) == self.manifest:
                     raise self._with_remedy(error) from error
         if verify:
             try:
-                self._verify()
+                for name, record in self.manifest.files.items():
+                    record.check_content(self.root / name, self._data[name])
             except IndexFileError as error:
                 raise self._with_remedy(error) from error
-        self.starts = np.cumsum([0, *(record.rows for record in self.manifest.shards)])
 
     def _open(self) -> None:
         """Map every file, quickly: from here on a writer may replace the index."""
-        self.shards = [Shard(self.root, record) for record in self.manifest.shards]
-        for shard in self.shards:
-            shard.open()
-        self.vectors = None  # of FAISS, mapped
-        if self.vectors_path is not None:
-            self.vectors = mapped(self.vectors_path)
-            self._vectors_record.check_size(self.vectors_path, len(self.vectors))
+        import pyarrow as pa
 
-    def _verify(self) -> None:
-        for shard in self.shards:
-            shard.verify()
-        if self.vectors is not None:
-            self._vectors_record.check_content(self.vectors_path, self.vectors)
+        state = self.manifest
+        self._data = {name: mapped(self.root / name, record.size) for name, record in state.files.items()}
+        tables = [rows_schema().empty_table()]
+        for name, _ in state.tables:
+            try:
+                tables.append(pa.ipc.open_file(self._data[name]).read_all())
+            except (pa.ArrowInvalid, OSError) as error:
+                raise IndexFileError(f"{self.root / name} cannot be read: {error}") from error
+        #: All rows, those of removed pictures included, and their embeddings (R, D); embeddings (M, D) of the captions.
+        self.rows = pa.concat_tables(tables)
+        self.row_embeds = self._floats(state.embeds, state.dimension)
+        size = len(self._data[state.texts]) // 4 if state.texts else 0
+        count = int(captions_of(self.rows).sum())
+        self.text_embeds = self._floats(state.texts, size // count if count else state.dimension)
+        #: Which rows are not removed, ascending; None: all.
+        self.slots = np.flatnonzero(self.alive()) if state.removed else None
+
+    def _floats(self, name: str | None, width: int) -> np.ndarray:
+        data = b"" if name is None else self._data[name]
+        return np.frombuffer(data, self.manifest.dtype).reshape(-1, width)
+
+    def alive(self) -> np.ndarray:
+        """Which rows are not removed: (R,) bool."""
+        state = self.manifest
+        if state.alive is None:
+            return np.ones(state.rows, bool)
+        bits = np.frombuffer(self._data[state.alive], np.uint8)
+        return np.unpackbits(bits, count=state.rows, bitorder="little").astype(bool)
 
     def _with_remedy(self, error: IndexFileError) -> IndexFileError:
         return IndexFileError(f"{error}: {self.manifest.remake_command(self.root)}")
 
     @property
-    def vectors_path(self) -> Path | None:
-        """The file of the vector index; None where the embeddings themselves are searched."""
-        name = self.manifest.vectors.get("file")
-        return None if name is None else self.root / name
-
-    @property
-    def _vectors_record(self) -> FileRecord:
-        return FileRecord(**self.manifest.vectors["record"])
+    def vectors(self) -> Any:
+        """The content of the vector index's file; None where the embeddings themselves are searched."""
+        return self._data.get(self.manifest.vectors.get("file"))
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.manifest.images
 
     @cached_property
-    def table(self):
-        """All pictures: an Arrow table over the mapped files."""
-        import pyarrow as pa
+    def table(self) -> Any:
+        """All pictures: an Arrow table over the mapped files, copied where some were removed."""
+        return self.rows if self.slots is None else self.rows.take(self.slots)
 
-        return pa.concat_tables([shard.rows for shard in self.shards]) if self.shards else None
+    def column(self, name: str) -> Any:
+        """One column of the table."""
+        return self.rows.column(name) if self.slots is None else self.rows.column(name).take(self.slots)
 
     @cached_property
     def place_of(self) -> dict[str, int]:
         """The row of every id."""
-        return {id: row for row, id in enumerate(self.table.column("id").to_pylist())} if len(self) else {}
+        return {id: row for row, id in enumerate(self.column("id").to_pylist())}
+
+    def _slots(self, rows: Any) -> np.ndarray:
+        """Rows of the files from those of the pictures."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return rows if self.slots is None else self.slots[rows]
 
     def image(self, row: int) -> CollectionImage:
         """One picture."""
-        values = {
-            name: column[0].as_py()
-            for name, column in zip(self.table.column_names, self.table.slice(row, 1).columns, strict=True)
-        }
-        values = {name: values[name] for name in ("id", "path", "offset", "size", "mtime_ns", "texts", "location")}
-        return CollectionImage(**{**values, "texts": tuple(values["texts"])})
+        return images_of(self.rows.slice(int(self._slots(row)), 1))[0]
 
     def embeds(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings of some pictures: (len(rows), D) float32."""
-        out = np.empty((len(rows), self.manifest.dimension), np.float32)
-        for shard, places, inside in self._by_shard(rows):
-            out[places] = self.shards[shard].embeds["image"][inside]
-        return out
+        return self.row_embeds[self._slots(rows)]
 
     def all_embeds(self) -> Iterator[np.ndarray]:
-        """Embeddings of all pictures, shard by shard: (I, D) float32 each."""
-        return (shard.embeds["image"] for shard in self.shards)
+        """Embeddings of all pictures, piece by piece: (I, D) float32 each."""
+        piece = min(max(PIECE_BYTES // (4 * self.manifest.dimension), 1), PIECE)
+        for start in range(0, len(self), piece):
+            part = slice(start, start + piece)
+            yield self.row_embeds[part if self.slots is None else self.slots[part]]
 
     @cached_property
     def texts(self) -> tuple[list[str], list[list[int]], np.ndarray]:
@@ -358,34 +366,51 @@ class ImageIndex:
         places: dict[str, int] = {}
         rows: list[list[int]] = []
         embeds = []
-        if len(self):
-            flat = np.concatenate([shard.embeds["text"] for shard in self.shards])
-            number = 0
-            for row, texts in enumerate(self.table.column("texts").to_pylist()):
-                for text in texts:
-                    place = places.setdefault(text, len(places))
-                    if place == len(rows):
-                        rows.append([])
-                        embeds.append(number)
-                    rows[place].append(row)
-                    number += 1
-            return list(places), rows, flat[embeds]
-        return [], [], np.empty((0, self.manifest.dimension), np.float32)
+        number, row = 0, 0
+        for alive, texts in zip(self.alive(), self.rows.column("texts").to_pylist(), strict=True):
+            for text in texts if alive else ():
+                place = places.setdefault(text, len(places))
+                if place == len(rows):
+                    rows.append([])
+                    embeds.append(number)
+                rows[place].append(row)
+                number += 1
+            number += 0 if alive else len(texts)
+            row += int(alive)
+        return list(places), rows, self.text_embeds[embeds]
 
     def cached(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """What is kept of some pictures, packed: (len(rows), …) each, in the order of `rows`."""
-        out: dict[str, Tensor] = {}
-        for shard, places, inside in self._by_shard(rows):
-            for name, tensor in self.shards[shard].cached_rows(inside.tolist()).items():
-                if name not in out:
-                    out[name] = tensor.new_empty((len(rows), *tensor.shape[1:]))
-                out[name][torch.from_numpy(places)] = tensor
+        """What is kept of some pictures, packed: (len(rows), …) each, in the order of `rows`.
+
+        Raises:
+            IndexFileError: A checksum differs.
+        """
+        records = self.records(self.rows.column("state").take(self._slots(rows)).to_numpy())
+        return {name: torch.from_numpy(records[name].copy()) for name in records.dtype.names[:-1]}
+
+    def records(self, places: np.ndarray) -> np.ndarray:
+        """What is kept for the ranker at some places, as records, checked."""
+        state = self.manifest
+        dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in state.layout])
+        out = np.empty(len(places), dtype)
+        owners, inside = np.divmod(places, state.per_file)
+        for number in np.unique(owners):
+            chosen = owners == number
+            out[chosen] = np.frombuffer(self._data[state.states[number]], dtype)[inside[chosen]]
+        for place in places[checksums(out) != out["crc"]][:1]:
+            path = self.root / state.states[place // state.per_file]
+            raise IndexFileError(f"{path} was changed after it was written (record {place}); index anew")
         return out
 
-    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each shard concerned: its number, places within `rows`, rows within the shard."""
-        rows = np.asarray(rows, dtype=np.int64)
-        owners = np.searchsorted(self.starts, rows, side="right") - 1
-        for shard in np.unique(owners):
-            places = np.flatnonzero(owners == shard)
-            yield int(shard), places, rows[places] - self.starts[shard]
+
+__all__ = [
+    "ImageIndex",
+    "Part",
+    "StatesWriter",
+    "images_of",
+    "part_path",
+    "read_part",
+    "record_layout",
+    "rows_of",
+    "write_part",
+]

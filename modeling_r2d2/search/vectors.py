@@ -92,19 +92,29 @@ def _sample(pieces: list[np.ndarray], size: int) -> np.ndarray:
 
 
 class FaissVectors:
-    """Search in a FAISS index whose row i is picture i.
+    """Search in a FAISS index whose row i is picture i, or `slots[i]` where some were removed.
 
     Args:
         effort: HNSW's efSearch or the share of IVF's lists that are visited, in percent. More finds more of the true
             neighbours and takes longer. Default: 2 k, at least 256; 3 %, and at least so many lists as hold, on
             average, 10 k vectors and 2,048. As many vectors as are asked for are found with any effort.
+        slots: rows of the index that are searched, ascending; None: all.
     """
 
-    def __init__(self, index: Any, kind: Kind, effort: int | None = None):
-        self.index, self.kind, self.effort = index, kind, effort
+    def __init__(self, index: Any, kind: Kind, effort: int | None = None, slots: np.ndarray | None = None):
+        self.index, self.kind, self.effort, self.slots = index, kind, effort, slots
+        self.count, self._allowed = index.ntotal, {}
+        if slots is not None:
+            self.count = len(slots)
+            bits = np.zeros(index.ntotal, bool)
+            bits[slots] = True
+            self._bits = np.packbits(bits, bitorder="little")  # the selector does not keep it
+            self._allowed = {"sel": require_faiss().IDSelectorBitmap(self._bits)}
 
     @classmethod
-    def load(cls, path: Path, kind: Kind, effort: int | None = None, data: Any = None) -> "FaissVectors":
+    def load(
+        cls, path: Path, kind: Kind, effort: int | None = None, data: Any = None, slots: np.ndarray | None = None
+    ) -> "FaissVectors":
         """From a file of `faiss.write_index`, or from its content as a buffer, where another file may be there by now.
 
         Raises:
@@ -113,36 +123,40 @@ class FaissVectors:
         faiss = require_faiss()
         try:
             if data is None:
-                return cls(faiss.read_index(str(path)), kind, effort)
+                return cls(faiss.read_index(str(path)), kind, effort, slots)
             import pyarrow as pa
 
-            return cls(faiss.read_index(faiss.PyCallbackIOReader(pa.BufferReader(data).read, _PIECE)), kind, effort)
+            reader = faiss.PyCallbackIOReader(pa.BufferReader(data).read, _PIECE)
+            return cls(faiss.read_index(reader), kind, effort, slots)
         except RuntimeError as error:  # of any error in a file, with FAISS's own source lines in its message
             raise IndexFileError(f"{path} cannot be read as a vector index; index anew") from error
 
     def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """Rows of the `count` nearest of each query (Q, D) float32, and, unless the kind is flat, a quarter more: 8-bit
         vectors are too coarse to tell the last of them apart, and the exact cosines are computed anyway."""
-        count = min(count if self.kind == "flat" else count + count // 4 + 8, self.index.ntotal)
+        count = min(count if self.kind == "flat" else count + count // 4 + 8, self.count)
         if count == 0:
             return [np.empty(0, np.int64) for _ in queries]
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if self.kind == "ivf":
-            return list(self._in_lists(queries, count))
-        parameters = None
-        if self.kind == "hnsw":
-            wide = max(self.effort or max(256, 2 * count), count)
-            parameters = require_faiss().SearchParametersHNSW(efSearch=wide)
-        _, rows = self.index.search(queries, count, params=parameters)
-        if self.kind == "hnsw" and (short := np.flatnonzero((rows < 0).any(axis=1))).size:
+        found = self._in_lists(queries, count) if self.kind == "ivf" else self._in_one(queries, count)
+        return list(found if self.slots is None else np.searchsorted(self.slots, found))
+
+    def _in_one(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Rows of the index of the `count` nearest of each query, from the graph or from all."""
+        faiss = require_faiss()
+        exact = faiss.SearchParameters(**self._allowed)
+        if self.kind == "flat":
+            return self.index.search(queries, count, params=exact)[1]
+        wide = max(self.effort or max(256, 2 * count), count)
+        rows = self.index.search(queries, count, params=faiss.SearchParametersHNSW(efSearch=wide, **self._allowed))[1]
+        if (short := np.flatnonzero((rows < 0).any(axis=1))).size:
             # many equal vectors make islands that the graph's links do not leave: compare with all vectors
-            storage = require_faiss().downcast_index(self.index.storage)
-            rows[short] = storage.search(queries[short], count)[1]
-        return list(rows)
+            rows[short] = faiss.downcast_index(self.index.storage).search(queries[short], count, params=exact)[1]
+        return rows
 
     def _in_lists(self, queries: np.ndarray, count: int) -> np.ndarray:
         """Rows of the `count` nearest of each query; more lists are visited where these hold fewer."""
-        lists, total = self.index.nlist, self.index.ntotal
+        lists, total = self.index.nlist, self.count
         share = lists * (self.effort or 3) / 100
         if self.effort is None:
             share = max(share, lists * max(_SEEN_FOR_EACH * count, _LEAST_SEEN) / total)
@@ -150,7 +164,7 @@ class FaissVectors:
         found = np.full((len(queries), count), -1, np.int64)
         short = np.arange(len(queries))
         while short.size:
-            parameters = require_faiss().SearchParametersIVF(nprobe=probes)
+            parameters = require_faiss().SearchParametersIVF(nprobe=probes, **self._allowed)
             found[short] = self.index.search(queries[short], count, params=parameters)[1]
             short = short[(found[short] < 0).any(axis=1)] if probes < lists else short[:0]
             probes = min(2 * probes, lists)

@@ -27,7 +27,7 @@ print("ready", flush=True)
 end = time.monotonic() + float(seconds)
 while time.monotonic() < end:
     for kind in ("hnsw", "ivf"):
-        builder = IndexBuilder(model, processor, root, vectors=kind, batch_size=4, shard_size=4)
+        builder = IndexBuilder(model, processor, root, vectors=kind, batch_size=4, part_size=4)
         builder.remove(["a.png", "e.PNG"])
         builder.add(pictures)
 """
@@ -36,7 +36,7 @@ while time.monotonic() < end:
 def test_opening_while_a_writer_changes_it(model, processor, model_folder, images, tmp_path):
     """By hand for longer: SOAK=60. Without care one opening in fifty meets a file that is just being replaced."""
     root = tmp_path / "index"
-    IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4).add(images)
+    IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, part_size=4).add(images)
     early = R2D2Retriever.open(root, model, processor)
     first = early.search("一只猫", top_k=9)[0].to_dict()
     command = [sys.executable, "-c", WRITER, model_folder, images, root, os.environ.get("SOAK", "3")]
@@ -46,7 +46,7 @@ def test_opening_while_a_writer_changes_it(model, processor, model_folder, image
     while writer.poll() is None:
         late = R2D2Retriever.open(root, model, processor, verify=opened % 2 == 0)
         found = late.search("一只猫", top_k=9, candidates=0)[0]
-        assert len(found.hits) == len(late.index) == late.vectors.index.ntotal
+        assert len(found.hits) == len(late.index) == late.vectors.count
         states.add(len(late.index))
         opened += 1
     assert writer.returncode == 0
@@ -86,7 +86,7 @@ def test_a_writer_publishes_in_an_opening(model, processor, images, tmp_path, mo
 
 def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):
     images = save_images(tmp_path / "many", [f"{number:03}.png" for number in range(60)])
-    IndexBuilder(model, processor, tmp_path / "index", batch_size=1, shard_size=1).add(images)
+    IndexBuilder(model, processor, tmp_path / "index", batch_size=1, part_size=1).add(images)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, hard))

@@ -1,5 +1,6 @@
 """An index follows its pictures and its model: moved, renamed, changed, gone, and whatever was killed in between."""
 
+import hashlib
 import json
 import os
 import random
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import app
-from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, OtherModelError, manifest
+from modeling_r2d2.inference.identity import ModelIdentity, canonical
+from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, OtherModelError
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from tests.helpers import tiny_image, tiny_model
@@ -31,7 +33,7 @@ def builder(model, processor, tmp_path):
         def progress(count, doing):
             made.encoded += count * (doing == "encoding")
 
-        settings = {"cache": CacheOptions("states"), "batch_size": 2, "shard_size": 2, "progress": progress, **options}
+        settings = {"cache": CacheOptions("states"), "batch_size": 2, "part_size": 2, "progress": progress, **options}
         made = IndexBuilder(model, processor, tmp_path / root, **settings)
         made.encoded = 0
         return made
@@ -91,8 +93,8 @@ class TestMoved:
         before = state_of(root)
         assert builder(vectors="hnsw").add(moved).moved == 0
         assert state_of(root) == before
-        with (root / "shards").joinpath(f"{Manifest.load(root).shards[0].name}.rows").open("rb") as file:
-            assert bytes(str(images), "utf-8") not in file.read()
+        (rows,) = (root / "data").glob("*.rows")
+        assert bytes(str(images), "utf-8") not in rows.read_bytes()
 
     def test_partly_and_some_are_gone(self, builder, model, processor, images, tmp_path):
         builder().add(images)
@@ -277,7 +279,7 @@ class TestModelMoved:
 
 
 class TestKilled:
-    """A process that ends at its n-th rename or removal, for every n."""
+    """A process that ends before its n-th rename, removal or bringing to the disk, for every n."""
 
     def killed(self, change, number):
         """Run in a child that ends at once at the given step; whether it got so far."""
@@ -300,7 +302,8 @@ class TestKilled:
             return run
 
         try:
-            os.replace, os.unlink, os.link = counted(os.replace), counted(os.unlink), counted(os.link)
+            for name in ("replace", "unlink", "fsync", "truncate"):
+                setattr(os, name, counted(getattr(os, name)))
             torch.set_num_threads(1)
             change()
             os._exit(0)
@@ -338,8 +341,8 @@ class TestKilled:
         assert_equal(root, tmp_path / "fresh")
         reports = [ImageIndex(place).manifest.unreadable for place in (root, tmp_path / "fresh")]
         assert reports[0] == reports[1]
-        named = {record.name for record in Manifest.load(root).shards}
-        assert {path.name.split(".")[0] for path in (root / "shards").iterdir()} == named
+        found = {path.relative_to(root).as_posix() for path in (root / "data").iterdir()}
+        assert found == {name for name in Manifest.load(root).files if name.startswith("data/")}
 
     def test_a_changed_image_is_there_once(self, builder, images, tmp_path):
         assert self.killed(lambda: builder().add(images), 20)
@@ -554,6 +557,32 @@ def test_captions_behind_damage_stay(builder, images, tmp_path):
     assert builder().add(images).changed == 1
 
 
+def save_of_earlier(root, format, model, processor, images):
+    """An index as earlier releases made it: shards of a few files each."""
+    import pyarrow as pa
+
+    (root / "shards").mkdir(parents=True)
+    files = {kind: {"size": 4, "digest": None} for kind in ("rows", "embeds", "cache")}
+    for kind in ("embeds", "cache", "json"):
+        (root / "shards" / f"00000000.{kind}").write_bytes(b"held")
+    table = pa.table({"id": ["a.png"], "path": [str(images / "a.png")]})
+    with pa.OSFile(str(root / "shards" / "00000000.rows"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (root / "vectors.000001.faiss").write_bytes(b"held")
+    body = {
+        "format": format,
+        "model": vars(ModelIdentity.of(model, processor)),
+        "dimension": 8,
+        "cache": {"keep": "states", "precision": "float16"},
+        "shards": [{"name": "00000000", "rows": 1, "texts": 0, "files": files, "unreadable": []}],
+        "vectors": {"kind": "hnsw", "file": "vectors.000001.faiss", "record": {"size": 4, "digest": None}},
+        "generation": 1,
+        **({"unreadable": [], "sources": [shlex.quote(str(images))]} if format == 2 else {}),
+    }
+    body["checksum"] = hashlib.blake2b(canonical(body), digest_size=16).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(body), encoding="utf-8")
+
+
 class TestRebuild:
     """An index of another model, preprocessing or release is refused with a command that works as it stands."""
 
@@ -573,32 +602,26 @@ class TestRebuild:
         assert len(R2D2Retriever.open(root, other).index) == 10
         assert Manifest.load(root).generation > 2
 
-    def test_an_index_of_an_earlier_release(self, model, processor, model_folder, images, tmp_path):
-        import pyarrow as pa
-
+    @pytest.mark.parametrize("format", [1, 2])
+    def test_an_index_of_an_earlier_release(self, format, model, processor, model_folder, images, tmp_path):
         root = tmp_path / "index"
-        IndexBuilder(model, processor, root).add(images)
-        body = Manifest.load(root).to_dict()
-        for new in ("unreadable", "sources"):
-            body.pop(new)
-        (record,) = body["shards"]
-        rows = root / "shards" / f"{record['name']}.rows"
-        table = pa.ipc.open_file(rows.read_bytes()).read_all().drop_columns("source")
-        with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        body["format"] = 1
-        body["checksum"] = manifest.hashlib.blake2b(manifest.canonical(body), digest_size=16).hexdigest()
-        (root / "manifest.json").write_text(json.dumps(body), encoding="utf-8")
+        save_of_earlier(root, format, model, processor, images)
         for call in (lambda: ImageIndex(root), lambda: IndexBuilder(model, processor, root).add(images)):
             with pytest.raises(IndexFileError, match="earlier release") as caught:
                 call()
+        before = state_of(root)
+        with pytest.raises(ValueError, match="no readable picture"):
+            (tmp_path / "empty").mkdir()
+            IndexBuilder(model, processor, root).add(tmp_path / "empty", rebuild=True)
+        assert state_of(root) == before
         self.run(caught, root)
         assert len(R2D2Retriever.open(root).index) == 9
+        assert not (root / "shards").exists()
 
     def test_a_torn_file(self, model, processor, model_folder, images, tmp_path):
         root = tmp_path / "index"
         IndexBuilder(model, processor, root).add(images)
-        next((root / "shards").glob("*.embeds")).write_bytes(b"torn")
+        next((root / "data").glob("*.embeds")).write_bytes(b"torn")
         with pytest.raises(IndexFileError, match="is torn") as caught:
             R2D2Retriever.open(root)
         self.run(caught, root)

@@ -17,11 +17,11 @@ FOREIGN = {
     "vectors.npy": b"1",
     "building": b"2",
     "unreadable.txt": b"3",
-    "shards/photo.jpg": b"4",
-    "shards/00000.tar": b"5",
-    "shards/00000001.json": b"{}",
-    "shards/00000002.rows": b"6",
-    "shards/.hidden": b"7",
+    "data/photo.jpg": b"4",
+    "data/00000.tar": b"5",
+    "data/00000001.json": b"{}",
+    "data/00000002.rows": b"6",
+    "data/.hidden": b"7",
     ".manifest.json.12.aside": b"8",
     "vectors.000009.faiss.bak": b"9",
 }
@@ -31,7 +31,7 @@ FOREIGN = {
 def make(model, processor, tmp_path):
     """A builder of small shards in a folder."""
     return lambda name="index", **options: IndexBuilder(
-        model, processor, tmp_path / name, **{"batch_size": 2, "shard_size": 2, **options}
+        model, processor, tmp_path / name, **{"batch_size": 2, "part_size": 2, **options}
     )
 
 
@@ -64,7 +64,7 @@ def test_output_that_is_or_contains_its_source(make, images, tmp_path):
 
 
 def test_torn_or_foreign_manifest_is_refused(make, images, tmp_path):
-    put(tmp_path / "index", {"manifest.json": b'{"name": "web app"}', "shards/00000000.rows": b"mine"})
+    put(tmp_path / "index", {"manifest.json": b'{"name": "web app"}', "data/00000000.rows": b"mine"})
     before = held(tmp_path / "index")
     with pytest.raises(IndexFileError, match="holds no index: its manifest.json is of something else"):
         make().add(images)
@@ -81,18 +81,17 @@ def test_files_that_came_later_survive_every_change(make, images, tmp_path):
     found = held(root)
     assert {name: found.get(name) for name in FOREIGN} == FOREIGN
     assert len(ImageIndex(root)) == 10
-    own = {name.partition(".")[0] for name in found if name.startswith("shards/0") and name not in FOREIGN}
-    assert own == {f"shards/{record.name}" for record in Manifest.load(root).shards}
-    assert not own & {"shards/00000001", "shards/00000002"}
+    own = {name for name in found if name.startswith("data/0") and name not in FOREIGN}
+    assert own == set(Manifest.load(root).files)
     assert not [name for name in found if name.endswith(".faiss")]
 
 
-def test_shards_folder_that_leads_elsewhere(make, images, tmp_path):
-    """A link in the place of the shards brings nobody's files into danger."""
+def test_data_folder_that_leads_elsewhere(make, images, tmp_path):
+    """A link in the place of the data brings nobody's files into danger."""
     make().add(images)
     root, elsewhere = tmp_path / "index", tmp_path / "elsewhere"
-    (root / "shards").rename(elsewhere)
-    (root / "shards").symlink_to(elsewhere)
+    (root / "data").rename(elsewhere)
+    (root / "data").symlink_to(elsewhere)
     put(elsewhere, {"photo.jpg": b"mine", "00000099.tar": b"mine"})
     make().remove(["a.png", "e.PNG"])
     assert (elsewhere / "photo.jpg").read_bytes() == (elsewhere / "00000099.tar").read_bytes() == b"mine"
@@ -112,19 +111,19 @@ def test_file_in_the_place_of_one_of_ours_is_named(make, images, tmp_path, name)
     assert held(root) == before
 
 
-@pytest.mark.parametrize("moment", ["shard", "report", "clearing"])
+@pytest.mark.parametrize("moment", ["part", "report", "clearing"])
 def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, images, tmp_path, monkeypatch, moment):
-    from modeling_r2d2.search import building, ownership, store
+    from modeling_r2d2.search import building, ownership
 
     root = tmp_path / "index"
     make(vectors="hnsw").add(save_images(tmp_path / "two", ["1.png", "2.png"], 50))
     put(root, FOREIGN)
 
-    write = store.save_safetensors
+    write = building.write_part
     places = {
-        "shard": (store, "save_safetensors", lambda t, path: die() if "00000004" in str(path) else write(t, path)),
+        "part": (building, "write_part", lambda path, part: die() if "00000005" in str(path) else write(path, part)),
         "report": (building.IndexBuilder, "_write_report", die),  # the manifest is there, the old files too
-        "clearing": (ownership, "clean_leftovers", lambda folder, alone: die() if folder.name == "shards" else []),
+        "clearing": (ownership, "clean_leftovers", lambda folder, alone: die() if folder.name == "data" else []),
     }
 
     def change():
@@ -135,11 +134,9 @@ def test_what_a_killed_change_leaves_is_cleared_by_the_next(make, images, tmp_pa
     assert (root / BUILDING).exists()
     make(vectors="hnsw").add(images, prune=True)
     found = held(root)
-    names = {record.name for record in Manifest.load(root).shards}
     assert {name: found.pop(name) for name in FOREIGN} == FOREIGN
-    kinds = ("rows", "embeds", "json")
-    expected = {f"shards/{name}.{kind}" for name in names for kind in kinds}
-    assert found.keys() == expected | {".lock", "manifest.json", "unreadable.jsonl", "vectors.000002.faiss"}
+    files = Manifest.load(root).files.keys()
+    assert found.keys() == files | {".lock", "manifest.json", "unreadable.jsonl"}
 
 
 def test_killed_at_any_file_that_takes_its_place(make, tmp_path, monkeypatch):
@@ -170,5 +167,5 @@ def test_every_file_is_readable_by_whom_umask_allows(make, images, tmp_path, mod
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "index").rglob("*") if path.is_file() and path.name != ".lock"]
-    assert {path.suffix for path in files} >= {".embeds", ".cache", ".rows", ".json", ".faiss"}
+    assert {path.suffix for path in files} >= {".embeds", ".states", ".rows", ".json", ".faiss"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}

@@ -61,7 +61,7 @@ def indexes(model, processor, collection, tmp_path_factory):
     made = {}
     for keep, precision in (("none", "float16"), ("states", "float32"), ("keys_values", "float32"), ("states", "int8")):
         made[keep, precision] = root / f"{keep}-{precision}"
-        options = {"keep": keep, "precision": precision, "batch_size": 2, "shard_size": 4}
+        options = {"keep": keep, "precision": precision, "batch_size": 2, "part_size": 4}
         R2D2Retriever.build(collection / "list.jsonl", model, made[keep, precision], processor, **options)
     return made
 

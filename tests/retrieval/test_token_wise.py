@@ -47,7 +47,7 @@ def assert_best(similarity, found, given):
 def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
     pytest.importorskip("faiss")
     folder = saved_wukong(tmp_path / "model", kind, text_padding=padding)
-    built = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, shard_size=2)
+    built = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, part_size=2)
     assert built.images == len(TEXTS)
     retriever = R2D2Retriever.open(tmp_path / "index")
     images = [tiny_image(number, 30 + number, 40) for number in range(len(TEXTS))]
@@ -63,7 +63,7 @@ def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
 
 def test_adding_and_removing_keeps_the_rest(pairs, tmp_path):
     folder = saved_wukong(tmp_path / "model")
-    R2D2Retriever.build(pairs, folder, tmp_path / "index", shard_size=4, batch_size=4)
+    R2D2Retriever.build(pairs, folder, tmp_path / "index", part_size=4, batch_size=4)
     before = R2D2Retriever.open(tmp_path / "index").search("马", top_k=7)[0].hits
     (pairs.parent / "more").mkdir()
     tiny_image(50).save(pairs.parent / "more" / "x.png")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2Retriever
-from modeling_r2d2.search import ImageIndex, IndexFileError, OtherModelError, building
+from modeling_r2d2.search import ImageIndex, IndexFileError, OtherModelError, publishing
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.milvus import MilvusVectors
 from modeling_r2d2.search.vectors import FaissVectors, build_vectors, choose_kind
@@ -105,8 +105,8 @@ def test_kind_by_size():
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 @pytest.mark.parametrize("grows", [0, 10_000])
 def test_the_graph_follows_the_images(kind, grows, monkeypatch, model, processor, images, tmp_path):
-    """Grown by what is added (or built anew, if it is small) and built anew when pictures go: row i is picture i."""
-    monkeypatch.setattr(building, "GROWS_FROM", grows)
+    """Grown by what is added (or built again, if it is small), kept when pictures go: row i is row i of the files."""
+    monkeypatch.setattr(publishing, "GROWS_FROM", grows)
 
     def check():
         index = ImageIndex(tmp_path / "index")
@@ -116,17 +116,18 @@ def test_the_graph_follows_the_images(kind, grows, monkeypatch, model, processor
             (found,) = retriever.vectors.search(embeds[row : row + 1], 3)
             assert set(np.argsort(-(embeds @ embeds[row]))[:3]) <= set(found)
         faiss_index = retriever.vectors.index
-        assert faiss_index.ntotal == len(index)
+        slots = index.slots if index.slots is not None else np.arange(len(index))
+        assert faiss_index.ntotal == index.manifest.rows
         if kind == "ivf":
             faiss_index.make_direct_map()
-        kept = np.stack([faiss_index.reconstruct(row) for row in range(len(index))])
+        kept = np.stack([faiss_index.reconstruct(row) for row in slots.tolist()])
         distance = np.linalg.norm(kept[:, None] - embeds[None], axis=2)
         sure = len(index) if grows else 9  # ranges learned from so few do not hold what is added
         assert distance.argmin(axis=1).tolist()[:sure] == list(range(len(index)))[:sure]
         return index
 
     def builder():
-        return IndexBuilder(model, processor, tmp_path / "index", vectors=kind, batch_size=2, shard_size=4)
+        return IndexBuilder(model, processor, tmp_path / "index", vectors=kind, batch_size=2, part_size=4)
 
     builder().add(images)
     check()
@@ -142,7 +143,7 @@ def test_the_graph_follows_the_images(kind, grows, monkeypatch, model, processor
 
 def test_milvus_and_faiss_agree(model, processor, images, tmp_path):
     pytest.importorskip("milvus_lite")
-    builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4, shard_size=4)
+    builder = IndexBuilder(model, processor, tmp_path / "index", batch_size=4, part_size=4)
     builder.add(images)
     milvus = MilvusVectors(str(tmp_path / "milvus.db"))
     index = ImageIndex(tmp_path / "index")
