@@ -1,7 +1,7 @@
 """Make an index, add to it, take from it, in three steps: plan, encode, publish.
 
-`plan.make_plan` finds out what is new, changed, moved, gone; it writes nothing. The encoder writes parts, each whole or not
-at all, with which an interrupted run goes on. Publishing puts them into the files of the index and replaces the
+`plan.make_plan` finds out what is new, changed, moved, gone, and writes nothing. The encoder writes parts, each whole
+or not at all, with which an interrupted run goes on. Publishing puts them into the files of the index and replaces the
 manifest. One writer at a time.
 """
 

@@ -10,9 +10,9 @@
 | `NUMBER.part` | of a run under way: what it has encoded, see `store.write_part` |
 
 The manifest is the index: it is replaced in one rename, after everything that it names lies on the disk, so a reader
-sees the state before or after a change and never a part of it. `.embeds`, `.texts` and `.states` grow at their end; what
-lies behind the size that the manifest gives does not count. The vector index of FAISS (`vectors.GENERATION.faiss`) is
-derived from the embeddings: its row i is row i of the files, removed ones included.
+sees the state before or after a change and never a part of it. `.embeds`, `.texts` and `.states` grow at their end, and
+what lies behind the size that the manifest gives does not count. The vector index of FAISS
+(`vectors.GENERATION.faiss`) is derived from the embeddings: its row i is row i of the files, removed ones included.
 """
 
 import hashlib

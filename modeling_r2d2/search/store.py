@@ -1,4 +1,4 @@
-"""The files of an index: parts of a run under way, rows, what is kept for the ranker; and the index read memory-mapped."""
+"""Files of an index: rows, parts of a run under way, what is kept for the ranker; and the index, memory-mapped."""
 
 import hashlib
 import json

@@ -60,7 +60,7 @@ def test_opening_while_a_writer_changes_it(model, processor, model_folder, image
 def test_a_writer_publishes_in_an_opening(model, processor, images, tmp_path, monkeypatch, moment, changes):
     """After the manifest was read, at many tries in a row, and before FAISS reads its file."""
     root = tmp_path / "index"
-    builder = IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, shard_size=4)
+    builder = IndexBuilder(model, processor, root, vectors="hnsw", batch_size=4, part_size=4)
     builder.add(images)
     load, left = moment.load, [changes]
 
@@ -80,7 +80,7 @@ def test_a_writer_publishes_in_an_opening(model, processor, images, tmp_path, mo
     opened = R2D2Retriever.open(root, model, processor)
     assert left == [0]
     found = opened.search("一只猫", top_k=9, candidates=0)[0]
-    assert len(found.hits) == len(opened.index) == opened.vectors.index.ntotal
+    assert len(found.hits) == len(opened.index) == opened.vectors.count
     assert sorted(hit.id for hit in found.hits) == sorted(opened.index.place_of)
 
 

@@ -610,8 +610,8 @@ class TestRebuild:
             with pytest.raises(IndexFileError, match="earlier release") as caught:
                 call()
         before = state_of(root)
+        (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="no readable picture"):
-            (tmp_path / "empty").mkdir()
             IndexBuilder(model, processor, root).add(tmp_path / "empty", rebuild=True)
         assert state_of(root) == before
         self.run(caught, root)
