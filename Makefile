@@ -22,7 +22,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 help:
 	@echo 'make demo     set up .venv, pre-train a small R2D2 and show what it retrieves (runs/demo)'
 	@echo 'make test     set up .venv, lint, run the tests'
-	@echo 'make lint     ruff: rules and layout'
+	@echo 'make lint     ruff, its rules and its layout, and mypy'
 	@echo 'make test-fast  the tests that take less than a second each'
 	@echo 'make bench    measure every figure that the README claims'
 	@echo "make peer     run transformers' own common test suites against the models"
@@ -47,6 +47,9 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@rm -rf .cache/types && mkdir -p .cache/types/modeling_r2d2
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard modeling_r2d2/*) processing hub_cards) .cache/types/modeling_r2d2
+	$(BIN)/mypy
 
 test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

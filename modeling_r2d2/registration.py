@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any
+from typing import Any, cast
 
 
 def _configurations() -> None:
@@ -51,7 +51,7 @@ def _models() -> None:
         (AutoModelForZeroShotImageClassification, WukongConfig, WukongModel),
     ):
         auto.register(config, model, exist_ok=True)
-    R2D2Model.from_vision_text_pretrained = classmethod(_from_vision_text_pretrained)
+    R2D2Model.from_vision_text_pretrained = cast(Any, classmethod(_from_vision_text_pretrained))
 
 
 def _from_vision_text_pretrained(cls: type, clip: Any, roberta: Any, config: Any = None, **overrides: Any) -> Any:
@@ -119,7 +119,8 @@ class _Imports(MetaPathFinder):
                     run(module)
                 register_present()
 
-            spec.loader.exec_module = exec_module
+            # of this one loader alone
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
     @contextmanager

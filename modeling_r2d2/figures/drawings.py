@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SOFTWARE = "modeling_r2d2"
 
 
-def save_drawing(drawing: "Image | Figure", path: str | PathLike, **options: float) -> Path:
+def save_drawing(drawing: "Image | Figure", path: str | PathLike, **options: Any) -> Path:
     """Write a picture, or a figure of matplotlib, as PNG; folders are made.
 
     Args:

@@ -51,9 +51,9 @@ class ChineseFont:
 
     def __init__(self):
         self.file = find_chinese_font()
-        self._sizes: dict[int, ImageFont.FreeTypeFont] = {}
+        self._sizes: dict[int, ImageFont.FreeTypeFont | ImageFont.ImageFont] = {}
 
-    def at(self, size: int) -> ImageFont.FreeTypeFont:
+    def at(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         """The font at `size` pixels."""
         if size not in self._sizes:
             if self.file is None:

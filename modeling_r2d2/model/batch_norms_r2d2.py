@@ -4,15 +4,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch norm within a model, by its name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
 
 
 @contextmanager
-def constant_running_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
+def constant_running_statistics(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Within this context batch norms normalise as ever but note nothing of what they see."""
     noting = [norm for norm in norms if norm.track_running_stats]
     for norm in noting:

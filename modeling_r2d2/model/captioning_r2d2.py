@@ -8,6 +8,7 @@ the weights, so it imports only torch, transformers and flat siblings.
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,10 @@ class R2D2CachedAttention(R2D2Attention):
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context (B, N, E): (B, H, N, d) each."""
         heads = (-1, self.head_dim)
-        return tuple(p(context).unflatten(-1, heads).transpose(1, 2) for p in (self.k_proj, self.v_proj))
+        key, value = (p(context).unflatten(-1, heads).transpose(1, 2) for p in (self.k_proj, self.v_proj))
+        return key, value
 
-    def forward(
+    def forward(  # type: ignore[override]  # the same weights on keys and values made before
         self,
         hidden_states: Tensor,
         key: Tensor,
@@ -68,13 +70,16 @@ class R2D2CaptionDecoderLayer(R2D2CrossEncoderLayer):
     `cache_index` is its place among all layers of the self-attention cache, `layer_index` that of the cross-attention.
     """
 
+    self_attn: R2D2CachedAttention
+    cross_attn: R2D2CachedAttention
+
     def __init__(self, config: R2D2CrossEncoderConfig, context_size: int, layer_index: int, cache_index: int):
         super().__init__(config, context_size)
         self.self_attn = R2D2CachedAttention(config)
         self.cross_attn = R2D2CachedAttention(config, context_size)
         self.layer_index, self.cache_index = layer_index, cache_index
 
-    def forward(
+    def forward(  # type: ignore[override]  # the same weights on one text a picture, and a cache
         self,
         hidden_states: Tensor,
         context: Tensor | None,
@@ -94,13 +99,15 @@ class R2D2CaptionDecoderLayer(R2D2CrossEncoderLayer):
         return self.final_layer_norm(hidden_states + self.dropout(transformed))
 
     def _context(self, context: Tensor | None, cache: EncoderDecoderCache | None) -> tuple[Tensor, Tensor]:
+        if cache is not None and cache.is_updated.get(self.layer_index):
+            held: Any = cache.cross_attention_cache.layers[self.layer_index]
+            return held.keys, held.values
+        assert context is not None  # `_check_inputs` has seen to it
+        key, value = self.cross_attn.keys_values(context)
         if cache is None:
-            return self.cross_attn.keys_values(context)
-        if not cache.is_updated.get(self.layer_index):
-            cache.cross_attention_cache.update(*self.cross_attn.keys_values(context), self.layer_index)
-            cache.is_updated[self.layer_index] = True
-        held = cache.cross_attention_cache.layers[self.layer_index]
-        return held.keys, held.values
+            return key, value
+        cache.is_updated[self.layer_index] = True
+        return cache.cross_attention_cache.update(key, value, self.layer_index)
 
 
 class R2D2CaptionDecoder(R2D2CrossEncoder):
@@ -204,7 +211,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         """The vocabulary projection."""
         return self.mlm_head.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module):
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
         """Replace the vocabulary projection."""
         self.mlm_head.decoder = new_embeddings
 
@@ -232,7 +239,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         smoothing: float = 0.0,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
         """Next-token prediction on captions of B pictures.
 
@@ -303,13 +310,13 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"a caption of {seen + input_ids.shape[1]} tokens exceeds the {positions} positions of the text tower"
             )
-        if image_states is None and (cache is None or not cache.is_updated):
+        if image_states is None and not (isinstance(cache, EncoderDecoderCache) and cache.is_updated):
             raise ValueError("give the pictures: pixel_values, or image_hidden_states of get_image_states")
         if image_states is not None and len(image_states) != len(input_ids):
             raise ValueError(f"caption i describes image i: {len(image_states)} images, {len(input_ids)} captions")
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # it begins with images
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -369,7 +376,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self._image_cache(image_hidden_states, copies)
         else:
             kwargs["image_hidden_states"] = image_hidden_states
-        return super().generate(input_ids, generation_config=config, attention_mask=attention_mask, **kwargs)
+        return cast(Any, super()).generate(input_ids, generation_config=config, attention_mask=attention_mask, **kwargs)
 
     def _image_cache(self, image_states: Tensor, copies: int) -> EncoderDecoderCache:
         """A cache that holds every picture's keys and values, projected once and repeated for its beams."""

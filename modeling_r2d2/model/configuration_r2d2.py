@@ -4,7 +4,7 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 """
 
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
@@ -154,9 +154,16 @@ class R2D2Config(PreTrainedConfig):
         "image_cross_output",
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    cross_encoder_config: dict | PreTrainedConfig | None = field(default_factory=dict)
+    if TYPE_CHECKING:  # what a dict, or None, has become once the configuration is made
+        vision_config: PreTrainedConfig
+        text_config: R2D2TextConfig
+        cross_encoder_config: R2D2CrossEncoderConfig | None
+
+        def __init__(self, **fields: Any) -> None: ...
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
+        cross_encoder_config: dict | PreTrainedConfig | None = field(default_factory=dict)
     projection_dim: int = 768
     temperature_init_value: float = 0.07
     temperature_min: float = 0.001
@@ -201,7 +208,7 @@ class R2D2Config(PreTrainedConfig):
         self.vision_hidden_size  # noqa: B018 (raises where it cannot be told)
 
     @property
-    def vision_hidden_size(self) -> int:
+    def vision_hidden_size(self: PreTrainedConfig) -> int:
         """Width of the image tower's tokens, of ViT-like towers and of those that list a width per stage."""
         vision = self.vision_config
         for name in ("hidden_size", "hidden_dim"):

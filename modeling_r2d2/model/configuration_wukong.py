@@ -3,7 +3,7 @@
 This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPTextConfig, PreTrainedConfig
@@ -75,8 +75,14 @@ class WukongConfig(PreTrainedConfig):
         "text_mask",
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what a dict, or None, has become once the configuration is made
+        vision_config: PreTrainedConfig
+        text_config: WukongTextConfig
+
+        def __init__(self, **fields: Any) -> None: ...
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
     similarity: str = "global"
     token_reduction: int | None = None

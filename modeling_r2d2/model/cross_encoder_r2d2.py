@@ -274,8 +274,8 @@ class _Pairing:
             if by_query or self.attention_mask is None
             else self.attention_mask[pairs],
             context_mask=self.context_mask if by_context or self.context_mask is None else self.context_mask[pairs],
-            query_index=self.query_index[pairs] if by_query else None,
-            context_index=self.context_index[pairs] if by_context else None,
+            query_index=None if self.query_index is None else self.query_index[pairs],
+            context_index=None if self.context_index is None else self.context_index[pairs],
         )
 
 

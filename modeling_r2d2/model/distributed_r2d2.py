@@ -164,10 +164,10 @@ class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        exchanges, gradients = [ctx.exchanges[i] for i in wanted], [gradients[i] for i in wanted]
-        parts = [_parts(g[ctx.local :], e) for g, e in zip(gradients, exchanges, strict=True)]
+        exchanges, received = [ctx.exchanges[i] for i in wanted], [gradients[i] for i in wanted]
+        parts = [_parts(g[ctx.local :], e) for g, e in zip(received, exchanges, strict=True)]
         arriving, on_the_way = _send(parts, [(e.places, e.received, e.sent) for e in exchanges])
-        results = [g[: ctx.local].clone(memory_format=torch.contiguous_format) for g in gradients]
+        results = [g[: ctx.local].clone(memory_format=torch.contiguous_format) for g in received]
         on_the_way.wait()
         for result, exchange, blocks in zip(results, exchanges, arriving, strict=True):
             for rows, block in zip(exchange.rows.split(exchange.sent), blocks, strict=True):

@@ -4,6 +4,8 @@ An extension of this project; the head may begin as the text embeddings of promp
 classification ends. This file travels to the Hub beside the weights.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -24,7 +26,7 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
     """
 
     _auto_class = "AutoModelForImageClassification"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     main_input_name = "pixel_values"
     _keys_to_ignore_on_load_unexpected = [
         r"^(text_model|text_projection|image_joint_projection|text_image_encoder|image_text_encoder|mlm_head)\.",
@@ -36,7 +38,7 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
         self.vision_model = _vision_tower(config.vision_config)
         self.vision_projection = nn.Linear(config.vision_hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
-        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.classifier = nn.Linear(config.projection_dim, cast(int, config.num_labels))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -29,7 +29,7 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
     `R2D2Model` (`AutoModel`) too."""
 
     _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
-    _tied_weights_keys = None
+    _tied_weights_keys = {}
 
     def _add_heads(self):
         """No MLM head: nothing would train it."""

@@ -8,13 +8,14 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor
+from PIL.IcoImagePlugin import IcoImageFile
 
 ImageSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
@@ -148,7 +149,7 @@ def turns_upright(processor: object) -> bool:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What turns a loaded picture upright; None where its EXIF data do not say so, or are broken."""
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # PIL raises nearly any type on broken EXIF data, and the picture is one without them
         return None
 
@@ -223,11 +224,11 @@ def _opened(source: ImageSource, max_pixels: int | None) -> Iterator[Image.Image
         yield source
         return
     if isinstance(source, bytes | bytearray | memoryview):
-        opened = io.BytesIO(source)
+        opened: AbstractContextManager[BinaryIO] = io.BytesIO(source)
     elif isinstance(source, str | os.PathLike):
-        opened = open_regular(source)
-        if os.fstat(opened.fileno()).st_size > MAX_FILE_BYTES:
-            opened.close()
+        opened = own_file = open_regular(source)
+        if os.fstat(own_file.fileno()).st_size > MAX_FILE_BYTES:
+            own_file.close()
             raise _Refused(f"is larger than {MAX_FILE_BYTES} bytes")
     elif hasattr(source, "read"):
         opened = nullcontext(source)
@@ -235,8 +236,10 @@ def _opened(source: ImageSource, max_pixels: int | None) -> Iterator[Image.Image
         raise _Refused("is neither a path, nor bytes, nor a file, nor a PIL image")
     with opened as file:
         image = _identified(file)
-        _check_size(image.size, max_pixels, _BYTES.get(image.format, 8))
-        if image.format == "ICO":  # the picture inside has a size of its own, which the list of sizes may belie
+        _check_size(image.size, max_pixels, _BYTES.get(image.format or "", 8))
+        if isinstance(
+            image, IcoImageFile
+        ):  # the picture inside has a size of its own, which the list of sizes may belie
             _check_size(image.ico.getimage(image.size).size, max_pixels)
         yield image
 

@@ -93,14 +93,16 @@ def draw_hard_negatives(
     place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
     # among NaN there is no place: the last column stands for it, and the loss, being NaN, says so
     drawn = torch.searchsorted(mass, place, right=True).squeeze(1).clamp_(max=mass.shape[1] - 1)
-    return HardNegatives(*drawn.chunk(2), valid)
+    image_index, text_index = drawn.chunk(2)
+    return HardNegatives(image_index, text_index, valid)
 
 
 @torch.no_grad()
 def hardest_negatives(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> HardNegatives:
     """The most similar negative of every row instead of a drawn one; arguments as `draw_hard_negatives`."""
     logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
-    return HardNegatives(*logits.argmax(dim=1).chunk(2), valid)
+    image_index, text_index = logits.argmax(dim=1).chunk(2)
+    return HardNegatives(image_index, text_index, valid)
 
 
 def _negative_logits(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:

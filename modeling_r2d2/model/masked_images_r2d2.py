@@ -68,7 +68,7 @@ def keep_patches(tower: nn.Module, kept: Tensor, patches: int) -> Iterator[None]
             index = torch.cat([first, index], dim=1)
         return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
-    handle = tower.embeddings.register_forward_hook(choose)
+    handle = tower.get_submodule("embeddings").register_forward_hook(choose)
     try:
         yield
     finally:

@@ -6,12 +6,14 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 import contextlib
 import inspect
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, BertModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, BertModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -52,6 +54,10 @@ class R2D2Output(ModelOutput):
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
+#: The default of a field that is always given: `ModelOutput` takes None alone.
+_ALWAYS: Any = None
+
+
 @dataclass
 class R2D2MatchOutput(ModelOutput):
     """Ranking of P (image, text) pairs.
@@ -67,11 +73,11 @@ class R2D2MatchOutput(ModelOutput):
     """
 
     loss: Tensor | None = None
-    match_probability: Tensor | None = None
-    text_match_logits: Tensor | None = None
-    image_match_logits: Tensor | None = None
-    text_cross_output: R2D2CrossEncoderOutput | None = None
-    image_cross_output: R2D2CrossEncoderOutput | None = None
+    match_probability: Tensor = _ALWAYS
+    text_match_logits: Tensor = _ALWAYS
+    image_match_logits: Tensor = _ALWAYS
+    text_cross_output: R2D2CrossEncoderOutput = _ALWAYS
+    image_cross_output: R2D2CrossEncoderOutput = _ALWAYS
 
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
@@ -81,18 +87,20 @@ class R2D2PreTrainedModel(PreTrainedModel):
     """Base of all R2D2 classes: weight initialisation, attention switches and what is saved for remote code."""
 
     config: R2D2Config
+    temperature: nn.Parameter
+    vision_model: PreTrainedModel
     base_model_prefix = "r2d2"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     accepts_loss_kwargs = False  # every loss here is a mean, never divided by a count of labels outside
     supports_gradient_checkpointing = True
-    _no_split_modules = ["R2D2CrossEncoderLayer"]
+    _no_split_modules: list[str] | None = ["R2D2CrossEncoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["temperature"]
     # A fine-tuned or pre-training checkpoint loads as the plain model: the head is left behind.
-    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [r"^mlm_head\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -118,13 +126,13 @@ class R2D2PreTrainedModel(PreTrainedModel):
         changing = tuple(f"{name}." for name in batch_norms(self))
         self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_buffers() if not n.startswith(changing)]
 
-    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any):
         """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
         if not _has_attention(self.config.vision_config):
             if isinstance(attn_implementation, str):
                 attn_implementation = dict.fromkeys(("", *self.config.sub_configs), attn_implementation)
             attn_implementation = {**attn_implementation, "vision_config": "eager"}
-        super().set_attn_implementation(attn_implementation, **kwargs)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,7 +157,7 @@ class R2D2PreTrainedModel(PreTrainedModel):
         temperature = self.temperature.float()
         return temperature.detach().clamp(low, high) + (temperature - temperature.detach())
 
-    def _encode_images(self, pixel_values: Tensor, **kwargs) -> tuple[Tensor, ModelOutput]:
+    def _encode_images(self, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, BaseModelOutputWithPooling]:
         """Images (I, 3, H, W) to the image tower's last hidden states (I, N, D), a feature map's flattened, and to all
         that it returns."""
         _refuse_empty(pixel_values, "pixel_values")
@@ -191,13 +199,14 @@ class R2D2PreTrainedModel(PreTrainedModel):
             with contextlib.suppress(NotImplementedError):  # a convolutional tower embeds nothing
                 embeddings.append(tower.get_input_embeddings())
         self._require_grads_hooks = [e.register_forward_hook(require) for e in dict.fromkeys(embeddings)]
-        self._require_grads_hook = next(iter(self._require_grads_hooks), None)
+        if self._require_grads_hooks:
+            self._require_grads_hook = self._require_grads_hooks[0]
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args: Any, **kwargs: Any):
         """As in transformers; a class registered for remote code also records every Auto class that applies."""
         # of this class alone: the folder that the configuration came from may have held more
         self.config.auto_map = {} if self._auto_class is None else self._auto_map()
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         _open_weights(save_directory)
 
     def _auto_map(self) -> dict[str, str]:
@@ -216,12 +225,12 @@ def _open_weights(folder) -> None:
 _POOLED_NORM = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
 
-def _tower_class(vision_config) -> type[PreTrainedModel]:
+def _tower_class(vision_config: PreTrainedConfig) -> type[PreTrainedModel]:
     tower = MODEL_MAPPING[type(vision_config)]
-    return tower[0] if isinstance(tower, (list, tuple)) else tower
+    return cast(type[PreTrainedModel], tower[0] if isinstance(tower, (list, tuple)) else tower)
 
 
-def _has_attention(vision_config) -> bool:
+def _has_attention(vision_config: PreTrainedConfig) -> bool:
     tower = _tower_class(vision_config)
     return tower._supports_sdpa or tower._supports_flash_attn or tower._supports_attention_backend
 
@@ -248,6 +257,8 @@ class R2D2Model(R2D2PreTrainedModel):
     """
 
     _auto_class = "AutoModel"
+    #: `integrations.warm_start.from_vision_text_pretrained`, where the package is installed.
+    from_vision_text_pretrained: ClassVar[Callable[..., Any]]
 
     def __init__(self, config: R2D2Config):
         super().__init__(config)
@@ -326,7 +337,7 @@ class R2D2Model(R2D2PreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _check_tokens(self, input_ids: Tensor):
+    def _check_tokens(self: PreTrainedModel, input_ids: Tensor):
         if torch.compiler.is_compiling():
             return
         config = self.config.text_config
@@ -350,7 +361,7 @@ class R2D2Model(R2D2PreTrainedModel):
         return_loss: bool | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> R2D2Output:
         """Pre-ranking: every image against every text; their numbers may differ.
 
@@ -381,12 +392,12 @@ class R2D2Model(R2D2PreTrainedModel):
                 **kwargs,
             )
             text_embeds = normalize(text_outputs.pooler_output)
-        if pixel_values is not None and input_ids is not None:
+        if image_embeds is not None and text_embeds is not None:
             logits_per_image = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
             logits_per_text = logits_per_image.t()
-        if return_loss:
-            refuse_unequal(image_embeds, text_embeds)
-            loss = self._contrastive_loss(image_embeds, text_embeds)
+            if return_loss:
+                refuse_unequal(image_embeds, text_embeds)
+                loss = self._contrastive_loss(image_embeds, text_embeds)
         return R2D2Output(
             loss=loss,
             logits_per_image=logits_per_image,
@@ -560,6 +571,7 @@ class R2D2ForImageTextMatching(R2D2Model):
         Raises:
             ValueError: as `R2D2Model.match`.
         """
+        input_ids, pixel_values = cast(Tensor, input_ids), cast(Tensor, pixel_values)  # `match` refuses None
         output = self.match(input_ids, pixel_values, attention_mask, token_type_ids=token_type_ids, **kwargs)
         if labels is not None:
             both = torch.cat([output.text_match_logits, output.image_match_logits]).float()
@@ -590,7 +602,7 @@ def match_probability(text_match_logits: Tensor, image_match_logits: Tensor) -> 
     return logits.softmax(dim=-1)[..., 1].mean(dim=0)
 
 
-def _vision_tower(config) -> PreTrainedModel:
+def _vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The image tower of `config`, without the head that R2D2 never reads."""
     tower = _tower_class(config)
     if not _has_attention(config):

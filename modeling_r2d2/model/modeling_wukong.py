@@ -5,7 +5,7 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class WukongClassEmbeds(NamedTuple):
     of the real tokens for token-wise."""
 
     embeds: Tensor
-    mask: Tensor | None
+    mask: Tensor | None = None
 
 
 class WukongTokenReduction(nn.Module):
@@ -99,7 +99,7 @@ class WukongTokenReduction(nn.Module):
 class WukongPreTrainedModel(R2D2PreTrainedModel):
     """Base: weight initialisation, attention switches and what is saved for remote code."""
 
-    config: WukongConfig
+    config: WukongConfig  # type: ignore[assignment]  # transformers reads the configuration's class here
     base_model_prefix = "wukong"
     _no_split_modules = []
     _keys_to_ignore_on_load_unexpected = None
@@ -141,7 +141,7 @@ class WukongModel(WukongPreTrainedModel):
         )
         self.text_model = CLIPTextModel._from_config(text)
         self.vision_projection = nn.Linear(
-            config.vision_hidden_size, config.projection_dim, bias=config.vision_projection_bias
+            config.vision_hidden_size, config.projection_dim, bias=bool(config.vision_projection_bias)
         )
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.token_reduction = (
@@ -254,10 +254,12 @@ class WukongModel(WukongPreTrainedModel):
         """(T, L) boolean, true on real tokens.
 
         Raises:
-            ValueError: padding before a real token (looked at on the CPU alone).
+            ValueError: padding before a real token (looked at on the CPU alone), no mask and no pad token.
         """
         if attention_mask is None:
-            return input_ids != self.config.text_config.pad_token_id
+            if (pad_token_id := self.config.text_config.pad_token_id) is None:
+                raise ValueError("text_config.pad_token_id is None, so padding shows in an attention_mask alone")
+            return input_ids.ne(pad_token_id)
         mask = attention_mask.bool()
         if not torch.compiler.is_compiling() and mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
             raise ValueError(
@@ -276,7 +278,7 @@ class WukongModel(WukongPreTrainedModel):
         image_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> WukongOutput:
         """Every image against every text; their numbers may differ.
 
@@ -307,11 +309,14 @@ class WukongModel(WukongPreTrainedModel):
             )
             text_embeds = normalize(text_outputs.pooler_output)
             mask = self.text_mask(input_ids, attention_mask)
-        if return_loss:
-            refuse_unequal(image_embeds, text_embeds)
-            loss, logits_per_image, logits_per_text = self._contrastive_loss(image_embeds, text_embeds, mask, image_ids)
-        elif pixel_values is not None and input_ids is not None:
-            logits_per_image, logits_per_text = self.compare(image_embeds, text_embeds, mask)
+        if image_embeds is not None and text_embeds is not None and mask is not None:
+            if return_loss:
+                refuse_unequal(image_embeds, text_embeds)
+                loss, logits_per_image, logits_per_text = self._contrastive_loss(
+                    image_embeds, text_embeds, mask, image_ids
+                )
+            else:
+                logits_per_image, logits_per_text = self.compare(image_embeds, text_embeds, mask)
         return WukongOutput(
             loss=loss,
             logits_per_image=logits_per_image,
@@ -338,7 +343,7 @@ class WukongModel(WukongPreTrainedModel):
         if not self.is_token_wise:
             logits = scaled_similarity(image_embeds, text_embeds, temperature)
             return logits, logits.t()
-        per_image, per_text = self.similarities(image_embeds, text_embeds, text_mask)
+        per_image, per_text = self.similarities(image_embeds, text_embeds, text_mask).both
         return per_image / temperature, per_text / temperature
 
     def similarities(
@@ -355,12 +360,17 @@ class WukongModel(WukongPreTrainedModel):
         if not self.is_token_wise:
             cosine = scaled_similarity(image_embeds, text_embeds, torch.ones((), device=image_embeds.device))
             return TokenWiseSimilarity(cosine, cosine.t())
-        ways = {"image_to_text": image_to_text, "text_to_image": text_to_image}
-        settings = self._similarity_settings(text_mask)
-        return token_wise_similarity(image_embeds, text_embeds, text_mask, **settings, **ways)
+        return token_wise_similarity(
+            image_embeds,
+            text_embeds,
+            text_mask,
+            image_to_text=image_to_text,
+            text_to_image=text_to_image,
+            **self._similarity_settings(text_mask),
+        )
 
-    def _similarity_settings(self, text_mask: Tensor) -> dict:
-        settings = {"chunk_size": self.config.similarity_chunk_size}
+    def _similarity_settings(self, text_mask: Tensor) -> dict[str, Any]:
+        settings: dict[str, Any] = {"chunk_size": self.config.similarity_chunk_size}
         if self.config.text_padding == "zero":
             settings["zero_padded"] = text_mask.sum(dim=1) < self.config.text_config.max_position_embeddings
         return settings
@@ -382,14 +392,12 @@ class WukongModel(WukongPreTrainedModel):
                 image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask)
             )
             loss = token_wise_contrastive_loss(similarity, temperature, targets)
-            scaled = TokenWiseSimilarity(*(each / temperature for each in similarity))
+            per_image, per_text = (each / temperature for each in similarity.both)
         else:
-            scaled = TokenWiseSimilarity(
-                scaled_similarity(image_embeds, gather(text_embeds), temperature),
-                scaled_similarity(text_embeds, gather(image_embeds), temperature),
-            )
-            loss = pre_ranking_loss(scaled.per_image, scaled.per_text, targets)
-        return loss, scaled.per_image[:, own], scaled.per_text[:, own]
+            per_image = scaled_similarity(image_embeds, gather(text_embeds), temperature)
+            per_text = scaled_similarity(text_embeds, gather(image_embeds), temperature)
+            loss = pre_ranking_loss(per_image, per_text, targets)
+        return loss, per_image[:, own], per_text[:, own]
 
     def encode_classes(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, prompts: int = 1
@@ -415,7 +423,7 @@ class WukongModel(WukongPreTrainedModel):
         embeds = embeds.unflatten(0, (-1, prompts))
         if self.is_token_wise:
             return WukongClassEmbeds(embeds, mask.unflatten(0, (-1, prompts)))
-        return WukongClassEmbeds(normalize(embeds.mean(dim=1)), None)
+        return WukongClassEmbeds(normalize(embeds.mean(dim=1)))
 
     def class_probabilities(
         self, pixel_values: Tensor, classes: WukongClassEmbeds, temperature: float | Tensor | None = None
@@ -432,6 +440,9 @@ class WukongModel(WukongPreTrainedModel):
 
         Returns:
             (I, C) float32; every row sums to 1.
+
+        Raises:
+            ValueError: classes that a model of global similarity encoded, where this one compares token by token.
         """
         temperature = torch.as_tensor(
             self.bounded_temperature() if temperature is None else temperature, device=pixel_values.device
@@ -440,6 +451,8 @@ class WukongModel(WukongPreTrainedModel):
         if not self.is_token_wise:
             return scaled_similarity(image_embeds, classes.embeds, temperature).softmax(dim=1)
         count, prompts = classes.embeds.shape[:2]
+        if classes.mask is None:
+            raise ValueError("these classes were encoded by a model of global similarity, and this one is token-wise")
         mask = classes.mask.flatten(0, 1)
         similarity = token_wise_similarity(
             image_embeds,
@@ -448,6 +461,7 @@ class WukongModel(WukongPreTrainedModel):
             text_to_image=False,
             **self._similarity_settings(mask),
         ).per_image
+        assert similarity is not None
         return (similarity.unflatten(1, (count, prompts)) / temperature).softmax(dim=1).mean(dim=2)
 
 

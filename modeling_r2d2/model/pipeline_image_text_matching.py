@@ -30,10 +30,12 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
         ValueError: at construction, a model without a ranker (PRD2).
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = True
+    model: Any  # an R2D2Model, also one of remote code
+    image_processor: Any
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = True
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -43,7 +45,8 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
                 "pre-ranking only (PRD2: cross_encoder_config is None) or of another kind"
             )
 
-    def __call__(
+    # Every pipeline has a call, a `preprocess`, `_forward` and `postprocess` of its own signature.
+    def __call__(  # type: ignore[override]
         self,
         inputs: Any = None,
         *,
@@ -102,8 +105,9 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
             raise TypeError(f"image-text-matching takes no {', '.join(map(repr, kwargs))}")
         return ({} if timeout is None else {"timeout": timeout}), {}, {}
 
-    def preprocess(self, pairs: list, timeout=None) -> dict[str, torch.Tensor]:
-        pil_images, texts = {}, {}
+    def preprocess(self, pairs: list, timeout=None) -> dict[str, Any]:  # type: ignore[override]
+        pil_images: dict[Any, tuple[int, Any]] = {}
+        texts: dict[str, int] = {}
         image_index, text_index = [], []
         for pair in pairs:
             image, text = _image_and_text(pair)
@@ -122,7 +126,7 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
             "text_index": torch.tensor(text_index),
         }
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs):  # type: ignore[override]
         image_index, text_index = model_inputs["image_index"], model_inputs["text_index"]
         mask = model_inputs["attention_mask"]
         images = self.model.get_image_features(model_inputs["pixel_values"])
@@ -140,7 +144,7 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
         )
         return {"match_probability": output.match_probability, "cosine": cosine}
 
-    def postprocess(self, model_outputs) -> list[dict[str, float]]:
+    def postprocess(self, model_outputs) -> list[dict[str, float]]:  # type: ignore[override]
         for name in ("match_probability", "cosine"):
             refuse_not_finite(self.model, model_outputs[name])
         probabilities, cosines = (model_outputs[k].tolist() for k in ("match_probability", "cosine"))

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import USE_PEFT_BACKEND, BaseOutput, get_peft_kwargs, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -76,7 +77,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         ValueError: a UNet that does not fit the text encoder or the VAE; a ranker without processor.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     _optional_components = ["vae", "ranker", "ranker_processor"]
     _exclude_from_cpu_offload = ["ranker"]  # its methods are called, not its forward
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -107,7 +108,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._guidance_scale = 1.0
         self._guidance_rescale = 0.0
-        self._cross_attention_kwargs = None
+        self._cross_attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
 
@@ -179,6 +180,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         """
         device = device or self._execution_device
         if prompt_embeds is None:
+            assert prompt is not None  # `check_inputs` refuses a call with neither
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             prompt_embeds = self.encode_texts(prompts, device, lora_scale)
         count = len(prompt_embeds)
@@ -192,12 +194,10 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
                 negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
         dtype = prompt_embeds.dtype if self.unet is None else self.unet.dtype
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, dim=0)
-        if do_classifier_free_guidance:
-            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
-            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        else:
-            negative_prompt_embeds = None
-        return prompt_embeds, negative_prompt_embeds
+        if negative_prompt_embeds is None or not do_classifier_free_guidance:
+            return prompt_embeds, None
+        negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
+        return prompt_embeds, negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
 
     def encode_texts(self, texts: list[str], device: torch.device, lora_scale: float | None = None) -> Tensor:
         """Last hidden states (T, L, D), L the tokenizer's length, zero at padding. Longer texts are cut, and a warning
@@ -268,8 +268,8 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         self, prompt: str | list[str] | None, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
     ) -> None:
         """States that are given: (P, L, D), D what the UNet reads, and of both kinds alike."""
-        given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        given = {name: tuple(states.shape) for name, states in given.items() if states is not None}
+        all_states = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        given = {name: tuple(states.shape) for name, states in all_states.items() if states is not None}
         width = None if self.unet is None else self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
         for name, shape in given.items():
             if len(shape) != 3 or (isinstance(width, int) and shape[2] != width):
@@ -461,21 +461,21 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             negative_prompt_embeds,
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
         )
-        timesteps = self._set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas)
+        schedule = self._set_timesteps(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas)
         latents = self.prepare_latents(
             len(prompt_embeds), height, width, prompt_embeds.dtype, device, generator, latents
         )
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
-        self._num_timesteps = len(timesteps)
+        self._num_timesteps = len(schedule)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for step, timestep in enumerate(timesteps):
+            for step, timestep in enumerate(schedule):
                 if self.interrupt:
                     continue
                 noise = self._predict(latents, timestep, prompt_embeds, negative_prompt_embeds)
                 latents = self.scheduler.step(noise, timestep, latents, **extra_step_kwargs, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {
+                    tensors: dict[str, Any] = {
                         "latents": latents,
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,
@@ -496,7 +496,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             images = latents
         else:
             images = self.decode_latents(latents, generator)
-            if rank_images:
+            if rank_images and prompt is not None:
                 prompts = [prompt] if isinstance(prompt, str) else prompt
                 samples = self.image_processor.postprocess(images, output_type="pil")
                 scores, best = self.score_images(samples, prompts).view(len(prompts), -1).max(dim=1)
@@ -511,9 +511,10 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None
     ) -> Tensor:
         """The UNet's prediction (N, C, h, w), with guidance where it is on: both passes as one batch."""
-        guided = self.do_classifier_free_guidance and negative_prompt_embeds is not None
-        states = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
-        sample = torch.cat([latents, latents]) if guided else latents
+        negative = negative_prompt_embeds if self.do_classifier_free_guidance else None
+        states, sample = prompt_embeds, latents
+        if negative is not None:
+            states, sample = torch.cat([negative, states]), torch.cat([latents, latents])
         prediction = self.unet(
             self.scheduler.scale_model_input(sample, timestep),
             timestep,
@@ -522,7 +523,7 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
             cross_attention_kwargs=self.cross_attention_kwargs,
             return_dict=False,
         )[0]
-        if not guided:
+        if negative is None:
             return prediction
         without, towards = prediction.chunk(2)
         prediction = torch.lerp(without, towards, float(self.guidance_scale))
@@ -632,7 +633,7 @@ def _scaled_adapters(model: torch.nn.Module, scale: float | None) -> Iterator[No
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import torch
-from transformers import ZeroShotImageClassificationPipeline
+from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
 from .images_r2d2 import turns_upright
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
@@ -26,7 +26,13 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
     ```
     """
 
-    def __call__(self, image: Any = None, candidate_labels: list[str] | str | None = None, **kwargs) -> list:
+    model: Any  # an R2D2Model or a WukongModel, also one of remote code
+    image_processor: Any
+
+    # Every pipeline has a call, a `preprocess`, `_forward` and `postprocess` of its own signature.
+    def __call__(  # type: ignore[override]
+        self, image: Any = None, candidate_labels: list[str] | str | None = None, **kwargs
+    ) -> list:
         """Score labels.
 
         Args:
@@ -66,8 +72,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
                 "use_ranker needs a ranker, and this model is pre-ranking only (PRD2: no cross_encoder_config; Wukong)"
             )
         texts = self._encode_labels(labels, parameters.get("hypothesis_template", "一张{}的图片"))
-        parent = super(ZeroShotImageClassificationPipeline, self)
-        return parent.__call__(image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
+        return Pipeline.__call__(self, image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
 
     def check_model_type(self, supported_models):
         """Any R2D2 or Wukong model will do, also one of remote code, which is on no list of supported models.
@@ -109,11 +114,11 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
             features = self.model.get_text_features(tokens["input_ids"].to(self.device), mask)
         return {"embeds": features.pooler_output, "states": features.last_hidden_state, "mask": mask}
 
-    def preprocess(self, image, timeout=None):
+    def preprocess(self, image, timeout=None):  # type: ignore[override]
         pil_image = read_image(image, timeout, turns_upright(self.image_processor))
         return self.image_processor(images=[pil_image], return_tensors="pt").to(self.dtype)
 
-    def _forward(self, model_inputs, texts, use_ranker=False):
+    def _forward(self, model_inputs, texts, use_ranker=False):  # type: ignore[override]
         if self._is_wukong:
             return {"scores": self.model.class_probabilities(model_inputs["pixel_values"], texts["classes"])}
         features = self.model.get_image_features(model_inputs["pixel_values"])
@@ -135,7 +140,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         )
         return {"scores": output.match_probability.view(images, labels)}
 
-    def postprocess(self, model_outputs, labels):
+    def postprocess(self, model_outputs, labels):  # type: ignore[override]
         refuse_not_finite(self.model, model_outputs["scores"])
         scores = model_outputs["scores"][0].tolist()
         return [

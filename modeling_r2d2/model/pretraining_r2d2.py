@@ -7,9 +7,8 @@ the choice, and an option where it matters. This file travels to the Hub beside 
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +132,7 @@ class R2D2MLMHead(nn.Module):
     def __init__(self, config: R2D2Config):
         super().__init__()
         cross = config.cross_encoder_config
+        assert cross is not None  # a model without a ranker has no such head
         self.dense = nn.Linear(cross.hidden_size, cross.hidden_size)
         self.activation = ACT2FN[cross.hidden_act]
         self.layer_norm = nn.LayerNorm(cross.hidden_size, eps=cross.layer_norm_eps)
@@ -150,12 +150,12 @@ class _SignatureWithoutLabels(inspect.Signature):
         super().__init__(unlabelled, return_annotation=whole.return_annotation)
         self._whole = whole
 
-    def replace(self, **changes: Any) -> inspect.Signature:
+    def replace(self, *arguments: Any, **changes: Any) -> Any:
         """What `inspect.signature` asks of a method, which is bound to its first parameter."""
         return self._whole.replace(parameters=list(self._whole.parameters.values())[1:])
 
 
-def _loss_without_labels(forward: Callable) -> Callable:
+def _loss_without_labels(forward: Any) -> Any:
     """Decorates a `forward` that has a loss without its labels too, so that transformers' Trainer evaluates it.
 
     Trainer asks the class for the parameters of `forward` with "label" in their names, and computes no loss of a batch
@@ -182,13 +182,13 @@ class R2D2ForPreTraining(R2D2Model):
         if self.can_rank:
             self.mlm_head = R2D2MLMHead(self.config)
         else:
-            self._tied_weights_keys = None
+            self._tied_weights_keys = {}
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The MLM head's vocabulary projection, None on a model without a ranker."""
         return self.mlm_head.decoder if self.can_rank else None
 
-    def set_output_embeddings(self, new_embeddings: nn.Module):
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
         """Replace the MLM head's vocabulary projection."""
         self.mlm_head.decoder = new_embeddings
 
@@ -231,6 +231,7 @@ class R2D2ForPreTraining(R2D2Model):
             outputs = super().forward(input_ids, pixel_values, attention_mask, **given)
             return R2D2ForPreTrainingOutput(**outputs)
         refuse_missing(pixel_values, input_ids, "pre-training (return_loss, the default here)")
+        input_ids, pixel_values = cast(Tensor, input_ids), cast(Tensor, pixel_values)
         if (masked_input_ids is None) != (mlm_labels is None):
             raise ValueError("masked_input_ids and mlm_labels come together")
         if not len(input_ids) == len(pixel_values) == len(input_ids if image_ids is None else image_ids):
@@ -259,6 +260,7 @@ class R2D2ForPreTraining(R2D2Model):
             ranking_losses, accuracy = self._ranking_losses(features, attention_mask, mlm_labels, hard_negatives)
             losses.update(ranking_losses)
         if guidance is not None:
+            assert features.text_student is not None  # `encode_pairs` gives it, or refuses
             image_student = self.encode_masked_images(pixel_values, guidance, **kwargs)
             losses["loss_fgd"] = self.feature_guided_loss(image_student, features.text_student, guidance)
         return R2D2ForPreTrainingOutput(
@@ -269,7 +271,7 @@ class R2D2ForPreTraining(R2D2Model):
             image_embeds=features.image_embeds,
             ranking_accuracy=accuracy,
             temperature=self.current_temperature(),
-            **losses,
+            **cast(dict[str, Any], losses),
         )
 
     def encode_pairs(
@@ -280,7 +282,7 @@ class R2D2ForPreTraining(R2D2Model):
         masked_input_ids: Tensor | None = None,
         feature: Literal["projection", "tower"] | None = None,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> R2D2PairFeatures:
         """The towers on whole images, and on whole and masked texts in one pass; that pass serves FgD, MLM and the
         ranking of enhanced training alike.
@@ -317,7 +319,8 @@ class R2D2ForPreTraining(R2D2Model):
         """The feature (B, F) that FgD compares of images (B, 3, H, W) of which only `guidance.kept` is seen; a ViT
         computes those patches alone."""
         vision_config = self.config.vision_config
-        grid = mask_grid(vision_config, tuple(pixel_values.shape[-2:]), guidance.block)
+        height, width = pixel_values.shape[-2:]
+        grid = mask_grid(vision_config, (height, width), guidance.block)
         kwargs["return_dict"] = True  # whatever the configuration says
         if drops_patches(vision_config):
             with keep_patches(self.vision_model, guidance.kept, grid[0] * grid[1]):
@@ -331,8 +334,8 @@ class R2D2ForPreTraining(R2D2Model):
     def _distilled_feature(self, outputs: BaseModelOutputWithPooling, tower: str, feature: str) -> Tensor:
         """(B, F): the projection, or the state that it is made of."""
         if feature == "projection":
-            return outputs.pooler_output
-        states = outputs.last_hidden_state
+            return cast(Tensor, outputs.pooler_output)
+        states = cast(Tensor, outputs.last_hidden_state)
         if tower == "vision" and self.config.vision_pooling == "mean":
             return states.mean(dim=1)
         return states[:, 0]
@@ -401,7 +404,7 @@ class R2D2ForPreTraining(R2D2Model):
         """The sum of the named parts, weighted as the configuration says."""
         config = self.config
         weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight, "loss_fgd": config.fgd_weight}
-        return sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items())
+        return cast(Tensor, sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items()))
 
     def _ranking_losses(
         self,
@@ -461,8 +464,7 @@ class R2D2ForPreTraining(R2D2Model):
         """
         batch = len(negatives.valid)
         own = torch.arange(batch, device=text_states.device)
-        mlm = mlm_labels is not None
-        shared_pass = mlm and self.config.rank_masked_texts
+        shared_pass = mlm_labels is not None and self.config.rank_masked_texts
         output = self._rank(
             queries,
             text_states,
@@ -484,10 +486,12 @@ class R2D2ForPreTraining(R2D2Model):
                 pair_weight,
             )
         }
-        if mlm:
-            if shared_pass:
-                states = output.text_cross_output.full_hidden_state[:, : mlm_labels.shape[1]]
+        if mlm_labels is not None:
+            full_states = output.text_cross_output.full_hidden_state
+            if full_states is not None:
+                states = full_states[:, : mlm_labels.shape[1]]
             else:
+                assert masked_states is not None
                 mask = None if attention_mask is None else attention_mask[:batch, : masked_states.shape[1]]
                 states = self.text_image_encoder(masked_states, image_states[:batch], mask).last_hidden_state
             is_masked = mlm_labels != -100

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
@@ -21,7 +21,19 @@ logger = logging.get_logger(__name__)
 class R2D2ProcessorKwargs(ProcessingKwargs, total=False):
     """Defaults of a call. (As class variables of the processor only transformers 5.23 and newer reads them.)"""
 
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+    # transformers reads its defaults here, where a typed dictionary takes no values
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
+
+
+def clip_image_processor(**settings: Any) -> BaseImageProcessor:
+    """transformers' `CLIPImageProcessor`; without torchvision under its PIL name, which both backends load."""
+    if is_torchvision_available():
+        from transformers import CLIPImageProcessor
+
+        return CLIPImageProcessor(**settings)
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(**settings)
 
 
 def _require_finite_scaling(image_processor: Any) -> None:
@@ -67,14 +79,9 @@ class R2D2Processor(ProcessorMixin):
         them takes pictures as they are stored, as the authors did, and not upright: training, index, search, match,
         evaluation and pipelines then all do.
         """
-        if is_torchvision_available():
-            from transformers import CLIPImageProcessor
-        else:  # the same processor under its PIL name, which both backends load
-            from transformers import CLIPImageProcessorPil as CLIPImageProcessor
-
         tokenizer.model_max_length = max_length
         squash = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
-        return cls(CLIPImageProcessor(**{**squash, **image_kwargs}), tokenizer)
+        return cls(clip_image_processor(**{**squash, **image_kwargs}), tokenizer)
 
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         """Encode images, texts or both.

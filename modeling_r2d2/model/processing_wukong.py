@@ -5,9 +5,7 @@ This file travels to the Hub beside the weights, so it imports only transformers
 
 from typing import Any
 
-from transformers.utils import is_torchvision_available
-
-from .processing_r2d2 import R2D2Processor
+from .processing_r2d2 import R2D2Processor, clip_image_processor
 
 
 class WukongProcessor(R2D2Processor):
@@ -28,15 +26,10 @@ class WukongProcessor(R2D2Processor):
         `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …; `exif_transpose=False` as in
         `R2D2Processor.build`).
         """
-        if is_torchvision_available():
-            from transformers import CLIPImageProcessor
-        else:  # the same processor under its PIL name, which both backends load
-            from transformers import CLIPImageProcessorPil as CLIPImageProcessor
-
         tokenizer.model_max_length = max_length
         tokenizer.padding_side = "right"
         settings = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
-        return cls(CLIPImageProcessor(**{**settings, **image_kwargs}), tokenizer)
+        return cls(clip_image_processor(**{**settings, **image_kwargs}), tokenizer)
 
 
 __all__ = ["WukongProcessor"]

@@ -66,12 +66,12 @@ def require_numbers(settings: Any, ranges: dict[str, dict[str, Any]], within: st
 
 
 #: Bounds that many settings have.
-COUNT = {"least": 1, "whole": True}
-COUNT_OR_NONE = {"least": 0, "whole": True}
-SHARE = {"least": 0, "most": 1}
-NOT_NEGATIVE = {"least": 0}
-POSITIVE = {"above": 0}
+COUNT: dict[str, Any] = {"least": 1, "whole": True}
+COUNT_OR_NONE: dict[str, Any] = {"least": 0, "whole": True}
+SHARE: dict[str, Any] = {"least": 0, "most": 1}
+NOT_NEGATIVE: dict[str, Any] = {"least": 0}
+POSITIVE: dict[str, Any] = {"above": 0}
 #: What numpy and torch both take.
-SEED = {"least": 0, "below": 2**32, "whole": True}
+SEED: dict[str, Any] = {"least": 0, "below": 2**32, "whole": True}
 
 __all__ = ["COUNT", "COUNT_OR_NONE", "NOT_NEGATIVE", "POSITIVE", "SEED", "SHARE", "require_number", "require_numbers"]

@@ -15,7 +15,7 @@ the weights, so it imports only torch and flat siblings.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,11 @@ class TokenWiseSimilarity(NamedTuple):
 
     per_image: Tensor | None
     per_text: Tensor | None
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Where both were asked for."""
+        return cast(tuple[Tensor, Tensor], tuple(self))
 
 
 def token_wise_similarity(
@@ -94,7 +99,7 @@ def gathered_token_wise_similarity(
     Returns:
         per_image (B, W·B) and per_text (B, W·B), columns in the order of the workers.
     """
-    settings = {"chunk_size": chunk_size, "zero_padded": zero_padded}
+    settings: dict[str, Any] = {"chunk_size": chunk_size, "zero_padded": zero_padded}
     if world_size() == 1:
         return token_wise_similarity(image_tokens, text_tokens, text_mask, **settings)
     length = torch.tensor(text_tokens.shape[1], device=text_tokens.device)
@@ -128,8 +133,9 @@ def token_wise_contrastive_loss(similarity: TokenWiseSimilarity, temperature: Te
         temperature: τ, scalar.
         targets: (B, N) of `contrastive_targets`.
     """
+    per_image, per_text = similarity.both
     temperature = temperature.float()
-    return pre_ranking_loss(similarity.per_image / temperature, similarity.per_text / temperature, targets)
+    return pre_ranking_loss(per_image / temperature, per_text / temperature, targets)
 
 
 class _Plan:
@@ -162,7 +168,6 @@ class _Plan:
         real = self.mask[index, :width]
         count = real.sum(dim=1)
         return _Texts(
-            index=index,
             padding=~real,
             share=real.to(dtype) / count.clamp_min(1)[:, None],
             empty=count == 0,
@@ -171,10 +176,9 @@ class _Plan:
 
 
 class _Texts(NamedTuple):
-    """A block of t texts, w tokens wide: index (t,), padding (t, w), share (t, w) of each token in the mean over its
-    text, empty (t,) without a real token, floor (t,) where padding is a candidate of similarity 0."""
+    """A block of t texts, w tokens wide: padding (t, w), share (t, w) of each token in the mean over its text, empty
+    (t,) without a real token, floor (t,) where padding is a candidate of similarity 0."""
 
-    index: Tensor
     padding: Tensor
     share: Tensor
     empty: Tensor
@@ -241,11 +245,11 @@ def _gradients(
             part = images[rows]
             products = _products(part, chunk)
             gradient = torch.zeros_like(products)
-            if plan.text_to_image:
+            if text_gradient is not None:
                 place = products.argmax(dim=1, keepdim=True)  # (i, 1, t, w)
                 each = text_gradient[index, rows].t()[:, :, None] * block.share
                 gradient.scatter_(1, place, each[:, None])
-            if plan.image_to_text:
+            if image_gradient is not None:
                 best, place = products.masked_fill_(block.padding, -torch.inf).max(dim=3, keepdim=True)  # (i, N, t, 1)
                 each = (image_gradient[rows, index] / tokens).masked_fill(block.empty, 0)[:, None, :, None]
                 each = each.expand_as(best)
@@ -257,7 +261,7 @@ def _gradients(
                 for_images[rows] += (gradient @ chunk.flatten(0, 1)).view_as(part)
             if of_chunk is not None:
                 of_chunk += (gradient.t() @ part.flatten(0, 1)).view_as(of_chunk)
-        if for_texts is not None:
+        if for_texts is not None and of_chunk is not None:
             for_texts[index, :width] = of_chunk
     return for_images, for_texts
 

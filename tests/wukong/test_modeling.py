@@ -282,6 +282,15 @@ class TestClassification:
             class_prompts([])
         with pytest.raises(ValueError, match="are not 2 prompts"):
             tiny_wukong("clip").encode_classes(torch.ones(3, 4, dtype=torch.long), prompts=2)
+        classes = tiny_wukong("clip").encode_classes(torch.ones(3, 4, dtype=torch.long))
+        with pytest.raises(ValueError, match="encoded by a model of global similarity"):
+            tiny_wukong("filip").class_probabilities(torch.zeros(1, 3, 32, 32), classes)
+
+    def test_without_a_pad_token_a_mask_is_needed(self):
+        model = tiny_wukong("filip")
+        model.config.text_config.pad_token_id = None
+        with pytest.raises(ValueError, match="pad_token_id is None"):
+            model(input_ids=torch.ones(3, 4, dtype=torch.long))
 
 
 class TestHub:
