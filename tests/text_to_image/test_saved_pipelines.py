@@ -90,7 +90,7 @@ def test_what_the_folder_holds(saved):
     assert index["text_encoder"] == ["transformers", "BertModel"]
     assert index["tokenizer"] == ["transformers", "BertTokenizer"]
     assert index["vae"] == index["ranker"] == [None, None]
-    source = ROOT / "modeling_r2d2" / "pipelines" / "text_to_image.py"
+    source = ROOT / "modeling_r2d2" / "model" / "pipeline_text_to_image.py"
     assert (folder / "pipeline_r2d2.py").read_bytes() == source.read_bytes()
     _, info = BertModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
     assert not info["missing_keys"]
@@ -98,7 +98,7 @@ def test_what_the_folder_holds(saved):
 
 
 def test_the_file_imports_nothing_of_this_package():
-    source = (ROOT / "modeling_r2d2" / "pipelines" / "text_to_image.py").read_text(encoding="utf-8")
+    source = (ROOT / "modeling_r2d2" / "model" / "pipeline_text_to_image.py").read_text(encoding="utf-8")
     imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
     assert imports
     assert not [line for line in imports if line.startswith("from .") or "modeling_r2d2" in line]
