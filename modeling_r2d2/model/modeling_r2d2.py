@@ -24,7 +24,8 @@ from .configuration_r2d2 import R2D2Config, R2D2TextConfig
 from .cross_encoder_r2d2 import R2D2CrossEncoder, R2D2CrossEncoderOutput
 from .distributed_r2d2 import gather, process_index, world_size
 from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
-from .ranges_r2d2 import require_numbers  # noqa: F401 - diffusers copies only what this file imports
+from .presets_r2d2 import PRESETS  # noqa: F401 - diffusers copies only what this file imports
+from .ranges_r2d2 import require_numbers  # noqa: F401 - as above
 
 
 @dataclass
