@@ -1,8 +1,9 @@
 """Registers the package's classes with transformers, without importing transformers for it.
 
-Importing torch and transformers takes seconds, and `r2d2 --help` needs neither. So the classes are registered at once
-where transformers' registries are there already, and else as soon as they are: when the outermost import that brings
-them has ended, and not within it, where modules that our files need, or our files themselves, may be half made.
+Importing torch and transformers takes seconds, and the help of the command line needs neither. So the classes are
+registered at once where transformers' registries are there already, and else as soon as they are: when the outermost
+import that brings them has ended, and not within it, where modules that our files need, or our files themselves, may
+be half made.
 """
 
 import importlib

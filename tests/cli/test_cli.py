@@ -113,7 +113,7 @@ def test_resuming_with_a_vocabulary_of_other_texts_is_refused(data, text, messag
     assert json.loads((data / "other" / "pretraining.json").read_text())["start"] == {"model": "checkpoint-4"}
 
 
-def test_too_many_broken_records_are_refused_by_file_and_line(data):
+def test_too_many_broken_records_are_refused_by_file_and_line(data, caplog):
     with (data / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"image": "missing.png", "text": "没有"}\nnot json\n')
     result = runner.invoke(app, arguments(data))
@@ -121,7 +121,7 @@ def test_too_many_broken_records_are_refused_by_file_and_line(data):
     assert "pairs.jsonl:10" in str(result.exception)
     tolerant = runner.invoke(app, arguments(data, "--max-error-rate", "0.5"), catch_exceptions=False)
     assert tolerant.exit_code == 0
-    assert "pairs.jsonl:9" in tolerant.output
+    assert (caplog.text + tolerant.output).count("pairs.jsonl:9") == 1
 
 
 def test_pretrain_on_a_stream_of_shards(data):
