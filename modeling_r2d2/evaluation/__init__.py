@@ -6,7 +6,7 @@ it; the tasks' own modules are `matching`, `matching_pairs`, `zero_shot`, `capti
 `zero_shot_accuracy`, `chinese_captioning`) are imported on their own: they need packages of the extra `[train]`.
 """
 
-from ..inference.encoding import EncodedImages, EncodedTexts, encode_images, encode_texts, match_probabilities
+from ..inference.encoding import EncodedImages, EncodedTexts, encode_images, encode_texts
 from ..inference.recall import first_hit_ranks, recall_at, recall_both_ways, retrieval_metrics
 from ..processing.datasets.gallery import positive_pairs
 from .retrieval import RetrievalResult, evaluate_retrieval, two_stage_scores
@@ -19,7 +19,6 @@ __all__ = [
     "encode_texts",
     "evaluate_retrieval",
     "first_hit_ranks",
-    "match_probabilities",
     "positive_pairs",
     "recall_at",
     "recall_both_ways",

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..inference.encoding import encode_images, encode_texts, evaluating, name_of, pre_ranking_scores
-from ..inference.finite import require_finite
+from ..inference.encoding import encode_images, encode_texts, evaluating, pre_ranking_scores
+from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets.gallery import Gallery, text_positives
@@ -161,11 +161,7 @@ def pair_probabilities(
     Raises:
         ValueError: a model without a ranker (PRD2).
     """
-    if not getattr(model, "can_rank", False):
-        raise ValueError(
-            "a match probability needs a ranker, and this model is pre-ranking only (PRD2: cross_encoder_config is "
-            "None): evaluate it with task retrieval"
-        )
+    ranker = FastRanker(model)
     image_index = np.asarray(image_index, dtype=np.int64)
     order = np.argsort(image_index, kind="stable")
     result = np.empty(len(order))
@@ -176,17 +172,8 @@ def pair_probabilities(
         own_texts, text_of_pair = np.unique(np.array([texts[row] for row in rows], dtype=object), return_inverse=True)
         encoded_images = encode_images(model, processor, [images[place] for place in own_images.tolist()])
         encoded_texts = encode_texts(model, processor, own_texts.tolist())
-        with evaluating(model):
-            output = model.rank(
-                encoded_texts.hidden_states,
-                encoded_images.hidden_states,
-                attention_mask=encoded_texts.attention_mask,
-                text_index=torch.from_numpy(text_of_pair).to(model.device),
-                image_index=torch.from_numpy(image_of_pair).to(model.device),
-                cls_only=True,
-            )
-        require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
-        result[rows] = output.match_probability.double().cpu().numpy()
+        index = torch.from_numpy(text_of_pair), torch.from_numpy(image_of_pair)
+        result[rows] = ranker.match_probabilities(encoded_texts, encoded_images, *index).numpy()
         shown.update(len(rows))
     shown.close()
     return result

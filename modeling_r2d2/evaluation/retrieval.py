@@ -17,9 +17,9 @@ from ..inference.encoding import (
     encode_images,
     encode_texts,
     is_token_wise,
-    match_probabilities,
     pre_ranking_scores,
 )
+from ..inference.ranker import FastRanker
 from ..inference.recall import recall_both_ways
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
@@ -73,7 +73,7 @@ def evaluate_retrieval(
         images, texts: the gallery; PIL pictures or paths.
         image_ids, text_ids: see `positive_pairs`; without them text i belongs to picture i.
         ks: cut-offs. candidates: k of the second stage; None: pre-ranking alone.
-        batch_size: pictures at a time (texts and pairs: eight times as many).
+        batch_size: pictures at a time (texts: eight times as many).
 
     Raises:
         ValueError: an empty gallery, ids that do not fit it, a query without any right item, candidates asked of a
@@ -153,7 +153,7 @@ def score_both_ways(
     wanted = {way: candidate_pairs(cosine, candidates, way) for way in ("text_to_image", "image_to_text")}
     # a pair scores the same in both directions: rank it once
     union = wanted["text_to_image"] | wanted["image_to_text"]
-    probability = match_probabilities(model, encoded_texts, encoded_images, union, 8 * batch_size)
+    probability = _match_probabilities(model, encoded_texts, encoded_images, union)
     return cosine, image_to_text, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
 
 
@@ -185,7 +185,6 @@ def two_stage_scores(
     images: EncodedImages,
     candidates: int,
     direction: Direction = "text_to_image",
-    batch_size: int = 256,
 ) -> Tensor:
     """Scores of pre-ranking + ranking: match probability + cosine for the candidates of every query.
 
@@ -194,14 +193,20 @@ def two_stage_scores(
     Args:
         candidates: k, how many of the gallery go into the second stage (the authors: 128 on Flickr30k-CNA, 64 on
             ICR and IQR); at least the size of the gallery means everything.
-        batch_size: pairs that the ranker sees at a time.
 
     Returns:
         (T, I) for `text_to_image`, (I, T) for `image_to_text`; float32.
     """
-    cosine = texts.embeds @ images.embeds.t().to(texts.embeds)
+    cosine, _ = pre_ranking_scores(model, texts, images)
     pairs = candidate_pairs(cosine, candidates, direction)
-    return _combine(cosine, match_probabilities(model, texts, images, pairs, batch_size), pairs, direction)
+    return _combine(cosine, _match_probabilities(model, texts, images, pairs), pairs, direction)
+
+
+def _match_probabilities(model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor) -> Tensor:
+    """(T, I) float32 where `pairs` (T, I) asks for it, NaN elsewhere."""
+    probability = torch.full(pairs.shape, torch.nan)
+    probability[pairs] = FastRanker(model).match_probabilities(texts, images, *pairs.nonzero(as_tuple=True))
+    return probability
 
 
 def _combine(cosine: Tensor, probability: Tensor, pairs: Tensor, direction: Direction) -> Tensor:

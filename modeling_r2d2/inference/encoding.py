@@ -190,49 +190,6 @@ def candidate_pairs(cosine: Tensor, candidates: int, direction: Direction) -> Te
     return torch.zeros_like(cosine, dtype=torch.bool).scatter_(gallery, best, True)
 
 
-def match_probabilities(
-    model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor, batch_size: int = 256
-) -> Tensor:
-    """Match probability of chosen pairs of encoded texts and pictures.
-
-    Every text's and picture's states go to the ranker once per batch, however many pairs need them; pairs are
-    batched by the length of their text.
-
-    Args:
-        pairs: (T, I) boolean, which pairs to rank. batch_size: pairs at a time.
-
-    Returns:
-        (T, I) float32, NaN where a pair was not asked for.
-
-    Raises:
-        ValueError: a model without a ranker (PRD2), or states that were not kept.
-    """
-    if texts.hidden_states is None or images.hidden_states is None:
-        raise ValueError("ranking needs the states of the towers: encode with keep_states=True")
-    lengths = texts.attention_mask.sum(dim=1)
-    by_length = lengths.argsort(stable=True).to(pairs.device)
-    position, image_index = pairs[by_length].nonzero(as_tuple=True)
-    text_index = by_length[position]
-    probability = torch.full(pairs.shape, torch.nan, device=pairs.device)
-    with evaluating(model), bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
-        for text_rows, image_rows in zip(text_index.split(batch_size), image_index.split(batch_size), strict=True):
-            own_texts, text_of_pair = text_rows.to(lengths.device).unique(return_inverse=True)
-            own_images, image_of_pair = image_rows.to(images.hidden_states.device).unique(return_inverse=True)
-            longest = int(lengths[own_texts].max())
-            output = model.rank(
-                texts.hidden_states[own_texts, :longest].to(model.device),
-                images.hidden_states[own_images].to(model.device),
-                attention_mask=texts.attention_mask[own_texts, :longest].to(model.device),
-                text_index=text_of_pair.to(model.device),
-                image_index=image_of_pair.to(model.device),
-                cls_only=True,
-            )
-            require_finite(output.match_probability, f"match probabilities of {name_of(model)}")
-            probability[text_rows, image_rows] = output.match_probability.to(pairs.device)
-            shown.update(len(text_rows))
-    return probability
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradient; afterwards every module is in the mode it was in."""

@@ -14,14 +14,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..model.modeling_r2d2 import R2D2Model, match_probability
 from ..processing.files.progress import bar
 from .attention import FoldedAttention, SelfAttention
+from .encoding import EncodedImages, EncodedTexts, name_of
 from .finite import require_finite
 
 #: A text with at least so many candidates gets chunks of its own, where its folded keys are shared.
 SHARED_FROM = 4
+#: Memory for what is prepared of the pictures that are ranked at a time.
+_BLOCK_BYTES = 2**28
 
 
 @dataclass
@@ -97,7 +101,7 @@ class _Layer:
 
 
 class FastRanker:
-    """Match logits of pairs of encoded texts and pictures.
+    """Match logits and probabilities of pairs of encoded texts and pictures.
 
     It reads the model's weights when it is made: make another one after training.
 
@@ -145,6 +149,39 @@ class FastRanker:
     def _size(self) -> int:
         return self.model.config.cross_encoder_config.hidden_size
 
+    def match_probabilities(
+        self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """Match probabilities of P pairs of what the towers encoded, wherever that is kept.
+
+        Pictures are prepared once each, a block of them at a time; a text's work is shared within a block.
+
+        Args:
+            texts: with their states.
+            images: with their states.
+            text_index: (P,) int64.
+            image_index: (P,) int64.
+
+        Returns:
+            (P,) float32, on the CPU.
+
+        Raises:
+            ValueError: states that were not kept.
+        """
+        if texts.hidden_states is None or images.hidden_states is None:
+            raise ValueError("ranking needs the states of the towers: encode with keep_states=True")
+        own_texts = RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
+        text_index, (own, place) = text_index.cpu(), image_index.cpu().unique(return_inverse=True)
+        size = max(_BLOCK_BYTES // (8 * images.hidden_states.shape[1] * self._size), 8)
+        probability = torch.empty(len(text_index))
+        with bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
+            for number, rows in enumerate(own.split(size)):
+                prepared = self.prepare(images.hidden_states[rows].to(self.model.device))
+                pairs = (place // size == number).nonzero()[:, 0]
+                found = self.logits(own_texts, prepared, text_index[pairs], place[pairs] % size, shown=shown)
+                probability[pairs] = found.match_probability.cpu()
+        return probability
+
     @torch.inference_mode()
     def logits(
         self,
@@ -154,36 +191,47 @@ class FastRanker:
         image_index: Tensor,
         text_image: bool = True,
         image_text: bool = True,
+        shown: tqdm | None = None,
     ) -> MatchLogits:
         """Match logits of P pairs, in their order.
 
         Args:
-            text_index, image_index: (P,) int64. text_image, image_text: which of the encoders to ask.
+            texts: T texts.
+            images: I pictures, on the model's device.
+            text_index: (P,) int64.
+            image_index: (P,) int64.
+            text_image: whether to ask the text-image encoder.
+            image_text: whether to ask the image-text encoder.
+            shown: the bar that counts the pairs; None: one of its own.
 
         Returns:
             equal to those of `R2D2Model.rank` but for rounding (measured: 1e-6 in float32).
         """
-        result = {}
+        result: dict[str, Tensor | None] = {}
+        # places are read on the CPU: a device would have to be waited for at every chunk
+        lengths, text_index, image_index = texts.lengths.cpu(), text_index.cpu(), image_index.cpu()
+        progress = bar(doing="ranking", total=len(text_index), unit="pairs") if shown is None else shown
         for name, wanted, size, encode in (
             ("text_match_logits", text_image, 4 * self.chunk, self._text_image_logits),
             ("image_match_logits", image_text, self.chunk, self._image_text_logits),
         ):
             out = None
-            shown = bar(doing="ranking", total=len(text_index), unit="pairs")
-            for pairs, rows in self._chunks(texts.lengths, text_index, size) if wanted else ():
-                own = texts.hidden_states[rows, : int(texts.lengths[rows].max())]
+            for pairs, rows in self._chunks(lengths, text_index, size) if wanted else ():
+                own = texts.hidden_states[rows, : int(lengths[rows].max())].to(self.model.device)
                 mask = None  # which is quicker; within a chunk lengths are mostly equal
-                if len(rows) > 1 and int(texts.lengths[rows].min()) < own.shape[1]:
-                    mask = torch.arange(own.shape[1], device=own.device) < texts.lengths[rows].unsqueeze(1)
+                if len(rows) > 1 and int(lengths[rows].min()) < own.shape[1]:
+                    mask = (torch.arange(own.shape[1]) < lengths[rows].unsqueeze(1)).to(own.device)
                 chunk = encode(own, mask, images.take(image_index[pairs]))
                 if out is None:
                     out = chunk.new_empty(len(text_index), 2)
                 out[pairs] = chunk
-                shown.update(len(pairs))
-            shown.close()
+                if encode == self._image_text_logits or not image_text:  # the slower one counts
+                    progress.update(len(pairs))
             if out is not None:
-                require_finite(out, f"match logits of {self.model.config.name_or_path or type(self.model).__name__}")
+                require_finite(out, f"match logits of {name_of(self.model)}")
             result[name] = out
+        if shown is None:
+            progress.close()
         return MatchLogits(**result)
 
     def _chunks(self, lengths: Tensor, text_index: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

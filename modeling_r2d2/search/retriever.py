@@ -31,7 +31,7 @@ from ..model.ranges_r2d2 import require_number
 from ..processing.files.images import open_image, turns_upright
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
 from .cache import CacheOptions
-from .candidates import CandidateRanking, ranked
+from .candidates import CandidateRanking
 from .images import CollectionImage
 from .manifest import Manifest
 from .results import SearchHit, SearchResult
@@ -249,11 +249,10 @@ class R2D2Retriever:
         _, pil_images = _opened(images, self.processor)
         encoded_texts = encode_texts(self.model, self.processor, texts)
         encoded_images = encode_images(self.model, self.processor, pil_images)
-        prepared = self.ranker.prepare(encoded_images.hidden_states)
-        image_index = torch.arange(len(pil_images)).repeat_interleave(len(texts)).to(self.model.device)
-        text_index = torch.arange(len(texts)).repeat(len(pil_images)).to(self.model.device)
-        logits = self.ranker.logits(ranked(encoded_texts), prepared, text_index, image_index)
-        raw = logits.match_probability.view(len(pil_images), len(texts)).cpu()
+        image_index = torch.arange(len(pil_images)).repeat_interleave(len(texts))
+        text_index = torch.arange(len(texts)).repeat(len(pil_images))
+        raw = self.ranker.match_probabilities(encoded_texts, encoded_images, text_index, image_index)
+        raw = raw.view(len(pil_images), len(texts))
         calibrated = raw if self.calibration is None else self.calibration(raw)
         return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
 

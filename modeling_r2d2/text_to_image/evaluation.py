@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..inference.encoding import encode_images, encode_texts, match_probabilities
+from ..inference.encoding import encode_images, encode_texts
+from ..inference.ranker import FastRanker
 from ..inference.recall import first_hit_ranks, recall_at
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
@@ -107,11 +108,9 @@ def evaluate_generated(
     ranks = first_hit_ranks(cosine, positives)
     probability = other = None
     if ranked:
-        pairs = positives.clone()
-        following = (own + 1) % len(names)
-        pairs[rows, following] = True
-        matrix = match_probabilities(judge, texts, pil_images, pairs.t()).t().cpu()
-        probability, other = matrix[rows, own], matrix[rows, following]
+        text_index = torch.cat([own, (own + 1) % len(names)])
+        both = FastRanker(judge).match_probabilities(texts, pil_images, text_index, rows.repeat(2))
+        probability, other = both.chunk(2)
     return GeneratedResult(
         images=len(images),
         names=len(names),

@@ -13,10 +13,10 @@ from modeling_r2d2.evaluation import (
     encode_images,
     encode_texts,
     evaluate_retrieval,
-    match_probabilities,
     recall_at,
     two_stage_scores,
 )
+from modeling_r2d2.inference.ranker import FastRanker
 from modeling_r2d2.inference.recall import first_hit_ranks
 from modeling_r2d2.processing.datasets.gallery import positive_pairs
 from tests.helpers import tiny_image, tiny_model, tiny_processor
@@ -106,7 +106,7 @@ def test_nothing_to_encode(model, processor):
 @pytest.mark.parametrize("candidates", [1, 3, 6, 100])
 def test_two_stage_scores(model, processor, pil_images, one_by_one, candidates, direction):
     images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS)
-    scores = two_stage_scores(model, texts, images, candidates, direction, batch_size=5)
+    scores = two_stage_scores(model, texts, images, candidates, direction)
     cosine, probability = one_by_one if direction == "text_to_image" else [m.t() for m in one_by_one]
     assert scores.shape == cosine.shape
     for row in range(len(cosine)):
@@ -123,20 +123,31 @@ def test_two_stage_scores(model, processor, pil_images, one_by_one, candidates, 
 
 def test_only_the_asked_pairs_are_ranked(model, processor, pil_images, one_by_one, monkeypatch):
     images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS)
-    pairs = torch.rand(len(TEXTS), len(pil_images)) < 0.4
-    seen = []
-    rank = model.rank
+    wanted, asked = torch.rand(len(TEXTS), len(pil_images)) < 0.4, []
+    by_ranker = FastRanker.match_probabilities
 
-    def counting(*args, **kwargs):
-        seen.append((len(args[0]), len(args[1]), len(kwargs["text_index"])))
-        return rank(*args, **kwargs)
+    def watched(ranker, *arguments):
+        asked.extend(zip(*(index.tolist() for index in arguments[2:]), strict=True))
+        return by_ranker(ranker, *arguments)
 
-    monkeypatch.setattr(model, "rank", counting)
-    probability = match_probabilities(model, texts, images, pairs, batch_size=8)
-    assert torch.equal(probability.isnan(), ~pairs)
-    torch.testing.assert_close(probability[pairs], one_by_one[1][pairs], atol=1e-5, rtol=0)
-    assert sum(count for _, _, count in seen) == int(pairs.sum())
-    assert all(rows <= count and columns <= len(pil_images) for rows, columns, count in seen)
+    monkeypatch.setattr(FastRanker, "match_probabilities", watched)
+    monkeypatch.setattr("modeling_r2d2.evaluation.retrieval.candidate_pairs", lambda *_: wanted)
+    scores = two_stage_scores(model, texts, images, 1)
+    assert asked == [tuple(pair) for pair in wanted.nonzero().tolist()]
+    cosine, probability = one_by_one
+    torch.testing.assert_close(scores[wanted], (cosine + probability)[wanted], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("block", [1, 2**28])
+def test_match_probabilities(model, processor, pil_images, one_by_one, monkeypatch, block):
+    """In the order of the pairs, each as often as it is asked for, whatever block its picture is in."""
+    monkeypatch.setattr("modeling_r2d2.inference.ranker._BLOCK_BYTES", block)
+    images = encode_images(model, processor, [*pil_images, *pil_images])
+    texts = encode_texts(model, processor, TEXTS)
+    text_index, image_index = torch.randint(len(TEXTS), (40,)), torch.randint(len(images.embeds), (40,))
+    found = FastRanker(model).match_probabilities(texts, images, text_index, image_index)
+    wanted = one_by_one[1][text_index, image_index % len(pil_images)]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_evaluate_retrieval(model, processor, pil_images, one_by_one):
@@ -218,7 +229,7 @@ class TestGolden:
     @pytest.mark.parametrize(("direction", "key"), [("text_to_image", "t2i"), ("image_to_text", "i2t")])
     def test_scores(self, golden_arrays, golden_encoded, candidates, direction, key):
         model, texts, images = golden_encoded
-        scores = two_stage_scores(model, texts, images, candidates, direction, batch_size=7)
+        scores = two_stage_scores(model, texts, images, candidates, direction)
         golden = golden_arrays[f"gal_k{candidates}_score_{key}"]
         chosen = golden > -100
         torch.testing.assert_close(scores[chosen], golden[chosen], atol=1e-5, rtol=0)
