@@ -7,37 +7,60 @@ drawn uniformly, or as FGR draws its negatives (by the first model; the same lis
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import DEMO_MODELS, ROOT, Check, Table, arguments, finish
+from torch import Tensor
 
+from modeling_r2d2 import R2D2Model, R2D2Processor
 from modeling_r2d2.figures.reliability import reliability_plot
-from modeling_r2d2.inference.calibrating import LabelledGallery, load_gallery, pairs_of
+from modeling_r2d2.inference.calibrating import PairList, draw_pairs, load_gallery
 from modeling_r2d2.inference.calibration import fit_calibration, reliability
-from modeling_r2d2.inference.calibration_pairs import Gallery
+from modeling_r2d2.inference.encoding import EncodedImages, EncodedTexts, encode_images, encode_texts
 from modeling_r2d2.inference.models import load_model
+from modeling_r2d2.inference.negatives import similarity_logits
+from modeling_r2d2.inference.ranker import FastRanker
+from modeling_r2d2.processing.datasets.gallery import Gallery
 
 NEGATIVES = {"uniform": "drawn uniformly", "hard": "drawn as in FGR"}
 
 
+@dataclass
+class Encoded:
+    """A gallery as a model encodes it."""
+
+    model: R2D2Model
+    gallery: Gallery
+    texts: EncodedTexts
+    images: EncodedImages
+
+    @classmethod
+    def by(cls, model: R2D2Model, processor: R2D2Processor, gallery: Gallery) -> "Encoded":
+        texts, images = (encode_texts(model, processor, gallery.texts), encode_images(model, processor, gallery.images))
+        return cls(model, gallery, texts, images)
+
+    def draw(self, negatives: str, per_positive: int | None = None) -> PairList:
+        """Pairs whose hard negatives are this model's."""
+        logits = similarity_logits(self.model, self.texts, self.images)
+        return draw_pairs(self.gallery.positives(), negatives, per_positive, logits=logits)
+
+    def probabilities(self, pairs: PairList) -> Tensor:
+        """The model's own, not calibrated."""
+        ranker = FastRanker(self.model)
+        return ranker.match_probabilities(self.texts, self.images, pairs.text_index, pairs.image_index)
+
+
 def measure(
-    models: dict[str, tuple],
-    fit: LabelledGallery,
-    test: LabelledGallery,
-    per_positive: int,
-    plot: Path | None,
-    quick: bool,
+    models: dict[str, tuple], fit: Gallery, test: Gallery, per_positive: int, plot: Path | None, quick: bool
 ) -> Table:
     """Fit each model on `fit`, measure on `test`."""
-    encoded = {
-        name: [Gallery.encode(*model, part.images, part.texts) for part in (fit, test)]
-        for name, model in models.items()
-    }
+    encoded = {name: [Encoded.by(*model, part) for part in (fit, test)] for name, model in models.items()}
     first = next(iter(encoded.values()))
     rows, checks, curves = [], [], {}
     for kind, drawn in NEGATIVES.items():
-        lists = [pairs_of(fit, first[0], kind), pairs_of(test, first[1], kind, per_positive)]
+        lists = [first[0].draw(kind), first[1].draw(kind, per_positive)]
         for name, galleries in encoded.items():
             fit_p, test_p = (g.probabilities(pairs) for g, pairs in zip(galleries, lists, strict=True))
             fitted = fit_calibration(fit_p, lists[0].labels, lists[0].groups)
@@ -77,32 +100,32 @@ def measure(
     )
 
 
-def quick_gallery(seed: int) -> LabelledGallery:
+def quick_gallery(seed: int) -> Gallery:
     """Eight plain colours with names."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(seed)
     colors = torch.randint(0, 256, (8, 3), generator=generator).tolist()
     ids = list("红黄蓝白黑绿紫灰")
-    return LabelledGallery([Image.new("RGB", (40, 40), tuple(color)) for color in colors], ids, ids, ids)
+    return Gallery([Image.new("RGB", (40, 40), tuple(color)) for color in colors], ids, ids, [[name] for name in ids])
 
 
 def quick_model() -> tuple:
     """Random weights; the match heads are turned so that true pairs of this gallery are the likelier ones."""
     from ranking import TINY
 
-    from modeling_r2d2 import R2D2Config, R2D2Model, R2D2Processor
+    from modeling_r2d2 import R2D2Config
     from modeling_r2d2.processing.tokenization import build_character_tokenizer
 
     processor = R2D2Processor.build(build_character_tokenizer("红黄蓝白黑绿紫灰"), image_size=64)
     for seed in range(50):
         torch.manual_seed(seed)
         model = R2D2Model(R2D2Config(**TINY, initializer_range=0.5)).eval()
-        gallery = Gallery.encode(model, processor, quick_gallery(0).images, quick_gallery(0).texts)
+        encoded = Encoded.by(model, processor, quick_gallery(0))
         try:
             for kind in NEGATIVES:
-                pairs = pairs_of(quick_gallery(0), gallery, kind)
-                fit_calibration(gallery.probabilities(pairs), pairs.labels, pairs.groups)
+                pairs = encoded.draw(kind)
+                fit_calibration(encoded.probabilities(pairs), pairs.labels, pairs.groups)
         except ValueError:
             continue
         return model, processor

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..inference.encoding import encode_images, encode_texts, evaluating, pre_ranking_scores
+from ..inference.encoding import encode_images, encode_texts
+from ..inference.negatives import draw_negatives, similarity_logits
 from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
@@ -122,15 +123,12 @@ def make_matching_pairs(
             raise ValueError("negatives as in FGR are drawn by a model: give model and processor")
         images = encode_images(model, processor, gallery.images, batch_size, keep_states=False)
         texts = encode_texts(model, processor, gallery.texts, 8 * batch_size, keep_states=False)
-        with evaluating(model):
-            per_text, _ = pre_ranking_scores(model, texts, images)
-            logits = per_text / model.bounded_temperature().cpu()
+        logits = similarity_logits(model, texts, images)
     else:
         logits = torch.zeros(positives.shape)
-    logits = logits.masked_fill(positives, -torch.inf)
     generator = torch.Generator().manual_seed(seed)
-    wrong_image = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
-    wrong_text = torch.multinomial(logits.t()[described].softmax(dim=1), 1, generator=generator)[:, 0]
+    wrong_image = draw_negatives(logits, positives, 1, generator)[:, 0]
+    wrong_text = draw_negatives(logits.t()[described], positives.t()[described], 1, generator)[:, 0]
     keys = np.array(gallery.image_ids, dtype=object)
     return MatchingPairs(
         [ids[0] for ids in gallery.text_ids] + keys[wrong_image.numpy()].tolist() + keys[described.numpy()].tolist(),

@@ -1,30 +1,42 @@
-"""Calibrate a model on a gallery that training has not seen."""
+"""Calibrate a model on a gallery that training has not seen: all its true pairs, and wrong ones that are drawn."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from ..processing.datasets.gallery import GalleryImages
+from ..processing.datasets import PairDataset, load_pairs
+from ..processing.datasets.emoji import EmojiPairs
+from ..processing.datasets.gallery import Gallery, GalleryImages
 from .calibration import Calibration, Reliability, fit_calibration, ranker_digest, reliability
-from .calibration_pairs import Gallery, Negatives, PairList, draw_pairs
+from .encoding import encode_images, encode_texts
 from .models import load_model
+from .negatives import draw_negatives, similarity_logits
+from .ranker import FastRanker
+
+Negatives = Literal["uniform", "hard"]
+#: Wrong pairs for each true one: uniform ones are cheap, and show how improbable wrong pairs are.
+PER_POSITIVE = {"uniform": 32, "hard": 4}
 
 
 @dataclass(frozen=True)
-class LabelledGallery:
-    """Pictures (PIL or paths) and texts with the ids that say which belong together, see `positive_pairs`."""
+class PairList:
+    """P pairs: text_index, image_index, labels (P,), 1 = true. The same list serves every model that is compared."""
 
-    images: Sequence[Any]
-    texts: Sequence[str]
-    image_ids: Sequence
-    text_ids: Sequence
+    text_index: Tensor
+    image_index: Tensor
+    labels: Tensor
+
+    @property
+    def groups(self) -> list[int]:
+        """The text of each pair: pairs of one text are held out together."""
+        return self.text_index.tolist()
 
 
-def load_gallery(data: str | PathLike, **reading: Any) -> LabelledGallery:
-    """A gallery of image-text pairs: pictures, decoded on access, and first texts, told apart by image_id.
+def load_gallery(data: str | PathLike, **reading: Any) -> Gallery:
+    """A gallery of image-text pairs: the picture and the first text of each; equal image_ids belong together.
 
     Args:
         data: what `load_pairs` reads, or "demo": the Samsung emoji that the demo's training leaves out; "demo:twitter"
@@ -35,63 +47,89 @@ def load_gallery(data: str | PathLike, **reading: Any) -> LabelledGallery:
         DataRefusedError, FileNotFoundError, ValueError: as `load_pairs`; a stream of shards; labelled pairs.
     """
     if str(data).split(":")[0] == "demo":
-        from ..processing.datasets.emoji import EmojiPairs
-
         vendor = str(data).partition(":")[2]
         pairs = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
-        ids = pairs.keys()
-        return LabelledGallery(_images(pairs), pairs.names(), ids, ids)
-    from ..processing.datasets import load_pairs
-
+        return _gallery(pairs, pairs.keys(), pairs.names())
     pairs = load_pairs(data, **reading)
-    if not hasattr(pairs, "image_ids"):
+    if not isinstance(pairs, PairDataset):
         raise ValueError(f"{data} is a stream of shards, and calibration draws pairs from a list: unpack it")
     if pairs.labelled:
         raise ValueError(f"{data} holds labelled pairs, and calibration draws its wrong pairs itself: give true ones")
     pairs = pairs.drop_unreadable()
-    ids = pairs.image_ids().tolist()
-    return LabelledGallery(_images(pairs), pairs.first_texts(), ids, ids)
+    return _gallery(pairs, pairs.image_ids().tolist(), pairs.first_texts())
 
 
-def _images(pairs: Any) -> GalleryImages:
-    return GalleryImages([(pairs, row) for row in range(len(pairs))])
+def _gallery(pairs: PairDataset | EmojiPairs, ids: list, texts: list[str]) -> Gallery:
+    images = GalleryImages([(pairs, row) for row in range(len(pairs))])
+    return Gallery(images, ids, texts, [[key] for key in ids])
 
 
-def pairs_of(
-    gallery: LabelledGallery,
-    encoded: Gallery,
+def draw_pairs(
+    positives: Tensor,
     negatives: Negatives = "uniform",
     per_positive: int | None = None,
     seed: int = 0,
+    logits: Tensor | None = None,
 ) -> PairList:
-    """The pairs to fit or measure on; hard ones are drawn by this model, and may serve others too."""
-    ids = gallery.image_ids, gallery.text_ids
-    weights = encoded.hard_weights(*ids) if negatives == "hard" else None
-    return draw_pairs(*ids, negatives, per_positive, seed, weights)
+    """All true pairs of a gallery, and for each of them wrong pictures for its text. `Calibration.prior` makes up for
+    the share of true pairs that this gives.
+
+    Args:
+        positives: (T, I) boolean.
+        negatives: drawn uniformly, or hard ones.
+        per_positive: wrong pictures for each true pair, as far as there are so many; default: `PER_POSITIVE`.
+        seed: of the draw.
+        logits: (T, I) for hard ones: `similarity_logits` of the model that the list is made with.
+
+    Raises:
+        ValueError: no true pair, no wrong one, or hard negatives without logits.
+    """
+    if not positives.any() or positives.all():
+        raise ValueError("calibration needs true and wrong pairs: the gallery has pairs of one kind only")
+    if negatives not in PER_POSITIVE:
+        raise ValueError(f"negatives is {negatives!r}; use 'uniform' or 'hard'")
+    if negatives == "uniform":
+        logits = torch.zeros(positives.shape)
+    elif logits is None:
+        raise ValueError("hard negatives are drawn by a model: give its `similarity_logits`")
+    text_index, image_index = positives.nonzero(as_tuple=True)
+    count = min(per_positive or PER_POSITIVE[negatives], int((~positives).sum(dim=1).min()))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw_negatives(logits.double()[text_index], positives[text_index], count, generator)
+    return PairList(
+        torch.cat([text_index, text_index.repeat_interleave(count)]),
+        torch.cat([image_index, drawn.flatten()]),
+        torch.cat([torch.ones(len(text_index)), torch.zeros(drawn.numel())]).long(),
+    )
 
 
 def calibrate_model(
     model: str | PathLike,
-    gallery: LabelledGallery,
+    gallery: Gallery,
     negatives: Negatives = "uniform",
     per_positive: int | None = None,
     prior: float | None = None,
     method: str = "best",
     seed: int = 0,
-    test: LabelledGallery | None = None,
+    test: Gallery | None = None,
 ) -> tuple[Calibration, tuple[Tensor, Tensor]]:
     """Fit on a gallery.
 
     Returns:
         the calibration (not yet stored), and the model's probabilities (P,) with their labels (P,): of `test` where it
         is given, else of the pairs fitted.
+
+    Raises:
+        ValueError: a model without a ranker; as `load_model`, `draw_pairs`, `fit_calibration`.
     """
     network, processor = load_model(model)
+    ranker = FastRanker(network)
 
-    def measured(part: LabelledGallery) -> tuple[Tensor, PairList]:
-        encoded = Gallery.encode(network, processor, part.images, part.texts)
-        pairs = pairs_of(part, encoded, negatives, per_positive, seed)
-        return encoded.probabilities(pairs), pairs
+    def measured(part: Gallery) -> tuple[Tensor, PairList]:
+        images, texts = encode_images(network, processor, part.images), encode_texts(network, processor, part.texts)
+        logits = similarity_logits(network, texts, images)
+        pairs = draw_pairs(part.positives(), negatives, per_positive, seed, logits)
+        return ranker.match_probabilities(texts, images, pairs.text_index, pairs.image_index), pairs
 
     probability, pairs = measured(gallery)
     fitted = fit_calibration(probability, pairs.labels, pairs.groups, prior, method=method)

@@ -62,9 +62,17 @@ class HardNegatives(NamedTuple):
     valid: Tensor
 
 
-def hard_negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
-    """softmax(s/τ) over the global batch with all pairs of the same id set to zero (not renormalised): (B, N)."""
-    return nn.functional.softmax(logits.float(), dim=1).masked_fill(positives, 0)
+def negative_logits(logits: Tensor, positives: Tensor) -> Tensor:
+    """What hard negatives are drawn by: s/τ, −∞ on the pairs of the same id in every row that has a negative.
+
+    The paper draws by softmax(s/τ) with those pairs set to zero. The softmax over the negatives alone has the same
+    ratios, and never underflows to zero on all of them.
+
+    Args:
+        logits: (…, B, N).
+        positives: (B, N) boolean.
+    """
+    return logits.masked_fill(positives & ~positives.all(dim=1, keepdim=True), -torch.inf)
 
 
 @torch.no_grad()
@@ -76,8 +84,7 @@ def draw_hard_negatives(
 ) -> HardNegatives:
     """One negative text for every image and one negative image for every text, with probability softmax(s/τ).
 
-    A row without any negative (a batch with one single id) draws column 0 and is marked invalid. Where the
-    softmax underflows to zero on every negative, the row is drawn by its logits renormalised over the negatives.
+    A row without any negative (a batch with one single id) draws some column and is marked invalid.
 
     Args:
         logits_per_image: (B, N) scaled similarities.
@@ -85,34 +92,27 @@ def draw_hard_negatives(
         positives: (B, N) boolean, the pairs of the same id.
         generator: for reproducible draws; default: torch's global generator.
     """
-    logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
     # By the inverse of the cumulative distribution: one random number per row instead of one per entry.
-    mass = logits.softmax(dim=1).cumsum(dim=1)
-    total = mass[:, -1:]
+    mass = _both_ways(logits_per_image, logits_per_text, positives).softmax(dim=-1).cumsum(dim=-1)
+    total = mass[..., -1:]
     place = torch.rand(total.shape, generator=generator, device=total.device) * total
     place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
     # among NaN there is no place: the last column stands for it, and the loss, being NaN, says so
-    drawn = torch.searchsorted(mass, place, right=True).squeeze(1).clamp_(max=mass.shape[1] - 1)
-    image_index, text_index = drawn.chunk(2)
-    return HardNegatives(image_index, text_index, valid)
+    drawn = torch.searchsorted(mass, place, right=True).squeeze(-1).clamp_(max=mass.shape[-1] - 1)
+    image_index, text_index = drawn.unbind()
+    return HardNegatives(image_index, text_index, ~positives.all(dim=1))
 
 
 @torch.no_grad()
 def hardest_negatives(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> HardNegatives:
     """The most similar negative of every row instead of a drawn one; arguments as `draw_hard_negatives`."""
-    logits, valid = _negative_logits(logits_per_image, logits_per_text, positives)
-    image_index, text_index = logits.argmax(dim=1).chunk(2)
-    return HardNegatives(image_index, text_index, valid)
+    image_index, text_index = _both_ways(logits_per_image, logits_per_text, positives).argmax(dim=-1).unbind()
+    return HardNegatives(image_index, text_index, ~positives.all(dim=1))
 
 
-def _negative_logits(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """(2B, N): text rows, then image rows, −∞ on the positives of every row that has a negative; (B,) which have."""
-    valid = ~positives.all(dim=1)
-    # The softmax over the negatives alone has the same ratios as the masked softmax, and never underflows.
-    blocked = positives & valid[:, None]
-    logits = torch.cat([logits_per_text, logits_per_image]).float()  # a copy
-    logits.view(2, *blocked.shape).masked_fill_(blocked, -torch.inf)
-    return logits, valid
+def _both_ways(logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> Tensor:
+    """(2, B, N) of `negative_logits`: text rows, whose negatives are images, then image rows."""
+    return negative_logits(torch.stack([logits_per_text, logits_per_image]).float(), positives)
 
 
 def ranking_loss(

@@ -42,15 +42,15 @@ class Gallery:
 
     Args:
         images: decoded on access.
-        image_ids: (I,), all different.
+        image_ids: (I,); pictures of one id count as one.
         texts: (T,).
         text_ids: (T,) for each text the ids of the pictures that it describes.
     """
 
     images: Sequence[Image.Image]
-    image_ids: list[str]
+    image_ids: Sequence[ImageId]
     texts: list[str]
-    text_ids: list[list[str]]
+    text_ids: list[list[ImageId]]
 
     @classmethod
     def from_pairs(cls, pairs: Pairs) -> Gallery:

@@ -9,8 +9,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from modeling_r2d2.figures.reliability import reliability_plot
+from modeling_r2d2.inference.calibrating import draw_pairs
 from modeling_r2d2.inference.calibration import Calibration, fit_calibration, ranker_digest, reliability, threshold_for
-from modeling_r2d2.inference.calibration_pairs import Gallery, draw_pairs
+from modeling_r2d2.inference.encoding import encode_images, encode_texts
+from modeling_r2d2.inference.negatives import similarity_logits
+from modeling_r2d2.processing.datasets.gallery import positive_pairs
 from tests.helpers import tiny_image
 
 
@@ -144,43 +147,43 @@ def test_stored_with_the_model(model, model_folder, tmp_path, caplog):
 
 def test_uniform_pairs():
     ids = list("aabcde")
-    pairs = draw_pairs(ids, ids, per_positive=3)
+    positives = positive_pairs(ids, ids)
+    pairs = draw_pairs(positives, per_positive=3)
     labels = [int(ids[t] == ids[i]) for t, i in zip(pairs.text_index, pairs.image_index, strict=True)]
     assert pairs.labels.tolist() == labels
     assert (sum(labels), len(labels)) == (8, 8 * 4)
-    again = draw_pairs(ids, ids, per_positive=3)
+    again = draw_pairs(positives, per_positive=3)
     assert again.image_index.equal(pairs.image_index)
-    assert not draw_pairs(ids, ids, per_positive=3, seed=1).image_index.equal(pairs.image_index)
+    assert not draw_pairs(positives, per_positive=3, seed=1).image_index.equal(pairs.image_index)
     with pytest.raises(ValueError, match="one kind only"):
-        draw_pairs(["a"], ["a"])
+        draw_pairs(positive_pairs(["a"], ["a"]))
 
 
-def test_hard_pairs_follow_the_weights():
-    ids = list(range(40))
-    weights = torch.full((40, 40), 1e-3)
-    weights[:, 7] = 1.0
-    pairs = draw_pairs(ids, ids, "hard", per_positive=1, weights=weights)
+def test_hard_pairs_follow_the_logits():
+    positives, logits = torch.eye(40, dtype=torch.bool), torch.zeros(40, 40)
+    logits[:, 7] = 7
+    pairs = draw_pairs(positives, "hard", per_positive=1, logits=logits)
     wrong = pairs.image_index[pairs.labels == 0]
     assert (wrong == 7).float().mean() > 0.8
-    with pytest.raises(ValueError, match="weights"):
-        draw_pairs(ids, ids, "hard")
+    with pytest.raises(ValueError, match="drawn by a model"):
+        draw_pairs(positives, "hard")
 
 
-def test_gallery_gives_the_models_probabilities(model, processor):
-    texts, images = ["一只猫", "马", "小船"], [tiny_image(seed) for seed in range(3)]
-    gallery = Gallery.encode(model, processor, images, texts)
-    pairs = draw_pairs(range(3), range(3), per_positive=2)
-    found = gallery.probabilities(pairs)
-    for place, (text, image) in enumerate(zip(pairs.text_index, pairs.image_index, strict=True)):
-        inputs = processor(images=[images[image]], text=[texts[text]], return_tensors="pt")
-        with torch.no_grad():
-            want = model.match(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
-        assert float(found[place]) == pytest.approx(float(want.match_probability), abs=1e-5)
-    weights = gallery.hard_weights(range(3), range(3))
-    z = gallery.cosine / model.temperature.item()
-    exact = np.exp(z.numpy() - z.numpy().max(axis=1, keepdims=True))
-    exact = exact / exact.sum(axis=1, keepdims=True) * (1 - np.eye(3))
-    np.testing.assert_allclose(weights.numpy(), exact, atol=1e-5)
+def test_as_many_hard_pairs_as_there_are():
+    """Also where all but one are beyond what a softmax holds."""
+    logits = torch.zeros(5, 5)
+    logits[:, 2] = 1e4
+    pairs = draw_pairs(torch.eye(5, dtype=torch.bool), "hard", per_positive=9, logits=logits)
+    wrong = torch.stack([pairs.text_index, pairs.image_index], dim=1)[pairs.labels == 0].tolist()
+    assert sorted(wrong) == [[text, image] for text in range(5) for image in range(5) if text != image]
+
+
+def test_similarity_logits(model, processor):
+    texts = encode_texts(model, processor, ["一只猫", "马", "小船"])
+    images = encode_images(model, processor, [tiny_image(seed) for seed in range(2)])
+    cosine = texts.embeds.numpy() @ images.embeds.numpy().T
+    found = similarity_logits(model, texts, images)
+    np.testing.assert_allclose(found.numpy(), cosine / model.temperature.item(), atol=1e-4)
 
 
 def test_json_holds_plain_numbers():
