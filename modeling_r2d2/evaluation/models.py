@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoProcessor
 from ..inference.encoding import encode_texts, evaluating
 from ..inference.loading import config_values, load_processor, load_whole
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
+from ..model.two_towers_r2d2 import require_ranker
 
 if TYPE_CHECKING:
     from .settings import EvaluationSettings
@@ -39,11 +40,10 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
     model = load_whole(kind, place).eval().to(settings.device)
     processor = load_processor(AutoProcessor, place)
     refuse_foreign(model, processor, place)
-    if (settings.two_stage or settings.task == "matching") and not getattr(model, "can_rank", False):
-        raise ValueError(
-            f"{place} is pre-ranking only (PRD2: cross_encoder_config is None): it has no match probability. "
-            + ("Leave --two-stage out" if settings.two_stage else "Evaluate it with task retrieval")
-        )
+    if settings.two_stage:
+        require_ranker(model.config, "the second stage", "leave --two-stage out")
+    elif settings.task == "matching":
+        require_ranker(model.config, instead="evaluate it with task retrieval")
     if settings.task == "captioning" and model.generation_config.bos_token_id is None:
         model.set_special_tokens(processor.tokenizer)
     return model, processor

@@ -23,6 +23,7 @@ from ..inference.ranker import FastRanker
 from ..inference.recall import recall_both_ways
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.datasets.gallery import ImageId, TextId, positive_pairs
 
 
@@ -79,7 +80,6 @@ def evaluate_retrieval(
         ValueError: an empty gallery, ids that do not fit it, a query without any right item, candidates asked of a
             model without a ranker.
     """
-    _refuse_ranking(model, candidates)
     positives = _positives(images, texts, image_ids, text_ids)
     cosine, image_to_text, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
     result = {
@@ -143,8 +143,8 @@ def score_both_ways(
     Raises:
         ValueError: an empty gallery, candidates asked of a model without a ranker.
     """
-    _refuse_ranking(model, candidates)
-    keep_states = candidates is not None
+    if keep_states := candidates is not None:
+        require_ranker(model.config, "the second stage", "leave candidates at None")
     encoded_images = encode_images(model, processor, images, batch_size, keep_states)
     encoded_texts = encode_texts(model, processor, texts, 8 * batch_size, keep_states)
     cosine, image_to_text = pre_ranking_scores(model, encoded_texts, encoded_images)
@@ -155,13 +155,6 @@ def score_both_ways(
     union = wanted["text_to_image"] | wanted["image_to_text"]
     probability = _match_probabilities(model, encoded_texts, encoded_images, union)
     return cosine, image_to_text, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
-
-
-def _refuse_ranking(model: R2D2Model, candidates: int | None) -> None:
-    if candidates is not None and not model.can_rank:
-        raise ValueError(
-            "this model is pre-ranking only (PRD2: cross_encoder_config is None): leave candidates at None"
-        )
 
 
 def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, text_ids: Sequence | None) -> Tensor:

@@ -20,6 +20,7 @@ from ..model.image_classification_r2d2 import R2D2ForImageClassification
 from ..model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.records import require_true_pairs
 from ..processing.files.writing import staged_folder
@@ -67,8 +68,8 @@ def load_for(
     """
     config = load_config(R2D2Config, source)
     processor = load_processor(R2D2Processor, source)
-    if task in ("matching", "caption") and config.cross_encoder_config is None:
-        raise ValueError(f"{source} is pre-ranking only (PRD2): {task} needs the cross encoders of an R2D2")
+    if task in ("matching", "caption"):
+        require_ranker(config, f"the task {task}")
     if task == "classification":
         if not classes:
             raise ValueError("a classifier needs its classes")

@@ -12,6 +12,7 @@ from transformers.utils import can_return_tuple
 
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.modeling_r2d2 import R2D2MatchOutput, R2D2Model
+from ..model.two_towers_r2d2 import check_tokens, refuse_empty, require_ranker
 from . import onnx_ranker as ranker_weights
 from .finite import require_finite
 from .loading import load_config
@@ -96,8 +97,6 @@ class R2D2OnnxModel(nn.Module):
     forward = R2D2Model.forward
     _contrastive_loss = R2D2Model._contrastive_loss
     match = R2D2Model.match
-    _require_ranker = R2D2Model._require_ranker
-    _check_tokens = R2D2Model._check_tokens
 
     def bounded_temperature(self) -> Tensor:
         """The temperature τ of pre-ranking."""
@@ -114,8 +113,7 @@ class R2D2OnnxModel(nn.Module):
             ValueError: an empty batch, another image size, an argument that the graph does not have.
         """
         _refuse_arguments(kwargs)
-        if len(pixel_values) == 0:
-            raise ValueError("pixel_values is an empty batch")
+        refuse_empty(pixel_values, "pixel_values")
         if tuple(pixel_values.shape[-2:]) != self.manifest.image_size:
             given, made = ("×".join(map(str, size)) for size in (pixel_values.shape[-2:], self.manifest.image_size))
             raise ValueError(f"images of {given} pixels for a tower exported at {made}: use the folder's own processor")
@@ -147,9 +145,7 @@ class R2D2OnnxModel(nn.Module):
         if position_ids is not None and (position_ids != torch.arange(input_ids.shape[1])).any():
             kwargs["position_ids"] = position_ids
         _refuse_arguments(kwargs)
-        if len(input_ids) == 0:
-            raise ValueError("input_ids is an empty batch")
-        self._check_tokens(input_ids)
+        check_tokens(input_ids, self.config.text_config)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self._encoded(TEXT_TOWER, {"input_ids": input_ids.long(), "attention_mask": mask.long()})
 
@@ -169,7 +165,7 @@ class R2D2OnnxModel(nn.Module):
         Raises:
             ValueError: a model without a ranker (PRD2), numbers of texts, pictures and pairs that do not fit.
         """
-        self._require_ranker()
+        require_ranker(self.config)
         _refuse_arguments(kwargs)
         texts, images = len(text_hidden_states), len(image_hidden_states)
         if text_index is None:
@@ -199,7 +195,7 @@ class R2D2OnnxModel(nn.Module):
     @cached_property
     def _ranker_modules(self) -> nn.ModuleDict:
         """Not registered, so that they are none of the model's weights: those are the graphs'."""
-        self._require_ranker()
+        require_ranker(self.config)
         path = self.folder / self.manifest.graphs[RANKER].file
         return ranker_weights.read(self.config, self.manifest.ranker_weights, path)
 

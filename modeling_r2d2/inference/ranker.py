@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..model.modeling_r2d2 import R2D2Model, match_probability
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.progress import bar
 from .attention import FoldedAttention, SelfAttention
 from .encoding import EncodedImages, EncodedTexts, name_of
@@ -115,7 +116,7 @@ class FastRanker:
     """
 
     def __init__(self, model: R2D2Model, chunk: int | None = None):
-        model._require_ranker()
+        require_ranker(model.config)
         self.model = model
         self.chunk = chunk or (4 if model.device.type == "cpu" else 64)
         with torch.no_grad():

@@ -34,6 +34,7 @@ from ..inference.finite import require_finite
 from ..inference.loading import load_processor, load_whole
 from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import IMAGE_SUFFIXES, open_image, turns_upright
 
 _IMAGES = (Image.Image, np.ndarray, Path)
@@ -176,10 +177,7 @@ class R2D2Ranker(_R2D2Module):
     """
 
     def __init__(self, model: R2D2Model, processor: R2D2Processor) -> None:
-        if not model.can_rank:
-            raise ValueError(
-                "this model is pre-ranking only (PRD2: cross_encoder_config is None): use it as SentenceTransformer"
-            )
+        require_ranker(model.config, "a CrossEncoder", "use it as SentenceTransformer")
         super().__init__(model, processor)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:

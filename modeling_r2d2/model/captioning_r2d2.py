@@ -24,8 +24,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig
 from .cross_encoder_r2d2 import R2D2Attention, R2D2CrossEncoder, R2D2CrossEncoderLayer, eager_attention_forward
 from .losses_r2d2 import masked_language_modeling_loss
-from .modeling_r2d2 import R2D2Model, R2D2PreTrainedModel, R2D2TextModel, _vision_tower
+from .modeling_r2d2 import R2D2PreTrainedModel, R2D2TextModel
 from .pretraining_r2d2 import R2D2MLMHead
+from .two_towers_r2d2 import TextTowerMixin, check_tokens, require_ranker, vision_tower
 
 IGNORED_LABEL = -100
 
@@ -152,7 +153,7 @@ class R2D2CaptionDecoder(R2D2CrossEncoder):
         )
 
 
-class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
+class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, GenerationMixin):
     """Captions of pictures, by `generate()`: sampling, beams, a key/value cache.
 
     image tower → (B, N, E); [CLS] and the caption so far → text tower, causal → text-image encoder, causal →
@@ -183,12 +184,8 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: R2D2Config):
         super().__init__(config)
-        if config.cross_encoder_config is None:
-            raise ValueError(
-                "this configuration has no cross encoder (PRD2: cross_encoder_config is None), and captions are "
-                "written by the text-image cross encoder"
-            )
-        self.vision_model = _vision_tower(config.vision_config)
+        require_ranker(config, "writing captions")
+        self.vision_model = vision_tower(config.vision_config)
         self.text_model = R2D2TextModel._from_config(config.text_config)
         self.text_image_encoder = R2D2CaptionDecoder._from_config(
             config.cross_encoder_config,
@@ -198,11 +195,6 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
         self.mlm_head = R2D2MLMHead(config)
         self.generation_config = GenerationConfig(max_new_tokens=config.max_text_length - 1)
         self.post_init()
-
-    # Of the whole model; a captioner has the same towers.
-    get_input_embeddings = R2D2Model.get_input_embeddings
-    set_input_embeddings = R2D2Model.set_input_embeddings
-    _check_tokens = R2D2Model._check_tokens
 
     def _auto_map(self) -> dict[str, str]:
         return {}  # its weights are no whole R2D2Model
@@ -304,7 +296,7 @@ class R2D2ForConditionalGeneration(R2D2PreTrainedModel, GenerationMixin):
     def _check_inputs(self, input_ids: Tensor, image_states: Tensor | None, cache: Cache | None, seen: int):
         if torch.compiler.is_compiling():
             return
-        self._check_tokens(input_ids)
+        check_tokens(input_ids, self.config.text_config)
         positions = self.config.text_config.max_position_embeddings
         if seen + input_ids.shape[1] > positions:
             raise ValueError(

@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
-from .modeling_r2d2 import R2D2PreTrainedModel, _vision_tower, normalize
+from .modeling_r2d2 import R2D2PreTrainedModel
+from .two_towers_r2d2 import normalize, vision_tower
 
 
 class R2D2ForImageClassification(R2D2PreTrainedModel):
@@ -35,7 +35,7 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
 
     def __init__(self, config: R2D2Config):
         super().__init__(config)
-        self.vision_model = _vision_tower(config.vision_config)
+        self.vision_model = vision_tower(config.vision_config)
         self.vision_projection = nn.Linear(config.vision_hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
         self.classifier = nn.Linear(config.projection_dim, cast(int, config.num_labels))
@@ -44,12 +44,6 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The image tower's patch embeddings."""
         return self.vision_model.get_input_embeddings()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, R2D2ForImageClassification):
-            init.constant_(module.temperature, self.config.temperature_init_value)
 
     def _auto_map(self) -> dict[str, str]:
         return {}  # its weights are no whole R2D2Model

@@ -18,21 +18,21 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_wukong import WukongConfig
 from .distributed_r2d2 import gather, process_index, world_size
 from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
-from .modeling_r2d2 import (
-    _POOLED_NORM,
-    R2D2Model,
-    R2D2PreTrainedModel,
-    _refuse_empty,
-    _vision_tower,
-    normalize,
-    refuse_missing,
-    refuse_unequal,
-)
 from .token_similarity_r2d2 import (
     TokenWiseSimilarity,
     gathered_token_wise_similarity,
     token_wise_contrastive_loss,
     token_wise_similarity,
+)
+from .two_towers_r2d2 import (
+    POOLED_NORM,
+    TextTowerMixin,
+    TwoTowerPreTrainedModel,
+    check_tokens,
+    normalize,
+    refuse_missing,
+    refuse_unequal,
+    vision_tower,
 )
 
 
@@ -96,19 +96,17 @@ class WukongTokenReduction(nn.Module):
         return weights @ values.transpose(1, 2)
 
 
-class WukongPreTrainedModel(R2D2PreTrainedModel):
-    """Base: weight initialisation, attention switches and what is saved for remote code."""
+class WukongPreTrainedModel(TwoTowerPreTrainedModel):
+    """Base of all Wukong classes."""
 
     config: WukongConfig  # type: ignore[assignment]  # transformers reads the configuration's class here
     base_model_prefix = "wukong"
     _no_split_modules = []
-    _keys_to_ignore_on_load_unexpected = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, WukongModel):
-            init.constant_(module.temperature, self.config.temperature_init_value)
             for projection in (module.vision_projection, module.text_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5)
         elif isinstance(module, WukongTokenReduction):
@@ -120,7 +118,7 @@ class WukongPreTrainedModel(R2D2PreTrainedModel):
         return {"AutoModel": model, "AutoModelForZeroShotImageClassification": model}
 
 
-class WukongModel(WukongPreTrainedModel):
+class WukongModel(TextTowerMixin, WukongPreTrainedModel):
     """The towers and their similarity.
 
     Texts are right-padded, and the causal text tower never sees padding. A text without a real token has the zero
@@ -132,11 +130,11 @@ class WukongModel(WukongPreTrainedModel):
     def __init__(self, config: WukongConfig):
         super().__init__(config)
         vision, text = config.vision_config, config.text_config
-        self.vision_model = _vision_tower(vision)
+        self.vision_model = vision_tower(vision)
         # towers that leave their last norm to the pooled output: here every token that is compared passes it
         self.vision_layernorm = (
             nn.LayerNorm(config.vision_hidden_size, eps=vision.layer_norm_eps)
-            if vision.model_type in _POOLED_NORM
+            if vision.model_type in POOLED_NORM
             else nn.Identity()
         )
         self.text_model = CLIPTextModel._from_config(text)
@@ -153,11 +151,6 @@ class WukongModel(WukongPreTrainedModel):
         self.post_init()
         self.lock_image_tower(config.lock_image_tower)
 
-    # The towers are handled as in R2D2.
-    get_input_embeddings = R2D2Model.get_input_embeddings
-    set_input_embeddings = R2D2Model.set_input_embeddings
-    _check_tokens = R2D2Model._check_tokens
-
     @property
     def is_token_wise(self) -> bool:
         """Whether images and texts are compared token by token."""
@@ -167,11 +160,6 @@ class WukongModel(WukongPreTrainedModel):
     def can_rank(self) -> bool:
         """False: there is no cross encoder."""
         return False
-
-    def _require_ranker(self):
-        raise ValueError(
-            "this model is pre-ranking only (Wukong has no cross encoder); it has similarities but no match probability"
-        )
 
     def lock_image_tower(self, locked: bool = True) -> "WukongModel":
         """Locked-image tuning (LiT): the image tower and its last norm get no gradient and stay in evaluation mode;
@@ -207,7 +195,7 @@ class WukongModel(WukongPreTrainedModel):
         if self.is_token_wise:
             compared = states[:, self.config.vision_prefix_tokens :]
         else:
-            compared = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
+            compared = self._pooled(states)
         embeds = self.vision_projection(self.vision_layernorm(compared))
         if self.token_reduction is not None:
             embeds = self.token_reduction(embeds)
@@ -231,8 +219,7 @@ class WukongModel(WukongPreTrainedModel):
         Raises:
             ValueError: empty batch, more tokens than positions, ids outside the vocabulary, padding on the left.
         """
-        _refuse_empty(input_ids, "input_ids")
-        self._check_tokens(input_ids)
+        check_tokens(input_ids, self.config.text_config)
         mask = self.text_mask(input_ids, attention_mask)
         # attention is causal and padding on the right: no real token sees it, and a mask would change nothing
         outputs = self.text_model(input_ids, return_dict=True, **kwargs)

@@ -12,6 +12,7 @@ from transformers import Pipeline
 
 from .images_r2d2 import turns_upright
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
+from .two_towers_r2d2 import require_ranker
 
 
 class R2D2ImageTextMatchingPipeline(Pipeline):
@@ -39,11 +40,7 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if not getattr(self.model, "can_rank", False):
-            raise ValueError(
-                f"image-text matching needs an R2D2 model with a ranker; this {type(self.model).__name__} is "
-                "pre-ranking only (PRD2: cross_encoder_config is None) or of another kind"
-            )
+        require_ranker(self.model.config, "image-text matching")
 
     # Every pipeline has a call, a `preprocess`, `_forward` and `postprocess` of its own signature.
     def __call__(  # type: ignore[override]

@@ -11,6 +11,7 @@ from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
 from .images_r2d2 import turns_upright
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
+from .two_towers_r2d2 import require_ranker
 
 
 class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
@@ -67,10 +68,8 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         parameters = {**self._label_parameters, **self._label_arguments(kwargs)}
         labels = _label_list(parameters.get("candidate_labels"))
         use_ranker = parameters.get("use_ranker", False)
-        if use_ranker and not self.model.can_rank:
-            raise ValueError(
-                "use_ranker needs a ranker, and this model is pre-ranking only (PRD2: no cross_encoder_config; Wukong)"
-            )
+        if use_ranker:
+            require_ranker(self.model.config, "use_ranker")
         texts = self._encode_labels(labels, parameters.get("hypothesis_template", "一张{}的图片"))
         return Pipeline.__call__(self, image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
 

@@ -34,7 +34,8 @@ from .losses_r2d2 import (
     scaled_similarity,
 )
 from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
-from .modeling_r2d2 import R2D2Model, R2D2Output, normalize, refuse_missing
+from .modeling_r2d2 import R2D2Model, R2D2Output
+from .two_towers_r2d2 import normalize, refuse_missing
 
 
 @dataclass

@@ -23,6 +23,7 @@ from ..inference.encoding import is_token_wise
 from ..inference.identity import ModelIdentity
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.locking import only_writer
 from ..processing.files.writing import write_text
 from .cache import CacheOptions
@@ -114,10 +115,8 @@ class IndexBuilder:
         refuse_no_unicode(self.root.absolute())
         self.identity = ModelIdentity.of(model, processor)
         self.cache = cache or CacheOptions()
-        if self.cache.keep != "none" and not model.can_rank:
-            raise ValueError(
-                f"keep is {self.cache.keep!r}, but this model is pre-ranking only (PRD2, Wukong): use keep='none'"
-            )
+        if self.cache.keep != "none":
+            require_ranker(model.config, f"keep={self.cache.keep!r}", "use keep='none'")
         if is_token_wise(model):
             if vectors not in (None, "flat"):
                 raise ValueError(

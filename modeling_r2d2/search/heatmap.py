@@ -10,6 +10,7 @@ from torch import Tensor
 from ..inference.encoding import evaluating
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import open_image, turns_upright
 
 
@@ -54,7 +55,7 @@ def heat_map(
         ValueError: a model without a ranker, a word that is not in the text (or beyond its 64 tokens), a tower whose
             tokens form no rectangle.
     """
-    model._require_ranker()
+    require_ranker(model.config)
     pil_image = open_image(image, exif_transpose=turns_upright(processor))
     spans = _spans(text, word)
     encoded = processor(images=[pil_image], text=[text], return_offsets_mapping=True, return_tensors="pt")

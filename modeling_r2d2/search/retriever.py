@@ -28,6 +28,7 @@ from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.ranges_r2d2 import require_number
+from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import open_image, turns_upright
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
 from .cache import CacheOptions
@@ -244,7 +245,7 @@ class R2D2Retriever:
             ValueError: a model without a ranker, an empty text. ImageReadError: a picture that cannot be read.
         """
         if self.ranker is None:
-            self.model._require_ranker()
+            require_ranker(self.model.config)
         texts = checked_texts(texts)
         _, pil_images = _opened(images, self.processor)
         encoded_texts = encode_texts(self.model, self.processor, texts)

@@ -155,7 +155,7 @@ class TestTasks:
         assert results[0].counts == {"pictures": 5, "texts": 6}
 
     def test_prd2_has_no_match_probability(self, data, models, tmp_path):
-        with pytest.raises(ValueError, match="prd2 is pre-ranking only.*Leave --two-stage out"):
+        with pytest.raises(ValueError, match="prd2 is pre-ranking only.*leave --two-stage out"):
             evaluate_models(settings(data, two_stage=True), [models / "prd2"])
         path = tmp_path / "list.jsonl"
         make_matching_pairs(Gallery.from_pairs(open_pairs(data / "pairs.jsonl"))).save(path)

@@ -186,7 +186,7 @@ def test_errors_name_the_remedy():
     model.generation_config = GenerationConfig()
     with pytest.raises(ValueError, match="set_special_tokens"):
         model.generate(pixel_values=pixels(1))
-    with pytest.raises(ValueError, match="no cross encoder"):
+    with pytest.raises(ValueError, match="writing captions needs a ranker"):
         R2D2ForConditionalGeneration(tiny_config(ranker=False))
 
 
