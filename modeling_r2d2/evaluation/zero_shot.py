@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..inference.bootstrap import Bootstrap, weighted_means
 from ..inference.encoding import encode_images, encode_texts, is_token_wise, pre_ranking_scores
+from ..inference.prompts import class_embeddings, prompts_of
 from ..inference.recall import first_hit_ranks
-from ..model.modeling_r2d2 import R2D2Model, normalize
+from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets import load_pairs
 from ..processing.datasets.classes import classes_in, read_class_names
@@ -132,26 +133,6 @@ def read_prompts(path: str | PathLike) -> list[str]:
     return prompts
 
 
-def class_embeddings(
-    model: R2D2Model,
-    processor: R2D2Processor,
-    names: Sequence[Sequence[str]],
-    prompts: Sequence[str] = PROMPTS,
-    batch_size: int = 256,
-) -> Tensor:
-    """(C, D) float32, L2-normalised: the mean over the names of a class and the prompts.
-
-    Raises:
-        ValueError: a prompt without `{}`, a class without a name, a model that compares token by token.
-    """
-    texts, owner = _prompted(names, prompts)
-    if is_token_wise(model):
-        raise ValueError("this model compares token by token, so prompts have no mean embedding: use `classify`")
-    embeds = encode_texts(model, processor, texts, batch_size, keep_states=False).embeds
-    owner = owner.repeat_interleave(len(prompts)).to(embeds.device)
-    return normalize(embeds.new_zeros(len(names), embeds.shape[1]).index_add_(0, owner, embeds))
-
-
 def classify(
     model: R2D2Model | WukongModel,
     processor: R2D2Processor | WukongProcessor,
@@ -171,23 +152,13 @@ def classify(
         classes = class_embeddings(model, processor, data.names, prompts, 8 * batch_size)
         images = encode_images(model, processor, data.images, batch_size, keep_states=False)
         return (images.embeds @ classes.t()).cpu()
-    listed, owner = _prompted(data.names, prompts)
+    listed, owner = prompts_of(data.names, prompts)
     texts = encode_texts(model, processor, listed, 8 * batch_size, keep_states=False)
     images = encode_images(model, processor, data.images, batch_size, keep_states=False)
     _, per_image = pre_ranking_scores(model, texts, images)
     per_prompt = per_image.unflatten(1, (-1, len(prompts))) / model.bounded_temperature().detach().cpu()
     names = per_prompt.softmax(dim=1).mean(dim=2)  # (N, names)
-    return names.new_zeros(len(names), len(data.names)).index_add_(1, owner, names)
-
-
-def _prompted(names: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Every name in every prompt, those of a name next to each other; the class of each name."""
-    if bad := [prompt for prompt in prompts if "{}" not in prompt]:
-        raise ValueError(f"prompts without {{}} where the name goes: {bad[:3]}")
-    if any(len(some) == 0 for some in names):
-        raise ValueError("a class has no name")
-    texts = [prompt.replace("{}", name) for some in names for name in some for prompt in prompts]
-    return texts, torch.arange(len(names)).repeat_interleave(torch.tensor([len(some) for some in names]))
+    return names.new_zeros(len(names), len(data.names)).index_add_(1, owner[:: len(prompts)], names)
 
 
 def classification_metrics(

@@ -12,13 +12,14 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from ..inference.finite import to_json
 from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report
+from ..inference.prompts import class_embeddings
 from ..jobs.outputs import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
 from ..jobs.same_run import checkpoint_to_resume, only_run, weights_digest
 from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
 from ..model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
-from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model, normalize
+from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.augmentation import R2D2Augmentation
@@ -82,22 +83,8 @@ def load_for(
     untrained_head = any(name.startswith("classifier.") for name in info["missing_keys"])
     if task == "classification" and prompts and untrained_head:  # a second round goes on with its head
         whole = load_whole(R2D2Model, source)
-        model.init_classifier(prompt_embeddings(whole, processor, classes, prompts))
+        model.init_classifier(class_embeddings(whole, processor, [[name] for name in classes], prompts))
     return model, processor
-
-
-@torch.no_grad()
-def prompt_embeddings(
-    model: R2D2Model, processor: R2D2Processor, classes: Sequence[str], prompts: Sequence[str]
-) -> torch.Tensor:
-    """(classes, D): the mean over the prompts of the normalised text embeddings, in evaluation mode."""
-    model = model.eval()
-    total = 0.0
-    for prompt in prompts:
-        texts = processor(text=[prompt.format(name) for name in classes], return_tensors="pt")
-        features = model.get_text_features(texts["input_ids"], texts["attention_mask"])
-        total = total + normalize(features.pooler_output)
-    return total / len(prompts)
 
 
 def build_trainer(
@@ -353,6 +340,5 @@ __all__ = [
     "build_trainer",
     "finetune",
     "load_for",
-    "prompt_embeddings",
     "split_validation",
 ]

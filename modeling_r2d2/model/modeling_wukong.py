@@ -3,7 +3,6 @@
 This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_wukong import WukongConfig
 from .distributed_r2d2 import gather, process_index, world_size
 from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
+from .prompts_r2d2 import class_means
 from .token_similarity_r2d2 import (
     TokenWiseSimilarity,
     gathered_token_wise_similarity,
@@ -407,10 +407,10 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
             raise ValueError(f"{len(input_ids)} texts are not {prompts} prompts for each class")
         mask = self.text_mask(input_ids, attention_mask)
         embeds = normalize(self.get_text_features(input_ids, mask, return_dict=True).pooler_output)
-        embeds = embeds.unflatten(0, (-1, prompts))
         if self.is_token_wise:
-            return WukongClassEmbeds(embeds, mask.unflatten(0, (-1, prompts)))
-        return WukongClassEmbeds(normalize(embeds.mean(dim=1)))
+            return WukongClassEmbeds(embeds.unflatten(0, (-1, prompts)), mask.unflatten(0, (-1, prompts)))
+        classes = len(embeds) // prompts
+        return WukongClassEmbeds(class_means(embeds, torch.arange(classes).repeat_interleave(prompts), classes))
 
     def class_probabilities(
         self, pixel_values: Tensor, classes: WukongClassEmbeds, temperature: float | Tensor | None = None
@@ -452,25 +452,10 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
         return (similarity.unflatten(1, (count, prompts)) / temperature).softmax(dim=1).mean(dim=2)
 
 
-def class_prompts(labels: Sequence[str], templates: Sequence[str] = ("一张{}的图片",)) -> list[str]:
-    """Every label in every template, the templates of a label next to each other: C·K texts.
-
-    Raises:
-        ValueError: no labels, no templates, or a template without `{}`.
-    """
-    if isinstance(labels, str) or not labels or isinstance(templates, str) or not templates:
-        raise ValueError("labels and templates must be lists with at least one entry")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"a template must contain {{}} where the label goes, got {template!r}")
-    return [template.format(label) for label in labels for template in templates]
-
-
 __all__ = [
     "WukongClassEmbeds",
     "WukongModel",
     "WukongOutput",
     "WukongPreTrainedModel",
     "WukongTokenReduction",
-    "class_prompts",
 ]

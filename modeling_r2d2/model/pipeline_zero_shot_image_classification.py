@@ -11,6 +11,7 @@ from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
 from .images_r2d2 import turns_upright
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
+from .prompts_r2d2 import class_prompts
 from .two_towers_r2d2 import require_ranker
 
 
@@ -103,9 +104,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return self.model.config.model_type == "wukong"
 
     def _encode_labels(self, labels: list[str], template: str) -> dict[str, Any]:
-        if "{}" not in template:
-            raise ValueError(f"hypothesis_template must contain {{}} where the label goes, got {template!r}")
-        tokens = tokenize(self.tokenizer, self.model.config, [template.format(label) for label in labels])
+        tokens = tokenize(self.tokenizer, self.model.config, class_prompts(labels, [template]))
         mask = tokens["attention_mask"].to(self.device)
         with self.device_placement(), torch.no_grad():
             if self._is_wukong:

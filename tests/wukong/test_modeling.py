@@ -14,8 +14,9 @@ from transformers import (
 )
 
 from modeling_r2d2 import WukongConfig, WukongModel, WukongProcessor
-from modeling_r2d2.model.modeling_wukong import WukongTokenReduction, class_prompts
+from modeling_r2d2.model.modeling_wukong import WukongTokenReduction
 from modeling_r2d2.model.presets_r2d2 import WUKONG_PRESETS
+from modeling_r2d2.model.prompts_r2d2 import class_prompts
 from tests.helpers import tiny_image
 from tests.wukong import reference
 from tests.wukong.tiny import KINDS, tiny_wukong, tiny_wukong_batch, tiny_wukong_processor
