@@ -178,9 +178,9 @@ def check_results(folder: str | PathLike, results: Sequence[EvaluationResult]) -
     """
     if not results:
         return
-    from ..evaluation.runner import model_hash
+    from ..inference.identity import identity_of_folder
 
-    own = model_hash(folder) if any(result.model_hash for result in results) else None
+    own = identity_of_folder(folder) if any(result.model_hash for result in results) else None
     seen: set[tuple[str, str]] = set()
     for result in results:
         if result.model_hash and result.model_hash != own:

@@ -18,6 +18,7 @@ import transformers
 
 from ..inference.bootstrap import Bootstrap, weighted_means
 from ..inference.finite import to_json
+from ..inference.identity import identity_of_folder
 from ..inference.loading import read_json_object
 from ..inference.matching import matching_metrics
 from ..inference.recall import first_hit_ranks
@@ -180,7 +181,7 @@ def evaluate_models(
     evaluation = Evaluation(settings)
     results = []
     for place in map(str, models):
-        digest = digest_of_file(settings.captions) if settings.captions else model_hash(place)
+        digest = digest_of_file(settings.captions) if settings.captions else identity_of_folder(place)
         key = _cache_key(settings, evaluation.data_hash, digest)
         kept = None if cache is None or digest is None else Path(cache) / f"{key}.json"
         if kept is not None and kept.is_file():
@@ -296,31 +297,6 @@ def read_captions(path: str | PathLike, image_ids: Sequence[str]) -> list[str]:
     if missing := [key for key in image_ids if key not in found]:
         raise ValueError(f"{path} has no caption of {len(missing)} pictures, the first is {missing[0]!r}")
     return [found[key] for key in image_ids]
-
-
-#: What a model computes with; by-products of training do not make another model of it.
-_MODEL_FILES = (
-    "*.safetensors",
-    "pytorch_model*.bin",
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "*token*.json",
-    "vocab.*",
-    "*processor_config.json",
-)
-
-
-def model_hash(place: str | PathLike) -> str | None:
-    """A digest of a model folder's weights, configuration, tokenizer and processor; None for a name of the Hub,
-    whose results are then not kept."""
-    folder = Path(place)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
-        digest.update(f"{path.name}:{digest_of_file(path)}".encode())
-    return digest.hexdigest()
 
 
 def _cache_key(settings: EvaluationSettings, data: str, model: str | None) -> str:

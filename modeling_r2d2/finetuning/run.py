@@ -11,10 +11,11 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from ..inference.finite import to_json
+from ..inference.identity import weights_digest
 from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report
 from ..inference.prompts import class_embeddings
 from ..jobs.outputs import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
-from ..jobs.same_run import checkpoint_to_resume, only_run, weights_digest
+from ..jobs.same_run import checkpoint_to_resume, only_run
 from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.image_classification_r2d2 import R2D2ForImageClassification

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..processing.datasets import PairDataset, load_pairs
 from ..processing.datasets.emoji import EmojiPairs
 from ..processing.datasets.gallery import Gallery, GalleryImages
-from .calibration import Calibration, Reliability, fit_calibration, ranker_digest, reliability
+from .calibration import Calibration, Reliability, fit_calibration, reliability
 from .encoding import encode_images, encode_texts
+from .identity import identity_of_weights
 from .models import load_model
 from .negatives import draw_negatives, similarity_logits
 from .ranker import FastRanker
@@ -133,7 +134,7 @@ def calibrate_model(
 
     probability, pairs = measured(gallery)
     fitted = fit_calibration(probability, pairs.labels, pairs.groups, prior, method=method)
-    fitted = replace(fitted, ranker=ranker_digest(network))
+    fitted = replace(fitted, ranker=identity_of_weights(network))
     if test is not None:
         probability, pairs = measured(test)
     return fitted, (probability, pairs.labels)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..model.ranges_r2d2 import COUNT, POSITIVE, require_number, require_numbers
 from ..processing.files.writing import write_text
 from .finite import require_finite, to_json
-from .identity import canonical, tensor_bytes
+from .identity import identity_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -126,24 +126,12 @@ class Calibration:
         if not (folder / FILE).is_file():
             return None
         found = cls.load(folder)
-        if found.ranker is not None and found.ranker != ranker_digest(model):
+        if found.ranker is not None and found.ranker != identity_of_weights(model):
             logger.warning(
                 "%s belongs to other weights of this model and is not used: run `r2d2 calibrate` again", folder / FILE
             )
             return None
         return found
-
-
-def ranker_digest(model: torch.nn.Module) -> str:
-    """Digest of the weights that a match probability depends on: everything but an MLM head."""
-    import hashlib
-
-    digest = hashlib.blake2b(canonical({"pooling": model.config.vision_pooling}), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("mlm_head.") and name != "temperature":
-            digest.update(name.encode())
-            digest.update(tensor_bytes(tensor.float()))  # the same in half precision up to rounding: see `of_model`
-    return digest.hexdigest()
 
 
 def fit_calibration(

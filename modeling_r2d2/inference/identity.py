@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..processing.files.digests import digest_of_file
 from ..processing.files.images import turns_upright
 
 #: What of a configuration, beside those of the parts, changes the embeddings.
@@ -47,18 +49,6 @@ class ModelIdentity:
     @classmethod
     def of(cls, model: torch.nn.Module, processor: Any) -> "ModelIdentity":
         """The identity of a loaded model and its processor; reads every weight once."""
-        digest = hashlib.blake2b(digest_size=16)
-        config = {
-            name: value
-            for name, value in model.config.to_dict().items()
-            if name.endswith("_config") or name in _IDENTIFYING
-        }
-        digest.update(canonical(_without_incidental(config)))
-        for name, tensor in sorted(model.state_dict().items()):
-            if name.startswith("mlm_head."):  # neither tower nor ranker reads it
-                continue
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor_bytes(tensor))
         images = processor.image_processor.to_dict()
         tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
         preprocessing = {
@@ -69,7 +59,7 @@ class ModelIdentity:
             "max_length": processor.tokenizer.model_max_length,
         }
         return cls(
-            weights=digest.hexdigest(),
+            weights=identity_of_weights(model),
             preprocessing=hashlib.blake2b(canonical(preprocessing), digest_size=16).hexdigest(),
             source=_lasting(getattr(model.config, "_name_or_path", None)),
             revision=getattr(model.config, "_commit_hash", None),
@@ -128,8 +118,59 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
 
 
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, of any dtype."""
+def identity_of_weights(model: torch.nn.Module) -> str:
+    """`ModelIdentity.weights` of a loaded model; reads every weight once."""
+    config = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name.endswith("_config") or name in _IDENTIFYING
+    }
+    # neither tower nor ranker reads an MLM head
+    return weights_digest(model, leave_out=("mlm_head.",), beside=canonical(_without_incidental(config)))
+
+
+def weights_digest(model: torch.nn.Module, leave_out: tuple[str, ...] = (), beside: bytes = b"") -> str:
+    """A digest of the weights of any module, wherever they are.
+
+    Args:
+        model: whose every weight is read once.
+        leave_out: beginnings of names that do not count.
+        beside: what else counts.
+    """
+    digest = hashlib.blake2b(beside, digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(leave_out):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+#: What a model computes with; by-products of training do not make another model of it.
+_MODEL_FILES = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*token*.json",
+    "vocab.*",
+    "*processor_config.json",
+)
+
+
+def identity_of_folder(place: str | PathLike) -> str | None:
+    """A digest of a model folder's weights, configuration, tokenizer and processor, without loading them; None for a
+    name of the Hub."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}:{digest_of_file(path)}".encode())
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 

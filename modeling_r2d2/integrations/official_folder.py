@@ -1,6 +1,5 @@
 """An official checkpoint as a model folder: safetensors, processor and card."""
 
-import hashlib
 from collections.abc import Mapping
 from importlib import metadata
 from os import PathLike
@@ -11,6 +10,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from ..inference.loading import load_tokenizer
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.processing_r2d2 import R2D2Processor
+from ..processing.files.digests import digest_of_file
 from ..processing.files.progress import bar
 from ..processing.files.writing import claim_folder, staged_folder
 from .converted_card import converted_card
@@ -79,7 +79,7 @@ def convert_to_folder(
         report,
         model_name=output_dir.resolve().name,
         checkpoint=checkpoint.name,
-        sha256=_sha256(checkpoint),
+        sha256=digest_of_file(checkpoint, "sha256"),
         source=source,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -145,8 +145,3 @@ def _read_vocabulary(path: Path) -> Mapping[str, int]:
 def _refuse_occupied(folder: Path, overwrite: bool):
     names = ("config.json", "tokenizer.json", "processor_config.json", "*.safetensors", "*.bin")
     claim_folder(folder, names, needs=["README.md"], overwrite=overwrite)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,10 +19,11 @@ from ..inference.finite import require_finite_weights
 from ..model.configuration_wukong import WukongConfig
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_wukong import WukongProcessor
+from ..processing.files.digests import digest_of_file
 from ..processing.files.progress import bar
 from ..processing.files.writing import staged_folder
 from .official import HEAD_WIDTH, CheckpointError, ConversionReport, _described, _listed, read_checkpoint
-from .official_folder import _refuse_occupied, _sha256, build_tokenizer
+from .official_folder import _refuse_occupied, build_tokenizer
 from .wukong_names import TEMPERATURE, TRANSPOSED, model_names, unused_reason
 
 logger = logging.getLogger(__name__)
@@ -367,7 +368,7 @@ compare the SHA-256 with the authors' file.
 | | |
 |---|---|
 | file | `{checkpoint.name}` |
-| SHA-256 | `{_sha256(checkpoint)}` |
+| SHA-256 | `{digest_of_file(checkpoint, "sha256")}` |
 | obtained from | {source or "not stated by whoever converted it"} |
 | parameters | {parameters:,} |
 | image tower | {config.vision_config.model_type}, {config.vision_config.image_size} px |

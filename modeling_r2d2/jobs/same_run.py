@@ -155,21 +155,6 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def weights_digest(model: nn.Module, leave_out: tuple[str, ...] = ()) -> str:
-    """A digest of all weights that does not depend on threads or devices, at the cost of reading them once.
-
-    Args:
-        leave_out: beginnings of names that do not count.
-    """
-    held = hashlib.blake2b(digest_size=8)
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(leave_out) if leave_out else True:
-            bits = tensor.detach().contiguous().view(-1).view(sizes[tensor.element_size()])
-            held.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
-    return held.hexdigest()
-
-
 # -- noting and comparing ------------------------------------------------------------------------------
 
 
@@ -348,5 +333,4 @@ __all__ = [
     "plain",
     "refuse_differences",
     "require_same_run",
-    "weights_digest",
 ]

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..inference.finite import to_json
+from ..inference.identity import weights_digest
 from ..inference.loading import one_line_errors, refuse_unsafe_pickles
 from ..jobs.checkpoints import (
     mark_complete,
@@ -41,7 +42,6 @@ from ..jobs.same_run import (
     only_run,
     plain,
     require_same_run,
-    weights_digest,
 )
 from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 from ..processing.files.writing import (

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Model, R2D2Processor
 from modeling_r2d2.integrations import build_tokenizer, convert_to_folder, find_vocabulary
 from modeling_r2d2.integrations import official_folder as folder
+from modeling_r2d2.processing.files.digests import digest_of_file
 from modeling_r2d2.processing.files.writing import is_partial
 from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 from tests.helpers import die, killed
@@ -82,7 +83,7 @@ def test_card_says_where_the_weights_come_from(convert, checkpoint, tmp_path):
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     for text in (
         "official.pth",
-        folder._sha256(checkpoint),
+        digest_of_file(checkpoint, "sha256"),
         "a friend's disk",
         "Nothing was trained here",
         *report.unused,

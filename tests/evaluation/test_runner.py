@@ -15,9 +15,10 @@ from modeling_r2d2.evaluation.matching_pairs import make_matching_pairs
 from modeling_r2d2.evaluation.published import PUBLISHED, published_recalls, published_table
 from modeling_r2d2.evaluation.results import EvaluationResult, markdown_report, metric_title, write_report
 from modeling_r2d2.evaluation.retrieval import score_both_ways
-from modeling_r2d2.evaluation.runner import evaluate_models, model_hash, read_captions, recalls_with_intervals
+from modeling_r2d2.evaluation.runner import evaluate_models, read_captions, recalls_with_intervals
 from modeling_r2d2.evaluation.settings import EvaluationSettings
 from modeling_r2d2.inference.bootstrap import Bootstrap
+from modeling_r2d2.inference.identity import identity_of_folder
 from modeling_r2d2.processing.datasets.gallery import Gallery, data_hash, open_pairs
 from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
@@ -296,18 +297,18 @@ class TestKeptResults:
         one, two = evaluate_models(settings(data, "matching", pairs=path), both, tmp_path / "cache")
         assert one.metrics != two.metrics
 
-    def test_model_hash(self, models, tmp_path):
+    def test_identity_of_folder(self, models, tmp_path):
         import shutil
 
         copy = tmp_path / "copy"
         shutil.copytree(models / "one", copy)
-        assert model_hash(copy) == model_hash(models / "one") != model_hash(models / "two")
+        assert identity_of_folder(copy) == identity_of_folder(models / "one") != identity_of_folder(models / "two")
         (copy / "README.md").write_text("a card")
-        assert model_hash(copy) == model_hash(models / "one")
+        assert identity_of_folder(copy) == identity_of_folder(models / "one")
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps({**config, "max_text_length": 9}))
-        assert model_hash(copy) != model_hash(models / "one")
-        assert model_hash("user/model") is None
+        assert identity_of_folder(copy) != identity_of_folder(models / "one")
+        assert identity_of_folder("user/model") is None
 
 
 class TestReports:

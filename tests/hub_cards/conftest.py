@@ -15,7 +15,7 @@ from modeling_r2d2 import (
     R2D2TrainingArguments,
 )
 from modeling_r2d2.evaluation.results import EvaluationResult
-from modeling_r2d2.evaluation.runner import model_hash
+from modeling_r2d2.inference.identity import identity_of_folder
 from tests.helpers import tiny_model, tiny_processor
 from tests.tiny import tiny_config
 
@@ -135,7 +135,7 @@ def result_of():
             "counts": {"pictures": 1000, "texts": 2000},
             "settings": {"candidates": 128, "confidence": 0.95, "resamples": 1000},
             "data_hash": "d" * 32,
-            "model_hash": model_hash(folder),
+            "model_hash": identity_of_folder(folder),
         }
         return EvaluationResult(**{**values, **changes})
 

@@ -10,8 +10,9 @@ from sklearn.linear_model import LogisticRegression
 
 from modeling_r2d2.figures.reliability import reliability_plot
 from modeling_r2d2.inference.calibrating import draw_pairs
-from modeling_r2d2.inference.calibration import Calibration, fit_calibration, ranker_digest, reliability, threshold_for
+from modeling_r2d2.inference.calibration import Calibration, fit_calibration, reliability, threshold_for
 from modeling_r2d2.inference.encoding import encode_images, encode_texts
+from modeling_r2d2.inference.identity import identity_of_weights
 from modeling_r2d2.inference.negatives import similarity_logits
 from modeling_r2d2.processing.datasets.gallery import positive_pairs
 from tests.helpers import tiny_image
@@ -127,7 +128,7 @@ def test_stored_with_the_model(model, model_folder, tmp_path, caplog):
     folder = tmp_path / "copy"
     model.save_pretrained(folder)
     assert Calibration.of_model(folder, model) is None
-    fitted = Calibration("platt", 0.5, 0.1, 0.3, 40, {"platt": -0.5}, 0.2, ranker_digest(model))
+    fitted = Calibration("platt", 0.5, 0.1, 0.3, 40, {"platt": -0.5}, 0.2, identity_of_weights(model))
     assert fitted.save(folder) == folder / "calibration.json"
     assert Calibration.of_model(folder, model) == fitted
     with torch.no_grad():

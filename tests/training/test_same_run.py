@@ -12,7 +12,8 @@ from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining
 from modeling_r2d2.finetuning import FinetuningSettings
-from modeling_r2d2.jobs.same_run import describe_data, only_run, plain, weights_digest
+from modeling_r2d2.inference.identity import weights_digest
+from modeling_r2d2.jobs.same_run import describe_data, only_run, plain
 from modeling_r2d2.training.pretraining import build_trainer, pretrain
 from modeling_r2d2.training.recipes import Recipe
 from tests.tiny import tiny_config
