@@ -16,7 +16,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..inference.finite import require_finite, require_finite_file
-from ..inference.loading import is_index, load_config, read_json_object
+from ..inference.folders import is_index, read_json_object
+from ..inference.loading import load_config
 from ..jobs.record import FINETUNING_FILE, RunRecord
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]

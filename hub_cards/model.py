@@ -143,7 +143,7 @@ def read_results(path: str | PathLike) -> list[EvaluationResult]:
         ValueError: another file; names it.
     """
     from ..evaluation.results import EvaluationResult
-    from ..inference.loading import read_json
+    from ..inference.folders import read_json
 
     held = read_json(Path(path))
     if isinstance(held, dict) and "vendors" in held:  # of the demo

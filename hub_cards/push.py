@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..inference.finite import NotFiniteError, require_finite_file
-from ..inference.loading import read_json_object
+from ..inference.folders import read_json_object
 from .checking import check_card, code_blocks
 from .inspection import problems_of
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from ..inference.loading import load_processor, load_whole, read_json_object
+from ..inference.folders import read_json_object
+from ..inference.loading import load_processor, load_whole
 
 _TEXT = "一只棕色的小狗在草地上追着一个红色的球"
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Model
 from modeling_r2d2.cli import app
+from modeling_r2d2.inference.folders import is_index, is_onnx_export
 from modeling_r2d2.inference.identity import ModelIdentity
-from modeling_r2d2.inference.loading import is_index, is_onnx_export, load_whole
+from modeling_r2d2.inference.loading import load_whole
 from modeling_r2d2.search.manifest import Manifest
 from tests.helpers import in_a_child, tiny_image, tiny_model, tiny_processor
 

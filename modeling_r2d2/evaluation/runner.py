@@ -18,8 +18,8 @@ import transformers
 
 from ..inference.bootstrap import Bootstrap, weighted_means
 from ..inference.finite import to_json
+from ..inference.folders import read_json_object
 from ..inference.identity import identity_of_folder
-from ..inference.loading import read_json_object
 from ..inference.matching import matching_metrics
 from ..inference.recall import first_hit_ranks
 from ..model.image_classification_r2d2 import R2D2ForImageClassification

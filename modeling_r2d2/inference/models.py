@@ -8,7 +8,8 @@ from transformers import AutoProcessor
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
-from .loading import is_onnx_export, load_processor, load_whole, model_type
+from .folders import is_onnx_export
+from .loading import load_processor, load_whole, model_type
 
 _MODELS = {"r2d2": R2D2Model, "wukong": WukongModel}
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..inference.finite import require_finite_weights
-from ..inference.loading import LoadingError, load_tensors
+from ..inference.loading_errors import LoadingError
+from ..inference.pickles import load_tensors
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.pretraining_r2d2 import R2D2ForPreTraining

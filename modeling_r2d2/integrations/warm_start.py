@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
-from ..inference.loading import configuration_errors, layers_left_out, load_config, load_with_report
+from ..inference.loading import layers_left_out, load_config, load_with_report
+from ..inference.loading_errors import configuration_errors
 from ..model.configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, R2D2TextConfig
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -24,7 +24,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..inference.finite import to_json
-from ..inference.loading import refuse_unsafe_pickles
+from ..inference.pickles import refuse_unsafe_pickles
 from ..model.images_r2d2 import turns_upright
 from ..processing.files.writing import write_text
 from .checkpoints import complete_checkpoints, damage, steps_of

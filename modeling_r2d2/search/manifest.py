@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..inference.folders import is_onnx_export
 from ..inference.identity import ModelIdentity, canonical
-from ..inference.loading import is_onnx_export
 from ..processing.files.writing import write_text
 from .remaking import folder_of, remake_command
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ..inference.finite import to_json
 from ..inference.identity import weights_digest
-from ..inference.loading import one_line_errors, refuse_unsafe_pickles
+from ..inference.loading import one_line_errors
+from ..inference.pickles import refuse_unsafe_pickles
 from ..jobs.checkpoints import (
     mark_complete,
     place_checkpoint,

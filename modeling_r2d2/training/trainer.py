@@ -20,7 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..distillation.callbacks import DistillationCallback, distillation_of
 from ..inference.finite import require_finite
-from ..inference.loading import one_line_errors, refuse_unsafe_pickles
+from ..inference.loading import one_line_errors
+from ..inference.pickles import refuse_unsafe_pickles
 from ..jobs.checkpoints import (
     mark_complete,
     place_checkpoint,
