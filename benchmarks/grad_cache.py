@@ -50,7 +50,7 @@ def one_step(kind: str, rows: int, chunk: int, queue: int) -> dict[str, float]:
         image, text = (normalize(torch.randn(rows, config.projection_dim)) for _ in range(2))
         state._local = (image, text)
         guidance = state._target_guidance(batch["image_ids"], model.current_temperature(), 0.4)
-        *_, losses = model.compare_pairs(image.requires_grad_(), text.requires_grad_(), batch["image_ids"], guidance)
+        _, losses = model.compare_pairs(image.requires_grad_(), text.requires_grad_(), batch["image_ids"], guidance)
         losses["loss_tgd"].backward()
     else:
         teacher = state.targets(batch, 0, model.current_temperature(), 0.4, chunk or None)

@@ -63,10 +63,10 @@ class _GatherWithIds(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.rows = len(rows)
-        bits = ids.to(torch.int64).contiguous().unsqueeze(1).view(rows.dtype)
+        bits = ids.to(torch.int64).reshape(len(rows), -1).view(rows.dtype)
         gathered = _all_gather(torch.cat([rows, bits], dim=1))
         width = rows.shape[1]
-        all_ids = gathered[:, width:].contiguous().view(torch.int64).squeeze(1)
+        all_ids = gathered[:, width:].contiguous().view(torch.int64).view(-1, *ids.shape[1:])
         ctx.mark_non_differentiable(all_ids)
         return gathered[:, :width].contiguous(), all_ids
 
@@ -76,7 +76,8 @@ class _GatherWithIds(torch.autograd.Function):
 
 
 def gather_with_ids(tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gather` of (B, D) rows and of their int64 ids (B,), in one message: the ids travel as bits beside the rows."""
+    """`gather` of (B, D) rows and of their int64 ids (B,) or (B, K), in one message: the ids travel as bits beside the
+    rows."""
     return (tensor, ids) if world_size() == 1 else _GatherWithIds.apply(tensor, ids)
 
 

@@ -8,20 +8,7 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .distributed_r2d2 import gather
-from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
-from .pretraining_r2d2 import R2D2ForPreTraining, R2D2ForPreTrainingOutput, R2D2TargetGuidance
-
-
-def multi_positives(ids: Tensor, all_ids: Tensor) -> Tensor:
-    """(B, N) boolean: pairs of the same picture, or with the same caption. ids (B, 2), all_ids (N, 2) int64: of the
-    picture and of the caption.
-
-    The paper's code takes pictures alone: two pictures with the caption 猫 are then negatives of one another, which
-    small sets repeat in every batch.
-    """
-    images, texts = (same_identity(ids[:, k], all_ids[:, k]) for k in (0, 1))
-    return images | texts
+from .pretraining_r2d2 import R2D2ForPreTraining, R2D2ForPreTrainingOutput
 
 
 class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
@@ -71,23 +58,5 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
             **kwargs,
         )
 
-    def compare_pairs(
-        self,
-        image_embeds: Tensor,
-        text_embeds: Tensor,
-        image_ids: Tensor | None = None,
-        guidance: R2D2TargetGuidance | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """As in `R2D2ForPreTraining`; `image_ids` may be (B, 2), of pictures and captions."""
-        if image_ids is None or image_ids.dim() == 1:
-            return super().compare_pairs(image_embeds, text_embeds, image_ids, guidance)
-        temperature = self.bounded_temperature()
-        all_images, all_texts = gather(torch.cat([image_embeds, text_embeds], dim=1)).chunk(2, dim=1)
-        positives = multi_positives(image_ids, gather(image_ids))
-        logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
-        logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
-        loss = pre_ranking_loss(logits_per_image, logits_per_text, contrastive_targets(positives))
-        return logits_per_image, logits_per_text, positives, {"loss_gcpr": loss}
 
-
-__all__ = ["R2D2ForImageTextRetrieval", "multi_positives"]
+__all__ = ["R2D2ForImageTextRetrieval"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .distributed_r2d2 import global_mean
+from .distributed_r2d2 import gather, gather_with_ids, global_mean, process_index
 
 
 def scaled_similarity(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
@@ -20,8 +20,45 @@ def scaled_similarity(rows: Tensor, columns: Tensor, temperature: Tensor) -> Ten
 
 
 def same_identity(row_ids: Tensor, column_ids: Tensor) -> Tensor:
-    """(B, N) boolean: 1[id_i = id_j]."""
-    return row_ids[:, None] == column_ids[None, :]
+    """(B, N) boolean: 1[id_i = id_j]; of several ids each, (B, K) and (N, K), whether they share one of a kind."""
+    same = row_ids[:, None] == column_ids[None, :]
+    return same if same.dim() == 2 else same.any(dim=2)
+
+
+class GlobalComparison(NamedTuple):
+    """B local pairs against the N of all workers: logits_per_image of local images over all texts, logits_per_text of
+    local texts over all images, (B, N) float32; positives (B, N) boolean, the pairs of the same identity."""
+
+    logits_per_image: Tensor
+    logits_per_text: Tensor
+    positives: Tensor
+
+
+def compare_globally(
+    image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor, ids: Tensor | None = None
+) -> GlobalComparison:
+    """What pre-ranking compares: s(I, T) / τ over the batch of all workers, with gradient to all of them.
+
+    Args:
+        image_embeds: (B, D), L2-normalised.
+        text_embeds: (B, D), L2-normalised.
+        temperature: τ.
+        ids: (B,) or (B, K) int64 identities of the pairs, see `same_identity`; None: all differ.
+    """
+    embeds = torch.cat([image_embeds, text_embeds], dim=1)
+    if ids is None:
+        gathered = gather(embeds)
+        positives = torch.zeros((len(embeds), len(gathered)), dtype=torch.bool, device=embeds.device)
+        positives.diagonal(process_index() * len(embeds)).fill_(True)
+    else:
+        gathered, all_ids = gather_with_ids(embeds, ids)
+        positives = same_identity(ids, all_ids)
+    all_images, all_texts = gathered.chunk(2, dim=1)
+    return GlobalComparison(
+        scaled_similarity(image_embeds, all_texts, temperature),
+        scaled_similarity(text_embeds, all_images, temperature),
+        positives,
+    )
 
 
 def contrastive_targets(positives: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .batch_norms_r2d2 import batch_norms  # noqa: F401 - diffusers copies only what this file imports
 from .configuration_r2d2 import R2D2Config, R2D2TextConfig
 from .cross_encoder_r2d2 import R2D2CrossEncoder, R2D2CrossEncoderOutput
-from .distributed_r2d2 import gather, process_index, world_size
-from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
+from .distributed_r2d2 import world_size  # noqa: F401 - as above
+from .losses_r2d2 import compare_globally, contrastive_targets, pre_ranking_loss, scaled_similarity
 from .presets_r2d2 import PRESETS  # noqa: F401 - as above
 from .ranges_r2d2 import require_numbers  # noqa: F401 - as above
 from .two_towers_r2d2 import (
@@ -252,15 +252,8 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         )
 
     def _contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        batch = len(image_embeds)
-        all_ids = torch.arange(batch * world_size(), device=image_embeds.device)
-        ids = all_ids[process_index() * batch : (process_index() + 1) * batch]
-        temperature = self.bounded_temperature()
-        return pre_ranking_loss(
-            scaled_similarity(image_embeds, gather(text_embeds), temperature),
-            scaled_similarity(text_embeds, gather(image_embeds), temperature),
-            contrastive_targets(same_identity(ids, all_ids)),
-        )
+        found = compare_globally(image_embeds, text_embeds, self.bounded_temperature())
+        return pre_ranking_loss(found.logits_per_image, found.logits_per_text, contrastive_targets(found.positives))
 
     def match(
         self,

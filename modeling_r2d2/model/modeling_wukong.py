@@ -15,8 +15,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_wukong import WukongConfig
-from .distributed_r2d2 import gather, process_index, world_size
-from .losses_r2d2 import contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
+from .distributed_r2d2 import gather, process_index
+from .losses_r2d2 import compare_globally, contrastive_targets, pre_ranking_loss, same_identity, scaled_similarity
 from .prompts_r2d2 import class_means
 from .token_similarity_r2d2 import (
     TokenWiseSimilarity,
@@ -366,24 +366,19 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
         self, image_embeds: Tensor, text_embeds: Tensor, text_mask: Tensor, image_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, and the logits of this worker's images and texts, which are part of it."""
-        batch = len(image_embeds)
+        batch, temperature = len(image_embeds), self.bounded_temperature()
         own = slice(process_index() * batch, (process_index() + 1) * batch)
-        if image_ids is None:
-            all_ids = torch.arange(batch * world_size(), device=image_embeds.device)
-        else:
-            all_ids = gather(image_ids)
-        targets = contrastive_targets(same_identity(all_ids[own], all_ids))
-        temperature = self.bounded_temperature()
         if self.is_token_wise:
+            ids = torch.arange(own.start, own.stop, device=image_embeds.device) if image_ids is None else image_ids
             similarity = gathered_token_wise_similarity(
                 image_embeds, text_embeds, text_mask, **self._similarity_settings(text_mask)
             )
+            targets = contrastive_targets(same_identity(ids, gather(ids)))
             loss = token_wise_contrastive_loss(similarity, temperature, targets)
             per_image, per_text = (each / temperature for each in similarity.both)
         else:
-            per_image = scaled_similarity(image_embeds, gather(text_embeds), temperature)
-            per_text = scaled_similarity(text_embeds, gather(image_embeds), temperature)
-            loss = pre_ranking_loss(per_image, per_text, targets)
+            per_image, per_text, positives = compare_globally(image_embeds, text_embeds, temperature, image_ids)
+            loss = pre_ranking_loss(per_image, per_text, contrastive_targets(positives))
         return loss, per_image[:, own], per_text[:, own]
 
     def encode_classes(

@@ -20,9 +20,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .batch_norms_r2d2 import batch_norms, constant_running_statistics
 from .configuration_r2d2 import R2D2Config
 from .distillation_losses_r2d2 import feature_guided_loss, target_guided_loss
-from .distributed_r2d2 import RowExchange, exchange_rows, gather, gather_with_ids, process_index, world_size
+from .distributed_r2d2 import RowExchange, exchange_rows, gather, world_size
 from .losses_r2d2 import (
+    GlobalComparison,
     HardNegatives,
+    compare_globally,
     contrastive_targets,
     draw_hard_negatives,
     hardest_negatives,
@@ -30,7 +32,6 @@ from .losses_r2d2 import (
     match_weights,
     pre_ranking_loss,
     ranking_loss,
-    same_identity,
     scaled_similarity,
 )
 from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
@@ -251,13 +252,13 @@ class R2D2ForPreTraining(R2D2Model):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        logits_per_image, logits_per_text, positives, losses = self.compare_pairs(
+        found, losses = self.compare_pairs(
             features.image_embeds, features.text_embeds, image_ids, teacher.target_guided
         )
         accuracy = None
         if self.can_rank:
             if hard_negatives is None:
-                hard_negatives = self.pick_negatives(logits_per_image, logits_per_text, positives)
+                hard_negatives = self.pick_negatives(*found)
             ranking_losses, accuracy = self._ranking_losses(features, attention_mask, mlm_labels, hard_negatives)
             losses.update(ranking_losses)
         if guidance is not None:
@@ -266,8 +267,8 @@ class R2D2ForPreTraining(R2D2Model):
             losses["loss_fgd"] = self.feature_guided_loss(image_student, features.text_student, guidance)
         return R2D2ForPreTrainingOutput(
             loss=self.total_loss(losses),
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_text,
+            logits_per_image=found.logits_per_image,
+            logits_per_text=found.logits_per_text,
             text_embeds=features.text_embeds,
             image_embeds=features.image_embeds,
             ranking_accuracy=accuracy,
@@ -353,38 +354,30 @@ class R2D2ForPreTraining(R2D2Model):
         text_embeds: Tensor,
         image_ids: Tensor | None = None,
         guidance: R2D2TargetGuidance | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[GlobalComparison, dict[str, Tensor]]:
         """Pre-ranking over the batch of all workers.
 
         Args:
             image_embeds: (B, D), L2-normalised.
             text_embeds: (B, D), L2-normalised.
+            image_ids: (B,) or, of several kinds, (B, K); see `compare_globally`.
+            guidance: a teacher's.
 
         Returns:
-            logits_per_image and logits_per_text (B, N), positives (B, N), and loss_gcpr or loss_tgd.
+            what was compared, and loss_gcpr or loss_tgd.
         """
-        temperature, batch = self.bounded_temperature(), len(image_embeds)
-        embeds = torch.cat([image_embeds, text_embeds], dim=1)
-        if image_ids is None:
-            gathered = gather(embeds)
-            positives = torch.zeros((batch, len(gathered)), dtype=torch.bool, device=embeds.device)
-            positives.diagonal(process_index() * batch).fill_(True)
-        else:
-            gathered, all_ids = gather_with_ids(embeds, image_ids)
-            positives = same_identity(image_ids, all_ids)
-        all_images, all_texts = gathered.chunk(2, dim=1)
-        logits_per_image = scaled_similarity(image_embeds, all_texts, temperature)
-        logits_per_text = scaled_similarity(text_embeds, all_images, temperature)
+        temperature = self.bounded_temperature()
+        found = compare_globally(image_embeds, text_embeds, temperature, image_ids)
         if guidance is None:
-            loss = pre_ranking_loss(logits_per_image, logits_per_text, contrastive_targets(positives))
-            return logits_per_image, logits_per_text, positives, {"loss_gcpr": loss}
+            loss = pre_ranking_loss(found.logits_per_image, found.logits_per_text, contrastive_targets(found.positives))
+            return found, {"loss_gcpr": loss}
         guided_images = scaled_similarity(image_embeds, guidance.text_candidates, temperature)
         guided_texts = scaled_similarity(text_embeds, guidance.image_candidates, temperature)
         if guidance.log_reliability is not None:
             guided_images = guided_images + guidance.log_reliability
             guided_texts = guided_texts + guidance.log_reliability
         loss = target_guided_loss(guided_images, guided_texts, guidance.image_targets, guidance.text_targets)
-        return logits_per_image, logits_per_text, positives, {"loss_tgd": loss}
+        return found, {"loss_tgd": loss}
 
     def current_temperature(self) -> Tensor:
         """τ without gradient, within its bounds."""

@@ -80,16 +80,14 @@ def cached_backward(
     cache, random_states = _encode_without_gradient(model, inputs, chunks, feature)
     gradients = {name: torch.zeros_like(value) for name, value in cache.items() if name.endswith("states")}
     embeds = {name: cache[name].requires_grad_() for name in ("image_embeds", "text_embeds")}
-    per_image, per_text, positives, losses = model.compare_pairs(
-        *embeds.values(), batch.get("image_ids"), teacher.target_guided
-    )
+    found, losses = model.compare_pairs(*embeds.values(), batch.get("image_ids"), teacher.target_guided)
     (scale * model.total_loss(losses)).backward()
     gradients |= {name: leaf.grad for name, leaf in embeds.items()}
     losses = {name: loss.detach() for name, loss in losses.items()}
     accuracy = None
     if model.can_rank:
-        negatives = hard_negatives or model.pick_negatives(per_image.detach(), per_text.detach(), positives)
-        del per_image, per_text, positives
+        negatives = hard_negatives or model.pick_negatives(*found)
+        del found
         ranking = _rank_chunks(model, batch, cache, gradients, negatives, chunks, scale)
         accuracy = ranking.pop("ranking_accuracy")
         losses |= ranking
