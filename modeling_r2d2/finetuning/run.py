@@ -71,7 +71,7 @@ def load_for(
     config = load_config(R2D2Config, source)
     processor = load_processor(R2D2Processor, source)
     if task in ("matching", "caption"):
-        require_ranker(config, f"the task {task}")
+        require_ranker(config, f"the task {task}", place=source)
     if task == "classification":
         if not classes:
             raise ValueError("a classifier needs its classes")

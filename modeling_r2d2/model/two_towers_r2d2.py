@@ -265,19 +265,22 @@ def check_tokens(input_ids: Tensor, config: PreTrainedConfig) -> None:
         )
 
 
-def require_ranker(config: PreTrainedConfig, what: str = "a match probability", instead: str = "") -> None:
+def require_ranker(
+    config: PreTrainedConfig, what: str = "a match probability", instead: str = "", place: object = None
+) -> None:
     """Refuse a model without cross encoders.
 
     Args:
         config: of the model.
         what: needs a ranker.
         instead: what to do without one.
+        place: where the model is; default: where its configuration says that it came from.
 
     Raises:
         ValueError: names the model, and says all this.
     """
     if getattr(config, "cross_encoder_config", None) is None:
         raise ValueError(
-            f"{config.name_or_path or 'this model'} is pre-ranking only (PRD2, Wukong: no cross_encoder_config), and "
+            f"{place or config.name_or_path or 'this model'} is pre-ranking only (PRD2, Wukong: no cross_encoder_config), and "
             f"{what} needs a ranker{instead and f': {instead}'}"
         )
