@@ -280,7 +280,8 @@ def require_ranker(
         ValueError: names the model, and says all this.
     """
     if getattr(config, "cross_encoder_config", None) is None:
+        name = place or config.name_or_path or "this model"
         raise ValueError(
-            f"{place or config.name_or_path or 'this model'} is pre-ranking only (PRD2, Wukong: no cross_encoder_config), and "
+            f"{name} is pre-ranking only (PRD2, Wukong: no cross_encoder_config), and "
             f"{what} needs a ranker{instead and f': {instead}'}"
         )
