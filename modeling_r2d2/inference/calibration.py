@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ..model.ranges_r2d2 import COUNT, POSITIVE, require_number, require_numbers
@@ -188,27 +189,14 @@ def fit_calibration(
 
 
 def _fit(z: np.ndarray, y: np.ndarray, method: str) -> tuple[float, float]:
-    """Slope and intercept of most likelihood, by damped Newton steps; the function is concave. Platt's targets
-    ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)) keep them finite where the classes can be told apart entirely."""
+    """Slope and intercept of most likelihood. Platt's targets ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)), which keep them
+    finite where the classes can be told apart entirely, are shares of every pair that count as true."""
     true = y.sum()
     targets = np.where(y == 1, (true + 1) / (true + 2), 1 / (len(y) - true + 2))
-    design = np.stack([z, np.ones_like(z)])[: 1 if method == "temperature" else 2]
-    weights = np.zeros(len(design))
-    best = _cross_entropy(weights @ design, targets)
-    for _ in range(200):
-        p = _sigmoid(weights @ design)
-        gradient = design @ (p - targets)
-        hessian = (design * (p * (1 - p))) @ design.T + 1e-9 * np.eye(len(design))
-        step = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while size > 1e-10 and _cross_entropy((weights - size * step) @ design, targets) > best:
-            size /= 2
-        weights = weights - size * step
-        value = _cross_entropy(weights @ design, targets)
-        if best - value < 1e-12 * max(best, 1):
-            break
-        best = value
-    return float(weights[0]), float(weights[1]) if len(weights) == 2 else 0.0
+    fit = LogisticRegression(
+        C=np.inf, fit_intercept=method == "platt", solver="newton-cholesky", tol=1e-10, max_iter=200
+    ).fit(np.r_[z, z][:, None], np.repeat([1, 0], len(z)), sample_weight=np.r_[targets, 1 - targets])
+    return float(fit.coef_[0, 0]), float(np.ravel(fit.intercept_)[0])
 
 
 def _folds(groups: np.ndarray, folds: int) -> list[np.ndarray]:
@@ -227,16 +215,8 @@ def _logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * z))
-
-
-def _cross_entropy(z: np.ndarray, targets: np.ndarray) -> float:
-    return float((np.logaddexp(0, z) - targets * z).sum())
-
-
 def _likelihood(z: np.ndarray, y: np.ndarray) -> float:
-    return -_cross_entropy(z, y) / len(y)
+    return -float((np.logaddexp(0, z) - y * z).sum()) / len(y)
 
 
 # -- how good probabilities are ---------------------------------------------------------------------
