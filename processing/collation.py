@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .augmentation import Augmentation
 from .batch_augmentation import BatchAugmentation
-from .datasets.records import stable_id, stable_ids
+from .datasets.pair_sets import as_pairs
+from .datasets.records import stable_id
 from .files.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .masking import IGNORE_INDEX, TextMasking
 from .sampling import batched_permutation
@@ -200,7 +201,7 @@ class PretrainingDataset(Dataset):
     ) -> None:
         if not len(pairs):
             raise ValueError("there are no pairs")
-        self.pairs = as_processor_reads(pairs, processor)
+        self.pairs = as_processor_reads(as_pairs(pairs), processor)
         self.encode = SampleEncoder(processor, augmentation, masking, first_text=not shuffle)
         self.seed = seed
         self.passes = passes
@@ -251,8 +252,6 @@ class PretrainingDataset(Dataset):
             try:
                 return self._load(place)
             except ImageReadError as error:
-                if not hasattr(self.pairs, "record_unreadable"):
-                    raise
                 self.pairs.record_unreadable(place, error)
         raise ImageReadError("not one picture of the set can be read")
 
@@ -289,10 +288,7 @@ class PretrainingDataset(Dataset):
     def image_ids(self) -> np.ndarray:
         """(N,) int64, read without opening a picture."""
         if self._image_ids is None:
-            if hasattr(self.pairs, "image_ids"):
-                self._image_ids = np.asarray(self.pairs.image_ids())
-            else:
-                self._image_ids = stable_ids([self.pairs[i]["image_id"] for i in range(len(self.pairs))])
+            self._image_ids = self.pairs.image_ids()
         return self._image_ids
 
 

@@ -106,7 +106,7 @@ class Evaluation:
             listed, gallery = MatchingPairs.load(settings.pairs), Gallery.from_pairs(pairs)
             images, texts, labels = gallery.images, listed.texts, listed.labels
             index = listed.image_index(gallery)
-        elif getattr(pairs, "labelled", False):
+        elif pairs.labelled:
             places: dict[str, int] = {}
             rows: list[int] = []
             index, texts, labels = [], [], []

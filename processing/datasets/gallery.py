@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from . import PairDataset, load_pairs
 from .emoji import EmojiPairs
-
-Pairs = PairDataset | EmojiPairs
+from .pair_sets import Pairs
 
 
 class GalleryImages(Sequence):
@@ -63,7 +61,7 @@ class Gallery:
         Raises:
             ValueError: labelled pairs, of which half do not belong together.
         """
-        if getattr(pairs, "labelled", False):
+        if pairs.labelled:
             raise ValueError("these are labelled pairs, made for matching: evaluate them with task matching")
         keys = pairs.keys()
         rows: dict[str, int] = {}
@@ -71,15 +69,13 @@ class Gallery:
             rows.setdefault(key, row)
         places: list[tuple[Pairs, int]] = [(pairs, row) for row in rows.values()]
         image_ids = list(rows)
-        unpaired = getattr(pairs, "unpaired", None)
-        if unpaired is not None:
-            places += [(unpaired, row) for row in range(len(unpaired))]
-            image_ids += unpaired.keys()
-        identities = pairs.text_keys() if isinstance(pairs, PairDataset) else [None] * len(keys)
+        if pairs.unpaired is not None:
+            places += [(pairs.unpaired, row) for row in range(len(pairs.unpaired))]
+            image_ids += pairs.unpaired.keys()
         texts: list[str] = []
         text_ids: list[list[str]] = []
         known: dict[str, int] = {}
-        for row, (key, identity) in enumerate(zip(keys, identities, strict=True)):
+        for row, (key, identity) in enumerate(zip(keys, pairs.text_keys(), strict=True)):
             if identity is not None and identity in known:
                 text_ids[known[identity]].append(key)
                 continue
@@ -126,22 +122,10 @@ def data_hash(pairs: Pairs) -> str:
     """A digest of all that an evaluation reads: ids, texts, labels, and the pictures: their bytes where they are
     embedded, else path, size and time of change of the file."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (pairs, getattr(pairs, "unpaired", None)):
-        for row in range(len(part) if part is not None else 0):
-            digest.update(repr((part.texts(row), *_identity(part, row))).encode())
+    for part in (pairs, pairs.unpaired):
+        for row in range(0 if part is None else len(part)):
+            digest.update(repr((part.texts(row), *part.identity(row))).encode())
     return digest.hexdigest()
-
-
-def _identity(pairs: Pairs, row: int) -> tuple:
-    if isinstance(pairs, EmojiPairs):
-        concept, vendor = pairs.items[row]
-        return concept.key, vendor, hashlib.blake2b(concept.images[vendor].read_bytes()).hexdigest()
-    record = pairs.record(row)
-    image = record.pop("image")
-    if image["path"] is None:
-        return (*record.values(), hashlib.blake2b(image["bytes"]).hexdigest())
-    stat = Path(image["path"]).stat()
-    return (*record.values(), image["path"], stat.st_size, stat.st_mtime_ns)
 
 
 def text_positives(gallery: Gallery) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,9 @@ from PIL import Image
 
 from ..files.images import ImageReadError, check_image, open_image
 from .chinese_clip import Base64Images
+from .pair_sets import Pairs
 from .places import located
-from .records import RawPair, image_id_of, stable_ids
+from .records import RawPair, image_id_of
 from .report import ErrorReport, Problem
 from .tables import ImageColumn, require_datasets
 
@@ -27,7 +29,7 @@ CheckImages = Literal["header", "exists", "none"]
 _CHUNK = 10_000
 
 
-class PairDataset:
+class PairDataset(Pairs):
     """A map-style set of pairs: `len(pairs)`, and `pairs[i]` is
     `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str}`, in sets of labelled pairs also
     `"label"`: 1 where picture and text match, 0 where not.
@@ -56,7 +58,7 @@ class PairDataset:
         self.background = background
         self.exif_transpose = True
         self.labelled = table.num_rows > 0 and table.column("label").null_count < table.num_rows
-        self.unpaired: PairDataset | None = None
+        self.unpaired = None
         self._images = images
 
     def __len__(self) -> int:
@@ -104,6 +106,15 @@ class PairDataset:
         image = {"path": value, "bytes": None} if isinstance(value, str) else {"path": None, "bytes": value}
         return {"image": image, **{name: self._cell(name, index) for name in ("image_id", "text_id", "label")}}
 
+    def identity(self, index: int) -> tuple:
+        """As in `Pairs`."""
+        record = self.record(index)
+        image = record.pop("image")
+        if image["path"] is None:
+            return (*record.values(), hashlib.blake2b(image["bytes"]).hexdigest())
+        stat = Path(image["path"]).stat()
+        return (*record.values(), image["path"], stat.st_size, stat.st_mtime_ns)
+
     def texts(self, index: int) -> list[str]:
         """All texts of one pair, without opening the picture."""
         return self._cell("texts", index)
@@ -131,10 +142,6 @@ class PairDataset:
     def text_keys(self) -> list[str | None]:
         """The identity of every pair's text where the files give one, else None."""
         return self.table.column("text_id").to_pylist()
-
-    def image_ids(self) -> np.ndarray:
-        """The stable 63-bit id of every pair's picture: (N,) int64."""
-        return stable_ids(self.table.column("image_id").to_pylist())
 
     def first_texts(self) -> list[str]:
         """The first text of every pair."""

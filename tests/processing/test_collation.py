@@ -249,7 +249,7 @@ class TestCache:
         for position in range(60):
             one, other = dataset[position], fresh[position]
             assert all(np.array_equal(one[name], other[name]) for name in one)
-        assert dataset.pairs.reads == 20
+        assert dataset.pairs.pairs.reads == 20
         assert fresh.pairs.reads == 60
 
     def test_it_stays_within_its_bound(self, processor):
