@@ -236,9 +236,9 @@ class TestAccelerate:
         whole = batches(dataset, processor)
         dataset = make(processor, passes=3, distinct_batch=5)
         dataset.image_ids()
-        dataset.pairs.reads = 0
+        dataset.pairs.pairs.reads = 0
         resumed = list(skip_first_batches(self.loader(dataset, processor), 9))
-        assert dataset.pairs.reads <= 15
+        assert dataset.pairs.pairs.reads <= 15
         assert all(equal(a, b) for a, b in zip(whole[9:], resumed, strict=True))
 
 
@@ -250,7 +250,7 @@ class TestCache:
             one, other = dataset[position], fresh[position]
             assert all(np.array_equal(one[name], other[name]) for name in one)
         assert dataset.pairs.pairs.reads == 20
-        assert fresh.pairs.reads == 60
+        assert fresh.pairs.pairs.reads == 60
 
     def test_it_stays_within_its_bound(self, processor):
         dataset = make(processor, cache_bytes=20_000)
