@@ -17,7 +17,7 @@ from modeling_r2d2.processing.datasets import load_pairs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--model", help="folder or Hub name of a pre-trained R2D2")
     parser.add_argument("--data", help="pairs to learn captions from")
     parser.add_argument("--output", help="folder of the captioner to be made")

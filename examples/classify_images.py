@@ -15,7 +15,7 @@ from modeling_r2d2.processing.datasets import load_pairs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--model", required=True, help="folder or Hub name of an R2D2 or PRD2")
     parser.add_argument("--data", required=True, help="pairs whose text is the class, in any format of load_pairs")
     parser.add_argument("--validation", help="pairs of pictures that --data does not have")

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageFont
 
 from modeling_r2d2.figures import Hit, Query, best_hits, contact_sheet, fonts, training_curves
-from modeling_r2d2.figures import contact_sheet as sheet_module
 from modeling_r2d2.figures.contact_sheet import _wrap
 from tests.helpers import tiny_image
 
@@ -93,7 +92,7 @@ def test_without_a_font_one_warning_and_escapes(no_font, caplog):
         contact_sheet(text_queries())
     assert len(caplog.records) == 1
     assert "pip install mplfonts" in caplog.text
-    assert sheet_module.ChineseFont().drawable("猫a") == "\\u732ba"
+    assert fonts.ChineseFont().drawable("猫a") == "\\u732ba"
 
 
 def test_fonts_without_chinese_are_passed_over(tmp_path, monkeypatch):
