@@ -57,7 +57,10 @@ class IndexChanges:
 
     Attributes:
         images: Pictures in the index now.
-        added, changed, removed, unchanged: Pictures.
+        added: How many pictures.
+        changed: How many.
+        removed: How many.
+        unchanged: How many.
         resumed: Of those added or changed, taken over from an interrupted run.
         moved: Of those unchanged or resumed, whose file is elsewhere now, or has another id.
         duplicates: Pictures whose file has the same content as an earlier one's; they are kept.
@@ -83,7 +86,8 @@ class IndexBuilder:
     """Encodes pictures into an index.
 
     Args:
-        model, processor: A model with its processor.
+        model: What encodes.
+        processor: The model's.
         root: Folder of the index.
         cache: What to keep for the ranker. A model without one (PRD2) keeps nothing.
         vectors: "flat", "hnsw" or "ivf"; None: by size. A token-wise model (FILIP, Wukong) compares all, as "flat".
@@ -384,7 +388,8 @@ def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool
     """The index of a folder, if it belongs to the model.
 
     Raises:
-        IndexFileError, OtherModelError.
+        IndexFileError: as `ImageIndex`.
+        OtherModelError: it belongs to another model.
     """
     index = ImageIndex(root, verify)
     index.manifest.refuse_other(identity, index.root)

@@ -16,8 +16,14 @@ from ..processing.files.images import open_image, turns_upright
 
 @dataclass(frozen=True)
 class HeatMap:
-    """weights (h, w): attention of a word, mean over heads and layers, over the patches; they sum to 1 (less what
-    [CLS] takes). spans: the word's characters in the text. picture: what was looked at."""
+    """Where a word is seen.
+
+    Args:
+        weights: (h, w) attention of a word, mean over heads and layers, over the patches; they sum to 1 (less what
+            [CLS] takes).
+        spans: the word's characters in the text.
+        image: what was looked at.
+    """
 
     weights: Tensor
     word: str
@@ -45,7 +51,8 @@ def heat_map(
     """Attention of a word of the text to the regions of a picture.
 
     Args:
-        image: a path or PIL picture. word: a part of the text, every place where it stands; None: the whole text.
+        image: a path or PIL picture.
+        word: a part of the text, every place where it stands; None: the whole text.
         layers: of the text-image encoder; default all.
 
     Returns:

@@ -43,7 +43,9 @@ class CollectionImage:
 
     Attributes:
         id: Unique within an index.
-        path: Its file, or the archive that holds it; offset, size: where in the archive.
+        path: Its file, or the archive that holds it.
+        offset: Where it begins in the archive.
+        size: Its bytes there.
         data: Its bytes where they lie in no file that can be read again.
         texts: Its captions.
         location: For messages.
@@ -132,7 +134,8 @@ def list_images(
         source: a path, glob, list of paths, range `shard-{000..127}.tar`, or a `datasets` object.
         format: one of jsonl, csv, tsv, folder, classes, parquet, webdataset, dataset; default by suffix or content.
         image_root: relative paths of JSON lines and CSV begin here; default the folder of the file.
-        columns, encoding: as in `load_pairs`.
+        columns: as in `load_pairs`.
+        encoding: as in `load_pairs`.
         note: called with what is worth telling and spoils nothing, such as ignored files; default: logged.
 
     Raises:

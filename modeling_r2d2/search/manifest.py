@@ -94,7 +94,9 @@ class Manifest:
         dimension: Numbers of an embedding.
         cache: What is kept for the ranker (`CacheOptions` as a dictionary).
         tables: The `.rows` files in order, with their numbers of rows.
-        embeds, texts, alive: Names of these files; None where there is nothing to hold.
+        embeds: The `.embeds` file; None where there is nothing to hold.
+        texts: The `.texts` file, or None.
+        alive: The `.alive` file, or None.
         states: The `.states` files in order; `per_file` records in each. `layout`: the fields of a record, as NumPy
             describes them. `slots`: records taken, those of removed pictures included.
         removed: How many rows are marked as removed.

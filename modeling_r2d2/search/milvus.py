@@ -22,12 +22,12 @@ class MilvusVectors:
 
     Its primary key is a digest of the picture's id: Milvus looks entries up and deletes them by expressions, in which
     quotes, backslashes and line breaks of an id would have a meaning. The collection carries the fingerprint of the
-    model that made its vectors.
+    model that made its vectors; its metric is the inner product of unit vectors, the cosine.
 
     Args:
-        uri: `http://host:19530`, or a file `name.db` for milvus-lite. collection: its name.
+        uri: `http://host:19530`, or a file `name.db` for milvus-lite.
+        collection: its name.
         token: "user:password", where the server wants one.
-        metric is the inner product of unit vectors, the cosine.
 
     Raises:
         ImportError: pymilvus is not installed.
@@ -84,7 +84,8 @@ class MilvusVectors:
         """This collection as the vectors of a retriever over `index`; what the index does not hold is passed over.
 
         Raises:
-            OtherModelError: the collection holds vectors of another model. ValueError: there is no such collection.
+            OtherModelError: the collection holds vectors of another model.
+            ValueError: there is no such collection.
         """
         if not self.client.has_collection(self.collection):
             raise ValueError(f"there is no collection {self.collection!r}: synchronise(index) makes it")

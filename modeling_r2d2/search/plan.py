@@ -66,10 +66,14 @@ class Plan:
         source: The source's `source_words`.
         encode: Pictures that are new or have changed, in the order of the source, without their bytes.
         keep: The rows that the source still has, with the picture to remember instead where its place has changed.
-        known, pending: What the index and an interrupted run hold, by id.
-        prune: Ids to remove, since the source no longer has them. not_pruned: why none is, though that was asked for.
+        known: What the index holds, by id.
+        pending: What an interrupted run holds, by id.
+        prune: Ids to remove, since the source no longer has them.
+        not_pruned: Why none is, though that was asked for.
         gone: Ids of the index that the source does not name and whose files are no longer where they were.
-        unchanged, resumed, moved: How many; moved ones are among the unchanged, or resumed.
+        unchanged: How many.
+        resumed: How many.
+        moved: How many of these have another place now.
         seen: Ids of the source with their numbers in it.
         problems: Entries for the report of unreadable pictures, each with its number in the source.
     """
@@ -111,7 +115,8 @@ class Plan:
         """What could not be read, in the order of the sources: all of this one, and of others what is still there.
 
         Args:
-            before: The index's entries. made: those of what was to be encoded.
+            before: The index's entries.
+            made: Those of what was to be encoded.
         """
         entries = [*((self.seen[entry["id"]], entry) for entry in made), *self.problems]
         covered = cache(partial(covers, self.source))

@@ -16,7 +16,8 @@ def source_words(source: Any, reading: Mapping[str, Any]) -> str:
     """A source as words of a command line, its paths in full: the same words for the same source, from anywhere.
 
     Args:
-        source, reading: of `list_pictures`.
+        source: of `list_pictures`.
+        reading: of `list_pictures`.
 
     Returns:
         the words, quoted for a shell; empty for a data set in memory.
@@ -54,7 +55,8 @@ def remake_command(root: Path, sources: Sequence[str], model: str | None, cache:
     """The command that makes the index of a folder anew, in its place.
 
     Args:
-        sources: `source_words` of what it was made from. cache: what it keeps for the ranker.
+        sources: `source_words` of what it was made from.
+        cache: what it keeps for the ranker.
     """
     kept = [] if cache["keep"] == "none" else ["--keep", cache["keep"], "--precision", cache["precision"]]
     options = shlex.join(["--model", model or "MODEL", "--output", str(root), *kept])

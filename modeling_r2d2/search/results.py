@@ -28,11 +28,15 @@ _HEADER = ("query", *_COLUMNS, "text", "problem")
 class SearchHit:
     """One found picture, or caption.
 
-    score: match probability (before calibration) + cosine for candidates; below them by cosine, lowered by a constant,
-    so that scores always fall with the rank. match_probability: calibrated where the model has a calibration, None for
-    what the ranker was not asked about. raw_match_probability: before calibration, where there is one. cosine: in
-    [-1, 1]. text: the caption, where captions were searched; id and path are then those of its first picture.
-    problem: "missing" or "changed" where the file is no longer what was indexed. metadata: the source's other columns.
+    Args:
+        score: match probability (before calibration) + cosine for candidates; below them by cosine, lowered by a
+            constant, so that scores always fall with the rank.
+        match_probability: calibrated where the model has a calibration, None for what the ranker was not asked about.
+        raw_match_probability: before calibration, where there is one.
+        cosine: in [-1, 1].
+        text: the caption, where captions were searched; id and path are then those of its first picture.
+        problem: "missing" or "changed" where the file is no longer what was indexed.
+        metadata: the source's other columns.
     """
 
     rank: int
@@ -56,7 +60,11 @@ class SearchHit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A query, a text or the name of a picture's file, and its hits, best first. image: the query's picture."""
+    """A query, a text or the name of a picture's file, and its hits, best first.
+
+    Args:
+        image: the query's picture.
+    """
 
     query: str
     hits: list[SearchHit]

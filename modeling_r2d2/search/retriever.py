@@ -68,7 +68,8 @@ class R2D2Retriever:
     ```
 
     Args:
-        model, processor: an R2D2 (pre-ranking and ranking), PRD2 or Wukong (pre-ranking alone).
+        model: an R2D2 (pre-ranking and ranking), PRD2 or Wukong (pre-ranking alone).
+        processor: the model's.
         index: an index that this model made; None: only `match` and `heat_map`.
         calibration: of the match probability; None: as the model gives it.
         vectors: where the nearest embeddings are looked up; default: what the index says.
@@ -114,12 +115,14 @@ class R2D2Retriever:
         Args:
             model: folder, Hub name or loaded model; default: where the index says that its model was. Where that is
                 no longer, the index remembers the place that is given.
-            verify: compare every file's checksum first. calibrated: use the model's calibration, if it has one.
+            verify: compare every file's checksum first.
+            calibrated: use the model's calibration, if it has one.
             effort: of an approximate vector index, see `FaissVectors`.
 
         Raises:
             IndexFileError: no index there, a torn or edited file, an index of another version.
-            OtherModelError: it belongs to another model. ValueError: its model is no longer where it was.
+            OtherModelError: it belongs to another model.
+            ValueError: its model is no longer where it was.
         """
         index = Path(index)
         model = model or Manifest.load(index).model.place(index)
@@ -151,8 +154,12 @@ class R2D2Retriever:
 
         Args:
             images: a folder, JSON lines, CSV, Parquet, tar shards or a `datasets` data set; see `list_images`.
-            keep, precision: what is kept for the ranker; see `CacheOptions`. prune, rebuild: of `add`.
-            reading: of `list_images`. options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
+            keep: what is kept for the ranker; see `CacheOptions`.
+            precision: see `CacheOptions`.
+            prune: of `add`.
+            rebuild: of `add`.
+            reading: of `list_images`.
+            options: of `IndexBuilder` (vectors, batch_size, accelerator, …).
         """
         network, processor = load_model(model, processor, device)
         builder = IndexBuilder(network, processor, index, CacheOptions(keep, precision), **options)
@@ -177,8 +184,9 @@ class R2D2Retriever:
         its similarity of the query with each picture or caption, and has none for two pictures.
 
         Args:
-            texts, images: one query or several; one of the two. find: "images", or "texts": the captions that the
-                index's source had.
+            texts: one query or several; or `images`.
+            images: one query or several.
+            find: "images", or "texts": the captions that the index's source had.
             top_k: hits of each query; all there are if there are fewer.
             candidates: how many of the best by cosine the ranker orders (the authors: 128 or 64). 0: none.
             min_match_probability: leave out hits below it, and hits that the ranker was not asked about.
@@ -242,7 +250,8 @@ class R2D2Retriever:
         """Match probability and cosine of every picture with every text; needs no index.
 
         Raises:
-            ValueError: a model without a ranker, an empty text. ImageReadError: a picture that cannot be read.
+            ValueError: a model without a ranker, an empty text.
+            ImageReadError: a picture that cannot be read.
         """
         if self.ranker is None:
             require_ranker(self.model.config)

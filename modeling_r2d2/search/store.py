@@ -154,7 +154,8 @@ class StatesWriter:
     """Puts records of what is kept for the ranker at their places in files of equal numbers of records.
 
     Args:
-        state: What the index holds so far. layout: The fields of a record; () where nothing is kept.
+        state: What the index holds so far.
+        layout: The fields of a record; () where nothing is kept.
         first: The number of the first new file.
     """
 

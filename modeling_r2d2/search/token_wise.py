@@ -27,7 +27,8 @@ class TokenWiseSearch:
     """Token-wise similarities of queries with everything in an index, exactly.
 
     Args:
-        model: with `is_token_wise`. index: one that it made.
+        model: with `is_token_wise`.
+        index: one that it made.
     """
 
     def __init__(self, model: WukongModel, index: ImageIndex):

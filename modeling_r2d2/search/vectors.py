@@ -55,7 +55,9 @@ def build_vectors(
     numbers, inverted lists too; the retriever computes the cosines of what is found from the exact embeddings.
 
     Args:
-        neighbours, construction: M and efConstruction of HNSW. lists: of IVF, default 4 √count.
+        neighbours: M of HNSW.
+        construction: efConstruction of HNSW.
+        lists: of IVF, default 4 √count.
         sample: vectors from which 8-bit ranges and the lists' centres are learned.
     """
     faiss = require_faiss()
