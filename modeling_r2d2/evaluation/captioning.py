@@ -44,7 +44,8 @@ def captioning_metrics(
     """All metrics of a set of captions.
 
     Args:
-        captions: (N,) one for each picture; "" where the model said nothing. references: (N,) lists, each not empty.
+        captions: (N,) one for each picture; "" where the model said nothing.
+        references: (N,) lists, each not empty.
         bootstrap: None: no intervals. Resampling keeps the document frequencies of the whole set.
 
     Returns:

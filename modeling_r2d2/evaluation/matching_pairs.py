@@ -36,7 +36,14 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """P pairs: image_ids (P,), texts (P,), labels (P,) of 0 and 1; about: how the list was made."""
+    """P pairs.
+
+    Args:
+        image_ids: (P,).
+        texts: (P,).
+        labels: (P,) of 0 and 1.
+        about: how the list was made.
+    """
 
     image_ids: list[str]
     texts: list[str]
@@ -151,7 +158,10 @@ def pair_probabilities(
     Pairs are taken in the order of their picture, so that a picture's pairs share one pass through its tower.
 
     Args:
-        images: pictures, PIL or paths. image_index: (P,) into them. texts: (P,). batch_size: pairs at a time.
+        images: pictures, PIL or paths.
+        image_index: (P,) into them.
+        texts: (P,).
+        batch_size: pairs at a time.
 
     Returns:
         (P,) float64.

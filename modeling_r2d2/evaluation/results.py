@@ -43,9 +43,13 @@ _WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 class EvaluationResult:
     """One model on one data set.
 
-    metrics: name -> value, percent but for `cider` and `threshold`. intervals: name -> its bootstrap interval.
-    counts: sizes of what was judged. settings: all that the figures depend on. data_hash, model_hash: digests of what
-    was read.
+    Args:
+        metrics: name -> value, percent but for `cider` and `threshold`.
+        intervals: name -> its bootstrap interval.
+        counts: sizes of what was judged.
+        settings: all that the figures depend on.
+        data_hash: digest of the data that were read.
+        model_hash: digest of the model.
 
     Raises:
         NotFiniteError: a metric that is not finite.
@@ -148,7 +152,8 @@ def refuse_foreign_report(folder: str | PathLike, task: str, data: str) -> None:
     """Raise where a report of a task and data would replace a file that is no report.
 
     Raises:
-        FileExistsError: names it. NotADirectoryError: the folder is a file.
+        FileExistsError: names it.
+        NotADirectoryError: the folder is a file.
     """
     refuse_no_folder(Path(folder).parent if is_report_file(folder) else folder)
     for path in _report_files(folder, task, data):

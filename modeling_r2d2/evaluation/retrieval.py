@@ -31,10 +31,15 @@ from ..processing.datasets.gallery import ImageId, TextId, positive_pairs
 class RetrievalResult:
     """What `evaluate_retrieval` found.
 
-    images, texts: sizes of the galleries. candidates: k of the second stage, None where there was none.
-    pre_ranking, two_stage: recalls in percent, keys as in `recall_both_ways`. cosine (T, I),
-    text_to_image_scores (T, I), image_to_text_scores (I, T): the scores, the latter two of both stages together. Of a
-    token-wise model `cosine` is s(T → I), and image_to_text_scores s(I → T), which is not its transpose.
+    Args:
+        images: their number.
+        texts: their number.
+        candidates: k of the second stage, None where there was none.
+        pre_ranking: recalls in percent, keys as in `recall_both_ways`.
+        two_stage: the same of both stages.
+        cosine: (T, I), of a token-wise model s(T → I).
+        text_to_image_scores: (T, I) of both stages together.
+        image_to_text_scores: (I, T) of both stages together; of a token-wise model s(I → T), no transpose of `cosine`.
     """
 
     images: int
@@ -71,9 +76,12 @@ def evaluate_retrieval(
     """Recall@K of a gallery of pictures and texts, both ways.
 
     Args:
-        images, texts: the gallery; PIL pictures or paths.
-        image_ids, text_ids: see `positive_pairs`; without them text i belongs to picture i.
-        ks: cut-offs. candidates: k of the second stage; None: pre-ranking alone.
+        images: the gallery; PIL pictures or paths.
+        texts: the gallery; PIL pictures or paths.
+        image_ids: see `positive_pairs`; without them text i belongs to picture i.
+        text_ids: see `positive_pairs`.
+        ks: cut-offs.
+        candidates: k of the second stage; None: pre-ranking alone.
         batch_size: pictures at a time (texts: eight times as many).
 
     Raises:
@@ -106,10 +114,7 @@ def score_gallery(
     candidates: int | None = None,
     batch_size: int = 32,
 ) -> tuple[Tensor, dict[Direction, Tensor] | None]:
-    """Scores of all pictures and texts, without a word on which belong together.
-
-    Args:
-        as for `evaluate_retrieval`.
+    """Scores of all pictures and texts, without a word on which belong together; arguments as for `evaluate_retrieval`.
 
     Returns:
         the cosines (T, I); and the scores of both stages, (T, I) for `text_to_image`, (I, T) for `image_to_text`,

@@ -166,8 +166,9 @@ def evaluate_models(
     """Evaluate models one after another, or a file of captions (`settings.captions`, no models).
 
     Args:
-        models: folders, or names of the Hub. cache: folder where results are kept by task, settings, and the digests
-            of data and model; None: keep none. report: told, a line each, what is done.
+        models: folders, or names of the Hub.
+        cache: folder where results are kept by task, settings, and the digests of data and model; None: keep none.
+        report: told, a line each, what is done.
 
     Raises:
         ValueError: no model, or a model or data that do not fit the task.
@@ -227,7 +228,9 @@ def recalls_with_intervals(
     of one picture are not independent; a text of several pictures goes with the first.
 
     Args:
-        text_to_image: (T, I). image_to_text: (I, T). positives: (T, I) boolean.
+        text_to_image: (T, I).
+        image_to_text: (I, T).
+        positives: (T, I) boolean.
     """
     described = positives.any(dim=0)
     ranks = {

@@ -20,11 +20,18 @@ TASKS = ("retrieval", "matching", "classification", "captioning")
 class EvaluationSettings:
     """What to evaluate, and how.
 
-    task: of `TASKS`. data: what `load_pairs` takes, a folder of classes (classification), or `emoji:VENDOR`.
-    reading: options of `load_pairs`. name: what the data set is called in reports; a published set's name prints its
-    published figures. two_stage: retrieval also with the ranker; candidates: k of it, default as the authors' for the
-    set, else 128. pairs: a saved list of matching pairs. prompts: templates of classification; labels: file of the
-    classes' names. captions: file of captions in place of a model. generation: arguments of `generate`.
+    Args:
+        task: of `TASKS`.
+        data: what `load_pairs` takes, a folder of classes (classification), or `emoji:VENDOR`.
+        reading: options of `load_pairs`.
+        name: what the data set is called in reports; a published set's name prints its published figures.
+        two_stage: retrieval also with the ranker.
+        candidates: k of it, default as the authors' for the set, else 128.
+        pairs: a saved list of matching pairs.
+        prompts: templates of classification.
+        labels: file of the classes' names.
+        captions: file of captions in place of a model.
+        generation: arguments of `generate`.
 
     Raises:
         ValueError: an unknown task, or a setting of another one.

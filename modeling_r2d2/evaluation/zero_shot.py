@@ -75,8 +75,8 @@ def classification_folder(
 
     Args:
         labels: a file of lines `sub-folder<TAB>name` or `sub-folder<TAB>name，another name`; without it the folders'
-            own names. reading: options of `load_pairs`; pictures that cannot be read are left out within its
-            `max_error_rate`.
+            own names.
+        reading: options of `load_pairs`; pictures that cannot be read are left out within its `max_error_rate`.
 
     Raises:
         ValueError: no sub-folders with pictures, one that the file of labels does not name, a malformed line.
@@ -167,7 +167,9 @@ def classification_metrics(
     """Accuracies in percent; ties and NaN count against the model, as in recall@K.
 
     Args:
-        scores: (N, C). labels: (N,) the right class of each. bootstrap: None: no intervals.
+        scores: (N, C).
+        labels: (N,) the right class of each.
+        bootstrap: None: no intervals.
 
     Returns:
         `top1`, `top5` (every picture where C < 5) and `mean_per_class`, the mean of the classes' own top-1; intervals.

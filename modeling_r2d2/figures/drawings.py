@@ -41,7 +41,8 @@ def refuse_foreign_drawing(path: str | PathLike | None) -> None:
     """Raise where a file is in the place of a drawing that is none of ours: a photograph, say.
 
     Raises:
-        FileExistsError: names it. IsADirectoryError: it is a folder.
+        FileExistsError: names it.
+        IsADirectoryError: it is a folder.
     """
     path = None if path is None else Path(path)
     if path is None or not (path.is_symlink() or path.exists()):

@@ -20,7 +20,9 @@ def reliability_plot(curves: Mapping[str, Curve], path: str | PathLike, title: s
     """Draw reliability diagrams, a panel for each name; the diagonal is perfect calibration.
 
     Args:
-        curves: name -> what `reliability` found. path: of the PNG; folders are made. title: above the panels.
+        curves: name -> what `reliability` found.
+        path: of the PNG; folders are made.
+        title: above the panels.
 
     Returns:
         the path. Needs matplotlib, of the extra `[train]`.

@@ -22,7 +22,8 @@ class Bootstrap:
     models on one data set are comparable.
 
     Args:
-        resamples: how many; 0 for no intervals. confidence: a share, such as 0.95.
+        resamples: how many; 0 for no intervals.
+        confidence: a share, such as 0.95.
 
     Raises:
         ValueError: a value out of its range.
@@ -42,7 +43,8 @@ class Bootstrap:
         """Intervals of one or several metrics.
 
         Args:
-            units: how many there are. metric: takes counts (R, units) and returns the metrics (R, M).
+            units: how many there are.
+            metric: takes counts (R, units) and returns the metrics (R, M).
 
         Returns:
             (M, 2) lower and upper ends; None where `resamples` is 0.
@@ -71,7 +73,9 @@ def weighted_means(counts: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> n
     """Means over the items of drawn units, as metrics for `Bootstrap.intervals`.
 
     Args:
-        counts: (R, U). sums: (U, M) a unit's sum of each value. sizes: (U, M) over how many items.
+        counts: (R, U).
+        sums: (U, M) a unit's sum of each value.
+        sizes: (U, M) over how many items.
 
     Returns:
         (R, M): counts·sums / counts·sizes.

@@ -39,9 +39,13 @@ _EPSILON = 1e-7
 class Calibration:
     """σ(slope · logit(p) + intercept), moved from the fitted share of true pairs to `prior`.
 
-    method: "temperature" (intercept 0) or "platt". true_share: of the pairs fitted. prior: share of true pairs where
-    probabilities will be used; None: `true_share`. pairs: fitted on. held_out: mean log-likelihood of unseen pairs for
-    "uncalibrated", "temperature" and "platt". ranker: digest of the ranker that it belongs to.
+    Args:
+        method: "temperature" (intercept 0) or "platt".
+        true_share: of the pairs fitted.
+        prior: share of true pairs where probabilities will be used; None: `true_share`.
+        pairs: fitted on.
+        held_out: mean log-likelihood of unseen pairs for "uncalibrated", "temperature" and "platt".
+        ranker: digest of the ranker that it belongs to.
 
     Raises:
         ValueError: a prior that is no share between 0 and 1; numbers that are not finite or out of their range.
@@ -89,7 +93,8 @@ class Calibration:
         """Raise unless a calibration may be stored in a folder.
 
         Raises:
-            FileNotFoundError: there is no such folder. FileExistsError: its `calibration.json` is none of ours.
+            FileNotFoundError: there is no such folder.
+            FileExistsError: its `calibration.json` is none of ours.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -106,7 +111,8 @@ class Calibration:
         """Read `calibration.json` from a model's folder.
 
         Raises:
-            FileNotFoundError: there is none. ValueError: it is torn, or no calibration.
+            FileNotFoundError: there is none.
+            ValueError: it is torn, or no calibration.
         """
         path = Path(folder) / FILE
         text = path.read_text(encoding="utf-8")
@@ -146,9 +152,12 @@ def fit_calibration(
     """Fit on pairs that training has not seen.
 
     Args:
-        probability: (P,) of the model. labels: (P,), 1 = true pair. groups: (P,), pairs that belong together (of one
-            picture, say) are held out together; default: each on its own. prior: see `Calibration`.
-        folds: of the cross-validation that chooses the method. method: or the one to take.
+        probability: (P,) of the model.
+        labels: (P,), 1 = true pair.
+        groups: (P,), pairs that belong together (of one picture, say) are held out together; default: each on its own.
+        prior: see `Calibration`.
+        folds: of the cross-validation that chooses the method.
+        method: or the one to take.
 
     Raises:
         ValueError: pairs of one kind only, or fewer than `folds` of either; values that are no probabilities.

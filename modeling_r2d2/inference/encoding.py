@@ -58,7 +58,8 @@ def encode_images(
         device: where the result is kept; default: the model's device.
 
     Raises:
-        ValueError: no images. ImageReadError: a file that cannot be read, by name.
+        ValueError: no images.
+        ImageReadError: a file that cannot be read, by name.
     """
     if len(images) == 0:
         raise ValueError("images is empty: there is nothing to encode")
@@ -116,10 +117,12 @@ def encode_texts(
 
     Args:
         texts: truncated to the model's length, with one warning.
-        keep_states, device: as for `encode_images`.
+        keep_states: as for `encode_images`.
+        device: as for `encode_images`.
 
     Raises:
-        ValueError: no texts. TypeError: one string instead of a sequence.
+        ValueError: no texts.
+        TypeError: one string instead of a sequence.
     """
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, not one string: pass [text]")
@@ -178,7 +181,8 @@ def candidate_pairs(cosine: Tensor, candidates: int, direction: Direction) -> Te
     """The pairs that go into the second stage: for each query the `candidates` best by cosine.
 
     Args:
-        cosine: (T, I). candidates: k; at least the size of the gallery means everything.
+        cosine: (T, I).
+        candidates: k; at least the size of the gallery means everything.
 
     Returns:
         (T, I) boolean.

@@ -90,7 +90,8 @@ def require_finite_file(path: str | PathLike) -> None:
     """`require_finite_weights` of a safetensors file, one tensor in memory at a time.
 
     Raises:
-        NotFiniteError: names the file and the first tensor. ValueError: not such a file, or a torn one.
+        NotFiniteError: names the file and the first tensor.
+        ValueError: not such a file, or a torn one.
     """
     try:
         with safe_open(path, framework="pt") as held:

@@ -116,7 +116,8 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        ValueError: not UTF-8, no JSON, or nested too deep; names file and place. OSError: not readable.
+        ValueError: not UTF-8, no JSON, or nested too deep; names file and place.
+        OSError: not readable.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -132,7 +133,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ValueError: as `read_json`; or it is no object. OSError: not readable.
+        ValueError: as `read_json`; or it is no object.
+        OSError: not readable.
     """
     content = read_json(path)
     if not isinstance(content, dict):

@@ -37,8 +37,11 @@ class OtherModelError(ValueError):
 class ModelIdentity:
     """Which model and preprocessing an index belongs to.
 
-    weights: digest of every tensor and of what the configuration says about the networks. preprocessing: digest of
-    the image processor's settings and of the tokenizer. source, revision: where the model was loaded from, for people.
+    Args:
+        weights: digest of every tensor and of what the configuration says about the networks.
+        preprocessing: digest of the image processor's settings and of the tokenizer.
+        source: where the model was loaded from, for people.
+        revision: of the source.
     """
 
     weights: str
@@ -69,7 +72,8 @@ class ModelIdentity:
         """Raise unless `given` computes what this one did.
 
         Args:
-            place: of the index. remake: the command that makes it anew with the given model.
+            place: of the index.
+            remake: the command that makes it anew with the given model.
 
         Raises:
             OtherModelError: says what differs, and what to do.

@@ -67,7 +67,8 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
     """`kind.from_pretrained(place)` and its loading info, for callers who judge it themselves.
 
     Raises:
-        ValueError, OSError: as `load_whole`, weights that do not fit apart. NotFiniteError: NaN or infinite weights.
+        ValueError, OSError: as `load_whole`, weights that do not fit apart.
+        NotFiniteError: NaN or infinite weights.
     """
     with one_line_errors(place, kind):
         require_model_folder(place, kind)
@@ -120,7 +121,8 @@ def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedC
     """`kind.from_pretrained(place)` of a configuration class or `AutoConfig`; `place` may be the file itself.
 
     Raises:
-        ValueError: no JSON object, another model type than the class's, impossible sizes. OSError: no such place.
+        ValueError: no JSON object, another model type than the class's, impossible sizes.
+        OSError: no such place.
     """
     with one_line_errors(place, kind):
         require_model_folder(place, kind, weights=False)
@@ -132,7 +134,8 @@ def config_values(place: str | PathLike) -> dict[str, Any]:
     """What the config.json of a folder, file or Hub name says, as it stands there.
 
     Raises:
-        ValueError: no JSON object, impossible sizes. OSError: no such place.
+        ValueError: no JSON object, impossible sizes.
+        OSError: no such place.
     """
     with one_line_errors(place, PreTrainedConfig):
         require_model_folder(place, PreTrainedConfig, weights=False)
@@ -143,7 +146,8 @@ def model_type(place: str | PathLike) -> str | None:
     """What `model_type` the config.json of a folder, file or Hub name says; None where it says nothing.
 
     Raises:
-        ValueError: no JSON object, impossible sizes. OSError: no such place.
+        ValueError: no JSON object, impossible sizes.
+        OSError: no such place.
     """
     return config_values(place).get("model_type")
 
@@ -152,8 +156,9 @@ def load_processor(kind: Any, place: str | PathLike, **options: Any) -> Any:
     """`kind.from_pretrained(place)` of a processor class or `AutoProcessor`: texts and pictures.
 
     Raises:
-        ValueError: a damaged file; a folder that holds a tokenizer or an image processor alone; code that would have
-            to run. OSError: no such place, or nothing of it there.
+        ValueError: a damaged file; a folder that holds a tokenizer or an image processor alone; code that would have to
+            run.
+        OSError: no such place, or nothing of it there.
     """
     with one_line_errors(place, kind):
         _require_readable_json(Path(place))
@@ -169,7 +174,8 @@ def load_tokenizer(place: str | PathLike, **options: Any) -> Any:
     """`AutoTokenizer.from_pretrained(place)`.
 
     Raises:
-        ValueError: no tokenizer, or one whose code would have to run. OSError: no such place.
+        ValueError: no tokenizer, or one whose code would have to run.
+        OSError: no such place.
     """
     return load_part(AutoTokenizer, place, **options)
 
@@ -178,7 +184,8 @@ def load_component(kind: Any, place: str | PathLike, subfolder: str) -> Any:
     """A network of diffusers out of a pipeline's folder or repository, with all of its weights.
 
     Raises:
-        ValueError: weights that are missing or left over, a damaged file. OSError: no such place.
+        ValueError: weights that are missing or left over, a damaged file.
+        OSError: no such place.
     """
     with one_line_errors(place, kind):
         model, info = kind.from_pretrained(place, subfolder=subfolder, output_loading_info=True)
@@ -195,7 +202,8 @@ def load_part(kind: Any, place: str | PathLike, **options: Any) -> Any:
     """`kind.from_pretrained(place)` of anything else: an Auto class, or a pipeline of diffusers.
 
     Raises:
-        ValueError: it cannot be loaded; says why in one line. OSError: no such place.
+        ValueError: it cannot be loaded; says why in one line.
+        OSError: no such place.
     """
     with one_line_errors(place, kind):
         _require_readable_json(Path(place))

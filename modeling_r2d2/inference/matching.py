@@ -18,7 +18,8 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve, in percent.
 
     Args:
-        scores: (N,), higher for a match. labels: (N,) of 0 and 1.
+        scores: (N,), higher for a match.
+        labels: (N,) of 0 and 1.
 
     Raises:
         ValueError: NaN, other labels, or pairs of one class alone.
@@ -49,7 +50,9 @@ def matching_metrics(
     """ROC-AUC and best-threshold accuracy in percent, and the threshold.
 
     Args:
-        scores: (N,) match probabilities. labels: (N,) of 0 and 1. bootstrap: None: no intervals.
+        scores: (N,) match probabilities.
+        labels: (N,) of 0 and 1.
+        bootstrap: None: no intervals.
 
     Returns:
         metrics `auc`, `accuracy`, `threshold` (absent where calling nothing a match is best); intervals of the first

@@ -22,8 +22,8 @@ def load_model(
     A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
 
     Raises:
-        OSError: no such model. ValueError: a loaded model without its processor, or a model of another kind, also
-            one that lacks weights.
+        OSError: no such model.
+        ValueError: a loaded model without its processor, or a model of another kind, also one that lacks weights.
     """
     if isinstance(model, str | PathLike):
         if is_onnx_export(model):

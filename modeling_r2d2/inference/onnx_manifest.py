@@ -20,9 +20,14 @@ class OnnxFolderError(ValueError):
 class GraphRecord:
     """A graph and how far it is from torch in float32.
 
-    file: its name. made: precision within. bytes, digest: size and blake2b. deviation: for each output the largest
-    difference, on random inputs and on the pictures that were given, in units of max(1, largest value). cosine: the
-    smallest between the embeddings of the graph and of torch, None for the ranker.
+    Args:
+        file: its name.
+        made: precision within.
+        bytes: its size.
+        digest: its blake2b.
+        deviation: for each output the largest difference, on random inputs and on the pictures that were given, in
+            units of max(1, largest value).
+        cosine: the smallest between the embeddings of the graph and of torch, None for the ranker.
     """
 
     file: str
@@ -37,10 +42,16 @@ class GraphRecord:
 class OnnxManifest:
     """The content of manifest.json.
 
-    precision: as asked for. source: name of the model folder; source_weights, source_preprocessing: digests of its
-    weights and processor, as an index of pictures records them. temperature: of pre-ranking. image_size: (height,
-    width) that the image tower takes. max_length: most tokens of a text. ranker_weights: see `ranker_weights.locate`.
-    versions: of the libraries that made it.
+    Args:
+        precision: as asked for.
+        source: name of the model folder.
+        source_weights: digest of its weights, as an index of pictures records it.
+        source_preprocessing: digest of its processor.
+        temperature: of pre-ranking.
+        image_size: (height, width) that the image tower takes.
+        max_length: most tokens of a text.
+        ranker_weights: see `ranker_weights.locate`.
+        versions: of the libraries that made it.
     """
 
     precision: str

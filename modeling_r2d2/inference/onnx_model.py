@@ -35,12 +35,15 @@ class R2D2OnnxModel(nn.Module):
     of pictures made with it belongs to these graphs: `R2D2Retriever.open(index, model, processor)`.
 
     Args:
-        folder: of the graphs. threads: of onnxruntime; default: as many as torch has.
-        providers: of onnxruntime. verify: compare the files' checksums first.
+        folder: of the graphs.
+        threads: of onnxruntime; default: as many as torch has.
+        providers: of onnxruntime.
+        verify: compare the files' checksums first.
 
     Raises:
         OnnxFolderError: no export there, or a missing, torn or edited file.
-        ValueError: a provider that this onnxruntime does not have. ImportError: onnxruntime is not installed.
+        ValueError: a provider that this onnxruntime does not have.
+        ImportError: onnxruntime is not installed.
     """
 
     def __init__(
@@ -131,7 +134,8 @@ class R2D2OnnxModel(nn.Module):
         """Encode texts (T, L).
 
         Args:
-            token_type_ids, position_ids: the graph holds the usual ones, 0 and 0 … L − 1.
+            token_type_ids: the graph holds the usual ones, 0.
+            position_ids: the graph holds the usual ones, 0 … L − 1.
 
         Returns:
             `last_hidden_state` (T, L, W) and the unnormalised embedding (T, D) in `pooler_output`.

@@ -41,9 +41,12 @@ class RankedTexts:
 class RankedImages:
     """I pictures, as far as they do not depend on a text.
 
-    states (I, N, E): of the tower. queries (I, M, D): the image-text encoder's after its first self-attention, M = N,
-    N + 1 where a mean stands in for [CLS], 1 if there is only one layer. keys, values (I, K - 1, N, D): of the
-    text-image encoder's K layers but the last, None where they are not kept.
+    Args:
+        states: (I, N, E) of the tower.
+        queries: (I, M, D) the image-text encoder's after its first self-attention, M = N, N + 1 where a mean stands in
+            for [CLS], 1 if there is only one layer.
+        keys: (I, K - 1, N, D) of the text-image encoder's K layers but the last, None where they are not kept.
+        values: (I, K - 1, N, D).
     """
 
     states: Tensor
@@ -112,7 +115,8 @@ class FastRanker:
             Default: 4 on a CPU, where what a chunk leaves between two layers then stays in its caches; 64 elsewhere.
 
     Raises:
-        ValueError: a model without a ranker (PRD2). TypeError: layers that are no plain `nn.Linear`.
+        ValueError: a model without a ranker (PRD2).
+        TypeError: layers that are no plain `nn.Linear`.
     """
 
     def __init__(self, model: R2D2Model, chunk: int | None = None):

@@ -25,7 +25,8 @@ def first_hit_ranks(scores: Tensor, positives: Tensor) -> Tensor:
     right items never push a query down.
 
     Args:
-        scores: (Q, G) of Q queries over a gallery of G. positives: (Q, G) boolean.
+        scores: (Q, G) of Q queries over a gallery of G.
+        positives: (Q, G) boolean.
 
     Returns:
         (Q,) int64.
@@ -52,7 +53,8 @@ def recall_at(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]
     A K larger than the gallery is reached by every query.
 
     Args:
-        ranks: (Q,) of `first_hit_ranks`. ks: cut-offs.
+        ranks: (Q,) of `first_hit_ranks`.
+        ks: cut-offs.
 
     Raises:
         ValueError: no queries.
@@ -68,8 +70,10 @@ def recall_both_ways(
     """Recall@K in percent in both directions, and their mean.
 
     Args:
-        text_to_image: (T, I) scores of texts over the pictures. image_to_text: (I, T) of pictures over the texts.
-        positives: (T, I) boolean. ks: cut-offs.
+        text_to_image: (T, I) scores of texts over the pictures.
+        image_to_text: (I, T) of pictures over the texts.
+        positives: (T, I) boolean.
+        ks: cut-offs.
 
     Returns:
         `text_to_image_r1`, …, `image_to_text_r10`, and `mean_recall`, the mean of all of them.
@@ -99,7 +103,8 @@ def retrieval_metrics(prediction: EvalPrediction, ks: Sequence[int] = (1, 5, 10)
         as `recall_both_ways`; usable as `metric_for_best_model="text_to_image_r1"`.
 
     Raises:
-        ValueError: predictions or labels of another kind. NotFiniteError: embeddings of a model that has diverged.
+        ValueError: predictions or labels of another kind.
+        NotFiniteError: embeddings of a model that has diverged.
     """
     image_ids = prediction.label_ids
     if isinstance(image_ids, (tuple, list)) and len(image_ids) == 1:
