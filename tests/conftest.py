@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 
 # The same cases in every run; `--hypothesis-profile search` draws others, and many.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=40)
-hypothesis.settings.register_profile("search", deadline=None, database=None, max_examples=2000)
+hypothesis.settings.register_profile("search", deadline=None, database=None, max_examples=500)
 hypothesis.settings.load_profile("same")
 
 
