@@ -161,7 +161,7 @@ def test_sheet_shows_every_image():
         pair_sheet([])
 
 
-def test_what_is_bad_is_told_once(data):
+def test_what_is_bad_is_named_once(data):
     """Not at loading already, on stderr, and a second time in the answer."""
     (data / "folder").mkdir()
     for name in ("0.svg", "1.png"):

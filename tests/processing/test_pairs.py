@@ -480,7 +480,7 @@ class TestDamagedSources:
         assert report.errors == 0
 
 
-def test_what_was_told_is_not_told_again(tmp_path, caplog):
+def test_what_was_reported_is_not_reported_again(tmp_path, caplog):
     """At loading, and after training what turned out bad since."""
     tiny_image().save(tmp_path / "0.png")
     whole = (tmp_path / "0.png").read_bytes()
