@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-fast lint bench peer compat wheel docs clean
+.PHONY: help venv demo test test-fast lint types bench peer compat wheel docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,9 +44,11 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 demo: $(STAMP)
 	$(BIN)/r2d2 demo --output $(OUTPUT) $(ARGS)
 
-lint: $(STAMP)
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	@rm -rf .cache/types && mkdir -p .cache/types/modeling_r2d2
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard modeling_r2d2/*) processing hub_cards) .cache/types/modeling_r2d2
 	$(BIN)/mypy
