@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -68,6 +69,26 @@ class ConversionReport:
         return "\n".join(lines)
 
 
+@overload
+def convert_official_checkpoint(
+    path: str | PathLike,
+    config: R2D2Config | None = None,
+    *,
+    head: bool | None = None,
+    allow_unknown: bool = False,
+    return_report: Literal[False] = False,
+) -> R2D2Model: ...
+@overload
+def convert_official_checkpoint(
+    path: str | PathLike,
+    config: R2D2Config | None = None,
+    *,
+    head: bool | None = None,
+    allow_unknown: bool = False,
+    return_report: Literal[True],
+) -> tuple[R2D2Model, ConversionReport]: ...
+
+
 def convert_official_checkpoint(
     path: str | PathLike,
     config: R2D2Config | None = None,
@@ -107,7 +128,7 @@ def convert_official_checkpoint(
     tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     if report.has_head:
         config.tie_word_embeddings = _is_tied(tensors)
-    model_class = R2D2ForPreTraining if report.has_head else R2D2Model
+    model_class: Any = R2D2ForPreTraining if report.has_head else R2D2Model
     model, info = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
     )
@@ -251,8 +272,8 @@ def convert_state_dict(
     for name, tensor in state_dict.items():
         if (reason := unused_reason(name)) is not None:
             report.unused[name] = reason
-        elif head_name(name) is not None:
-            head_parts[name] = head_name(name)
+        elif (part := head_name(name)) is not None:
+            head_parts[name] = part
         elif config.cross_encoder_config is None and name.startswith(RANKER_PREFIXES):
             report.unused[name] = "ranker: the given configuration has none"
         elif (target := model_name(name)) in expected:
@@ -330,7 +351,8 @@ def _take_head(
     if problem is None:
         report.has_head = True
         converted.update(found)
-        converted.setdefault("mlm_head.decoder.weight", converted.get("text_model.embeddings.word_embeddings.weight"))
+        if (tied := converted.get("text_model.embeddings.word_embeddings.weight")) is not None:
+            converted.setdefault("mlm_head.decoder.weight", tied)
         report.used.update({name: target for name, target in parts.items() if name not in copies})
         report.unused.update(dict.fromkeys(copies, "copy of the MLM head's decoder bias"))
     else:

@@ -117,7 +117,7 @@ def build_tokenizer(vocab: str | PathLike | None = None) -> PreTrainedTokenizerB
 def find_vocabulary() -> Path | None:
     """The Chinese vocabulary within the installed package cn-clip, which is not imported; None without it."""
     try:
-        path = Path(metadata.distribution("cn-clip").locate_file("cn_clip/clip/vocab.txt"))
+        path = Path(str(metadata.distribution("cn-clip").locate_file("cn_clip/clip/vocab.txt")))
     except metadata.PackageNotFoundError:
         return None
     return path if path.is_file() else None

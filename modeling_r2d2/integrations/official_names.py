@@ -50,16 +50,18 @@ _HEAD_PARTS = {
     "bias": "mlm_head.decoder.bias",
 }
 
-_UNUSED = (
-    (r"[^.]*queue.*", "queue of earlier features: only training reads it"),
-    (r"\w+_m(\..+)?", "momentum copy: only training reads it"),
-    (r".*\.position_ids", "buffer that counts from 0: not stored any more"),
-    (r"(text|img)_joint_layer\.embeddings\..+", "dead embedding table: the joint layers get states, not tokens"),
-    (r"(text_encoder|text_joint_layer|img_joint_layer)\.pooler\..+", "pooler: the [CLS] state is read directly"),
-    (r"visual_encoder\.post_layernorm\..+", "post_layernorm: features are the states before it"),
-    (r"text_encoder\.cls\..+", "language-model head of the text tower alone: R2D2's MLM head is elsewhere"),
+_UNUSED = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        (r"[^.]*queue.*", "queue of earlier features: only training reads it"),
+        (r"\w+_m(\..+)?", "momentum copy: only training reads it"),
+        (r".*\.position_ids", "buffer that counts from 0: not stored any more"),
+        (r"(text|img)_joint_layer\.embeddings\..+", "dead embedding table: the joint layers get states, not tokens"),
+        (r"(text_encoder|text_joint_layer|img_joint_layer)\.pooler\..+", "pooler: the [CLS] state is read directly"),
+        (r"visual_encoder\.post_layernorm\..+", "post_layernorm: features are the states before it"),
+        (r"text_encoder\.cls\..+", "language-model head of the text tower alone: R2D2's MLM head is elsewhere"),
+    )
 )
-_UNUSED = tuple((re.compile(pattern), reason) for pattern, reason in _UNUSED)
 
 #: Prefixes whose presence makes a checkpoint an R2D2; a PRD2 has none of them.
 RANKER_PREFIXES = ("text_joint_layer.", "img_joint_layer.", "img_joint_proj.", "itm_head.", "itm_head_i.")

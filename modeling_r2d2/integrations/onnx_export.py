@@ -202,7 +202,7 @@ def _compare(graph: Graph, path: Path, inputs: _Inputs, exact: bool) -> tuple[di
             deviation[name] = max(deviation[name], difference)
             if name.endswith("_embeds"):
                 cosine = min(1.0 if cosine is None else cosine, float(cosine_similarity(ours, theirs).min()))
-    worst = max(deviation, key=deviation.get)
+    worst = max(deviation, key=lambda name: deviation[name])
     if exact and deviation[worst] > TOLERANCE:
         raise RuntimeError(
             f"{path.name} does not compute what torch does: {worst} differs by {deviation[worst]:.1e} "
@@ -237,7 +237,7 @@ def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) 
     if not isinstance(model, R2D2Model):
         raise ValueError(f"only R2D2 and PRD2 models can be exported, and this is a {type(model).__name__}")
     if model.dtype != torch.float32 or model.device.type != "cpu":
-        model = copy.deepcopy(model).float().cpu()
+        return copy.deepcopy(model).float().cpu(), processor
     return model, processor
 
 

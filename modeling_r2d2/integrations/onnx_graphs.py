@@ -40,23 +40,25 @@ class Graph:
     dynamic: dict[str, dict[int, str]] = field(repr=False)
 
 
-class _ImageTower(nn.Module):
+class _Part(nn.Module):
     def __init__(self, model: R2D2Model):
         super().__init__()
         self.model = model
 
+
+class _ImageTower(_Part):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.model.get_image_features(pixel_values)
         return output.last_hidden_state, output.pooler_output, normalize(output.pooler_output)
 
 
-class _TextTower(_ImageTower):
+class _TextTower(_Part):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.model.get_text_features(input_ids, attention_mask)
         return output.last_hidden_state, output.pooler_output, normalize(output.pooler_output)
 
 
-class _Ranker(_ImageTower):
+class _Ranker(_Part):
     def forward(
         self,
         text_hidden_states: Tensor,
@@ -132,6 +134,7 @@ def write_graph(graph: Graph, example: dict[str, Tensor], path: Path, opset: int
             raise RuntimeError(
                 f"torch cannot export the {graph.name} to ONNX ({type(error).__name__}); its explanation is above"
             ) from error
+        assert program is not None  # as always with dynamo
         _name_axes(program, graph)
         _drop_traces(program)
         program.save(path)

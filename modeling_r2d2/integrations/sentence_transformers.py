@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch.nn.functional import logsigmoid
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from sentence_transformers.base.modality import is_image_url_or_path
+    from sentence_transformers.base.modality_types import Modality
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
     raise ImportError(
@@ -47,7 +48,7 @@ class _R2D2Module(InputModule):
     """An R2D2 and its processor, saved in the root of the folder, as `AutoModel` finds them."""
 
     save_in_root = True
-    config_keys: ClassVar[list[str]] = []
+    config_keys: list[str] = []
 
     def __init__(self, model: R2D2Model, processor: R2D2Processor) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class _R2D2Module(InputModule):
         self.processor = processor
 
     @property
-    def modalities(self) -> list[str]:
+    def modalities(self) -> list[Modality]:
         """What a call takes: texts or pictures."""
         return ["text", "image"]
 
@@ -63,6 +64,10 @@ class _R2D2Module(InputModule):
     def tokenizer(self) -> Any:
         """Of the processor."""
         return self.processor.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self.processor.tokenizer = value
 
     @property
     def max_seq_length(self) -> int:
@@ -85,6 +90,7 @@ class _R2D2Module(InputModule):
         cache_folder: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         processor_kwargs: dict[str, Any] | None = None,
         config_kwargs: dict[str, Any] | None = None,
@@ -98,7 +104,7 @@ class _R2D2Module(InputModule):
         """
         if backend != "torch":
             raise ValueError(f"backend {backend!r}: an R2D2 runs here by torch alone")
-        place = {
+        place: dict[str, Any] = {
             "subfolder": subfolder,
             "token": token,
             "cache_dir": cache_folder,

@@ -45,9 +45,9 @@ def from_vision_text_pretrained(
             not imply `vision_pooling` (give it).
         OSError: no such folder or repository.
     """
-    for tower in ("vision_config", "text_config"):
-        if tower in overrides:
-            raise ValueError(f"{tower} comes from the pre-trained tower; change it after loading")
+    for name in ("vision_config", "text_config"):
+        if name in overrides:
+            raise ValueError(f"{name} comes from the pre-trained tower; change it after loading")
     vision_config = load_config(AutoConfig, clip)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     text_config = load_config(AutoConfig, roberta)
@@ -73,7 +73,7 @@ def from_vision_text_pretrained(
 def _vision_class(config: PreTrainedConfig, source: str | PathLike) -> type[PreTrainedModel]:
     if type(config) not in MODEL_MAPPING:
         raise ValueError(f"{source}: transformers has no model for a {config.model_type!r} as an image tower")
-    tower = MODEL_MAPPING[type(config)]
+    tower: Any = MODEL_MAPPING[type(config)]
     tower = tower[0] if isinstance(tower, (list, tuple)) else tower
     if tower.main_input_name != "pixel_values":
         raise ValueError(f"{source} is a {config.model_type!r}, which does not read pixels: no image tower")

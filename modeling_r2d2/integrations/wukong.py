@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
+from typing import Any, Literal, cast, overload
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -32,6 +33,24 @@ _CONFIG_HINT = "give the configuration: config=WukongConfig(...), or --config on
 #: Width of a token's embedding in the token-wise variants; the global ones have 512 or 768.
 TOKEN_WIDTH, GLOBAL_WIDTHS = 256, (512, 768)
 _IMAGE_SIZE = 224  # of all published models; a Swin's tensors do not tell it
+
+
+@overload
+def convert_wukong_checkpoint(
+    path: str | PathLike,
+    config: WukongConfig | None = None,
+    *,
+    allow_unknown: bool = False,
+    return_report: Literal[False] = False,
+) -> WukongModel: ...
+@overload
+def convert_wukong_checkpoint(
+    path: str | PathLike,
+    config: WukongConfig | None = None,
+    *,
+    allow_unknown: bool = False,
+    return_report: Literal[True],
+) -> tuple[WukongModel, ConversionReport]: ...
 
 
 def convert_wukong_checkpoint(
@@ -67,7 +86,7 @@ def convert_wukong_checkpoint(
     # a copy: the file's own tensors may be mapped from disk
     tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     tensors.setdefault("temperature", torch.tensor(config.temperature_init_value))
-    model, info = WukongModel.from_pretrained(
+    model, info = cast(Any, WukongModel).from_pretrained(
         None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
     )
     if left := {kind: names for kind, names in info.items() if names}:  # names and shapes have been checked
@@ -184,7 +203,7 @@ def infer_wukong_config(state_dict: Mapping[str, Tensor]) -> WukongConfig:
         name for name in state_dict if re.search(r"token_(learner|reduction)\.attention_maps\.1\.weight", name)
     ]
     if reduction or projection == TOKEN_WIDTH:
-        similarity = {"similarity": "token-wise", "text_padding": "zero"}
+        similarity: dict[str, Any] = {"similarity": "token-wise", "text_padding": "zero"}
     elif projection in GLOBAL_WIDTHS:
         similarity = {"similarity": "global"}
     else:
@@ -254,13 +273,12 @@ def _vit(state_dict: Mapping[str, Tensor], shape: Callable) -> dict[str, int | s
 
 def _swin(state_dict: Mapping[str, Tensor], shape: Callable) -> dict:
     width, channels, patch, _ = shape("visual.patch_embed.proj.weight")
-    depths, heads, table = [], [], None
+    depths, heads = [], []
     for stage in range(len(_numbers(state_dict, r"visual\.layers\.(\d+)\."))):
         prefix = f"visual.layers.{stage}.blocks."
         depths.append(len(_numbers(state_dict, re.escape(prefix) + r"(\d+)\.")))
-        rows, number = shape(f"{prefix}0.attn.relative_position_bias_table")
-        heads.append(number)
-        table = table or rows
+        heads.append(shape(f"{prefix}0.attn.relative_position_bias_table")[1])
+    table = shape("visual.layers.0.blocks.0.attn.relative_position_bias_table")[0]
     return {
         "model_type": "swin",
         "embed_dim": width,

@@ -108,6 +108,8 @@ def test_long_texts_are_truncated(folder):
     np.testing.assert_allclose(encoder.encode(["一只猫在"]), encoder.encode(["一只猫在水火"]), atol=1e-6)
     with pytest.raises(ValueError, match="40 positions"):
         encoder.max_seq_length = 41
+    encoder.tokenizer = other = tiny_processor().tokenizer
+    assert encoder[0].processor.tokenizer is other
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,10 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=match):
             convert_wukong_checkpoint(save(content), **kwargs)
 
+    def test_a_swin_without_layers(self, tensors, save):
+        tensors["visual.patch_embed.proj.weight"] = torch.zeros(8, 3, 4, 4)
+        self.refused(save, tensors, r"missing tensor: visual\.layers\.0\.blocks\.0\.attn\.relative_position_bias_table")
+
     def test_unknown_tensors_by_name(self, tensors, save):
         tensors["transformer.resblocks.0.gamma_1"] = torch.ones(64)
         self.refused(save, tensors, r"unknown tensors: transformer\.resblocks\.0\.gamma_1")
