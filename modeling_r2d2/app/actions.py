@@ -270,6 +270,7 @@ def draw(
     guidance_scale = float(checked_number(guidance_scale, 0, 20, "guidance_scale"))
     seed = int(checked_number(seed, 0, 2**31 - 1, "seed"))
     pipeline = models.text_to_image
+    assert pipeline is not None  # without one there is no such tab
 
     def after_step(_, step, timestep, tensors):
         if progress is not None:

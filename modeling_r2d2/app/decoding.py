@@ -103,6 +103,9 @@ class _Helper:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
         )
+        assert self._process.stdin is not None  # pipes, as asked for
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         with suppress(_EndedError):
             if self._within(_START_SECONDS, self._read_header) == {"ready": True}:
                 return
@@ -116,8 +119,8 @@ class _Helper:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._requests.close()
+        self._answers.close()
 
     def decode(self, request: dict, seconds: float) -> Image.Image:
         label = request["name"] or request["path"]
@@ -129,21 +132,21 @@ class _Helper:
 
     def _ask(self, request: dict) -> Image.Image:
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
         except OSError as error:
             raise _EndedError("the decoder crashed") from error
         header = self._read_header()
         if "error" in header:
             raise ImageReadError(header["error"])
         width, height = header["size"]
-        pixels = self._process.stdout.read(width * height * 3)
+        pixels = self._answers.read(width * height * 3)
         if len(pixels) < width * height * 3:
             raise _EndedError("the decoder crashed")
         return Image.frombytes("RGB", (width, height), pixels)
 
     def _read_header(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise _EndedError("the decoder crashed")
         return json.loads(line)

@@ -60,7 +60,6 @@ class AppModels:
         """
         if index is not None:
             retriever = R2D2Retriever.open(index, model, device=device, calibrated=calibrated, verify=verify)
-            model = model or retriever.index.manifest.model.source
         elif model is None:
             raise ValueError("the page needs a model: --model DIR, or --index INDEX, which knows its model")
         else:
@@ -74,12 +73,18 @@ class AppModels:
             device=retriever.model.device,
         )
         draws = None if text_to_image is None else _open_text_to_image(text_to_image, device)
-        return cls(retriever, classify, printable(Path(model).name or str(model)), draws)
+        place = Path(model or retriever.model.config.name_or_path)
+        return cls(retriever, classify, printable(place.name or str(place)), draws)
 
     @property
     def can_search(self) -> bool:
         """Whether there is an index."""
         return self.retriever.index is not None
+
+    @property
+    def images(self) -> int:
+        """Pictures in the index; 0 without one."""
+        return 0 if self.retriever.index is None else len(self.retriever.index)
 
     @property
     def can_rank(self) -> bool:

@@ -21,7 +21,7 @@ from .turns import WAITING, BusyError, Lines
 
 #: Gradio starts every call at once, and at most so many more wait with it: who computes when is decided by `Lines`,
 #: where waiting has an end. What a visitor asks while an answer is under way runs next, instead of being dropped.
-_QUEUE = {"concurrency_limit": None, "concurrency_id": "models", "trigger_mode": "always_last"}
+_QUEUE: dict[str, Any] = {"concurrency_limit": None, "concurrency_id": "models", "trigger_mode": "always_last"}
 _TEMPLATE = "一张{}的图片"
 _SEED_LIMIT = 2**31 - 1
 
@@ -96,7 +96,7 @@ def launch_app(page: gr.Blocks, host: str | None = None, port: int | None = None
 
 
 def _search_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
-    count = len(models.retriever.index)
+    count = models.images
     with gr.Row(equal_height=True):
         query = _text_line("要找什么 / What to find", "例如：一只猫 / in Chinese", "query")
         button = gr.Button("搜索 Search", variant="primary", scale=1, min_width=140, elem_id="search-button")
@@ -278,7 +278,7 @@ def _draw_tab(models: AppModels, lines: Lines, examples: Sequence[str]) -> None:
 def _heading(models: AppModels) -> str:
     facts = [f"模型 model: {models.name}"]
     if models.can_search:
-        facts.append(f"{len(models.retriever.index):,} 张图片 pictures")
+        facts.append(f"{models.images:,} 张图片 pictures")
     if not models.can_rank:
         facts.append("只有预排序，无匹配概率 pre-ranking only")
     missing = []

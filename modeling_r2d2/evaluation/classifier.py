@@ -49,7 +49,7 @@ def class_places(model: R2D2ForImageClassification, names: list[list[str]]) -> l
     Raises:
         ValueError: a class that the head does not have, or two that are one there.
     """
-    known = {name: number for number, name in model.config.id2label.items()}
+    known = {name: number for number, name in (model.config.id2label or {}).items()}
     places = []
     for some in names:
         found = sorted({int(known[name]) for name in some if name in known})

@@ -32,7 +32,9 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
             that would be judged wrongly; says which.
     """
     if settings.task == "captioning":
-        from ..model.captioning_r2d2 import R2D2ForConditionalGeneration as kind
+        from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
+
+        kind: Any = R2D2ForConditionalGeneration
     elif settings.task == "classification" and is_classifier(place):
         kind = R2D2ForImageClassification
     else:

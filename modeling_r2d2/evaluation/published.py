@@ -7,9 +7,10 @@ split and protocol are the same. All are percent, as published tables give them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Setting = Literal["zero-shot", "fine-tuned"]
+Direction = Literal["text_to_image", "image_to_text"]
 R2D2, WUKONG, BRIVL, CHINESE_CLIP = (
     "arXiv 2205.03860",
     "arXiv 2202.06767",
@@ -25,14 +26,14 @@ class PublishedRecall:
     model: str
     data: str
     setting: Setting
-    direction: Literal["text_to_image", "image_to_text"]
+    direction: Direction
     recall: tuple[float | None, float | None, float | None]
     source: str
 
 
 def _both(model, data, setting, image_to_text, text_to_image, source) -> list[PublishedRecall]:
-    rows = (("image_to_text", image_to_text), ("text_to_image", text_to_image))
-    return [PublishedRecall(model, data, setting, way, recall, source) for way, recall in rows if recall is not None]
+    rows: dict[Direction, Any] = {"image_to_text": image_to_text, "text_to_image": text_to_image}
+    return [PublishedRecall(model, data, setting, way, recall, source) for way, recall in rows.items() if recall]
 
 
 _L250 = "R2D2 ViT-L (250M)"

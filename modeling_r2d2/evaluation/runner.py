@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,19 +48,21 @@ Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]
 class Evaluation:
     """A data set opened once for any number of models.
 
+    classes: what classification reads. pairs: what the other tasks read, and classification of pairs.
+
     Raises:
         ValueError, FileNotFoundError, DataRefusedError: data that do not fit the task, or as `load_pairs`.
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = settings
-        self.classes: ClassificationSet | None = None
-        self.pairs: Pairs | None = None
+        self.classes: ClassificationSet
+        self.pairs: Pairs
         folder = Path(settings.data)
         if settings.task == "classification" and folder.is_dir() and not settings.reading.get("format"):
             reading = {name: settings.reading[name] for name in _OF_FOLDERS if name in settings.reading}
             self.classes = classification_folder(_split_of(folder, settings.reading), settings.labels, **reading)
-            stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in self.classes.images]
+            stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in cast(list[Path], self.classes.images)]
             self.data_hash = hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()
             return
         self.pairs = open_pairs(settings.data, **settings.reading)
@@ -150,6 +152,7 @@ class Evaluation:
         if self.settings.captions is not None:
             captions = read_captions(self.settings.captions, [gallery.image_ids[place] for place in described])
         else:
+            assert isinstance(gallery.images, GalleryImages)  # as of all pairs
             images = GalleryImages([gallery.images.places[place] for place in described])
             captions = generate_captions(model, processor, images, self.settings)
         references = [references[place] for place in described]
@@ -303,7 +306,7 @@ def read_captions(path: str | PathLike, image_ids: Sequence[str]) -> list[str]:
 
 
 def _cache_key(settings: EvaluationSettings, data: str, model: str | None) -> str:
-    parts = {"version": _VERSION, "task": settings.task, "data": data, "model": model}
+    parts: dict[str, Any] = {"version": _VERSION, "task": settings.task, "data": data, "model": model}
     parts |= {"settings": settings.described(), "package": version("modeling-r2d2")}
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -62,7 +62,7 @@ class EvaluationSettings:
             if getattr(self, name) is not None and self.task != task:
                 raise ValueError(f"{name} belongs to the task {task}, not to {self.task}")
         if self.two_stage and self.candidates is None:
-            benchmark = BENCHMARKS.get(self.reading.get("format"))
+            benchmark = BENCHMARKS.get(self.reading.get("format", ""))
             self.candidates = benchmark.candidates if benchmark else 128
         if not self.two_stage and self.candidates is not None:
             raise ValueError("candidates are ranked in the second stage: set two_stage")
@@ -74,7 +74,7 @@ class EvaluationSettings:
         return name if self.pairs is None else f"{name}, {self.pairs.stem}"
 
     def _plain_name(self) -> str:
-        benchmark = BENCHMARKS.get(self.reading.get("format"))
+        benchmark = BENCHMARKS.get(self.reading.get("format", ""))
         name = benchmark.title if benchmark and benchmark.name != "chinese-clip" else Path(self.data).name
         split = self.reading.get("split")
         # COCO-CN and AIC-ICC have one test split that is meant in tables; theirs goes by the set's name

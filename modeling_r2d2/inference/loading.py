@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from huggingface_hub import constants as hub
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -25,6 +25,8 @@ from .loading_errors import LoadingError, first_line
 
 #: What a Hub name looks like; everything else that is not there is a mistyped folder.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 _trusted: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
@@ -40,6 +42,12 @@ def trusting_remote_code(trusted: bool = True) -> Iterator[None]:
         yield
     finally:
         _trusted.reset(token)
+
+
+@overload
+def load_whole(kind: type[Model], place: str | PathLike, fresh: tuple[str, ...] = (), **options: Any) -> Model: ...
+@overload
+def load_whole(kind: Any, place: str | PathLike, fresh: tuple[str, ...] = (), **options: Any) -> PreTrainedModel: ...
 
 
 def load_whole(kind: Any, place: str | PathLike, fresh: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:

@@ -59,7 +59,7 @@ class DivergenceGuard:
         """
         sums, self._sums = self._sums, {}
         trained = [(name, p) for name, p in parameters if p.grad is not None]
-        gradients = [(name, p.grad) for name, p in trained]
+        gradients = [(name, p.grad) for name, p in trained if p.grad is not None]
         if norm is None and gradients:
             norm = torch.nn.utils.get_total_norm([gradient for _, gradient in gradients])
         device = next((tensor.device for tensor in (norm, *sums.values()) if tensor is not None), torch.device("cpu"))

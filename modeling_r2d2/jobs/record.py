@@ -156,7 +156,7 @@ def remove_records(folder: str | PathLike) -> None:
             path.unlink()
 
 
-def is_hub_name(name: object) -> bool:
+def is_hub_name(name: Any) -> bool:
     """`owner/name` or a bare name, in the letters that the Hub allows."""
     try:
         validate_repo_id(name)
@@ -167,7 +167,8 @@ def is_hub_name(name: object) -> bool:
 
 def describe_start(start: Any) -> tuple[dict[str, str], list[str]]:
     """`start` and `hub` of a record, from a `training.start.StartingPoint`."""
-    names, hub = {}, []
+    names: dict[str, str] = {}
+    hub: list[str] = []
     for way in ("model", "preset", "config", "clip", "roberta"):
         value = getattr(start, way)
         if value is None:

@@ -27,5 +27,5 @@ class RunningMeans:
     def pop(self) -> dict[str, float]:
         """The means since the last call."""
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.__init__()
+        self.sums, self.counts = {}, {}
         return means

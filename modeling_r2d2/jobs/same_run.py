@@ -146,7 +146,8 @@ def describe_processor(processor: Any) -> dict[str, Any]:
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Class and configuration, and a digest of which parameters train."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    of_adapters = getattr(model, "get_base_model", None)
+    base = model if of_adapters is None else of_adapters()
     config = getattr(base, "config", None)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {

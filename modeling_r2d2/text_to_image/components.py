@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -26,7 +28,7 @@ def plain_text_encoder(model: R2D2Model) -> BertModel:
         ValueError: a text tower that is no BERT.
     """
     config = BertConfig.from_dict(model.config.text_config.to_dict())
-    encoder = BertModel(config).to(model.dtype)
+    encoder = BertModel._from_config(config, dtype=model.dtype)
     missing, unexpected = encoder.load_state_dict(model.text_model.state_dict(), strict=False)
     if unexpected or any(not name.startswith("pooler.") for name in missing):
         raise ValueError(f"the text tower is no BertModel: it lacks {missing}, and has {unexpected} too much")
@@ -114,7 +116,7 @@ def choose_trained(pipeline: R2D2TextToImagePipeline, train: str, text_encoder: 
             )
 
 
-def merge_lora(module: nn.Module) -> int:
+def merge_lora(module: UNet2DConditionModel | BertModel) -> int:
     """Add the adapters into the weights they adapt and take them out again, in place.
 
     Returns:
@@ -122,7 +124,9 @@ def merge_lora(module: nn.Module) -> int:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    adapted: list[tuple[str, Any]] = [
+        (name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)
+    ]
     for name, layer in adapted:
         with torch.no_grad():
             layer.merge()

@@ -188,6 +188,8 @@ class ConditionedUNet(nn.Module):
     ) -> Tensor:
         """The UNet's prediction (B, C, h, w), from text states (B, L, D) or, where they train, token ids (B, L)."""
         if states is None:
+            assert self.text_encoder is not None  # it trains, and reads padded texts
+            assert attention_mask is not None
             hidden = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             states = hidden * attention_mask[..., None].to(hidden.dtype)
         from ..model.pipeline_text_to_image import padding_mask

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from rich.console import Console
-from transformers import AutoProcessor
 
 from ..inference.loading import load_processor, load_whole
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
+from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
 from ..processing.files.writing import claim_folder, staged_folder
 from .components import plain_text_encoder
@@ -104,7 +105,7 @@ def demo_scheduler() -> DDIMScheduler:
 
 def demo_pipeline(r2d2: str | Path, resolution: int = 32, seed: int = 0) -> R2D2TextToImagePipeline:
     """An untrained pipeline on the text tower of an R2D2 folder."""
-    model, processor = load_whole(R2D2Model, r2d2), load_processor(AutoProcessor, r2d2)
+    model, processor = load_whole(R2D2Model, r2d2), load_processor(R2D2Processor, r2d2)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = demo_unet(model.config.text_config.hidden_size, resolution)
@@ -129,13 +130,17 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
     claim_folder(training.output, needs=written, overwrite=training.overwrite, resume=training.resume)
     pairs = EmojiPairs(settings.vendors, settings.concepts)
     pipeline = demo_pipeline(settings.r2d2, training.resolution, training.seed)
-    judge = None if settings.judge is None else _judge(settings)
+    judge = None if settings.judge is None else _judge(settings.judge, settings.r2d2)
     run = train_text_to_image(pipeline, pairs, training, console)
     names = [concept.name for concept, vendor in pairs.items if vendor == settings.vendors[0]]
-    call = {"num_inference_steps": training.sample_steps, "guidance_scale": training.guidance_scale}
+    call: dict[str, Any] = {"num_inference_steps": training.sample_steps, "guidance_scale": training.guidance_scale}
     seeds = range(settings.seeds)
     images = generate(pipeline, names, seeds, **call)
-    results = {"training": {**run, "history": run["history"][-1:]}, "vendors": list(settings.vendors), "call": call}
+    results: dict[str, Any] = {
+        "training": {**run, "history": run["history"][-1:]},
+        "vendors": list(settings.vendors),
+        "call": call,
+    }
     results["seeds"] = settings.seeds
     results["nearest"] = _nearest(images, pairs, training.resolution)
     if judge is None:
@@ -150,10 +155,10 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
     return results
 
 
-def _judge(settings: DemoSettings) -> tuple[R2D2Model, Any]:
-    if settings.judge.resolve() == settings.r2d2.resolve():
-        raise ValueError(f"{settings.judge} conditions the generator: name an R2D2 of another seed as the judge")
-    return load_whole(R2D2Model, settings.judge).eval(), load_processor(AutoProcessor, settings.judge)
+def _judge(judge: Path, r2d2: Path) -> tuple[R2D2Model, R2D2Processor]:
+    if judge.resolve() == r2d2.resolve():
+        raise ValueError(f"{judge} conditions the generator: name an R2D2 of another seed as the judge")
+    return load_whole(R2D2Model, judge).eval(), load_processor(R2D2Processor, judge)
 
 
 def _flat(images: list[list]) -> tuple[list, list[int]]:
@@ -185,7 +190,16 @@ def _judged(judge, processor, images, names, pairs, settings: DemoSettings) -> d
     return result
 
 
-def _draw(pipeline, judge, pairs, names, settings: DemoSettings, call, results, folder: Path) -> None:
+def _draw(
+    pipeline: R2D2TextToImagePipeline,
+    judge: tuple[R2D2Model, R2D2Processor] | None,
+    pairs: EmojiPairs,
+    names: list[str],
+    settings: DemoSettings,
+    call: dict[str, Any],
+    results: dict[str, Any],
+    folder: Path,
+) -> None:
     count = len(names)
     prompts = [name for name in SHEET_PROMPTS if name in names]
     spread = torch.linspace(0, count - 1, 12).round().long().tolist()

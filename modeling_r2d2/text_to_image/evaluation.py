@@ -95,20 +95,19 @@ def evaluate_generated(
     if len(set(names)) != len(names):
         twice = sorted(name for name in set(names) if list(names).count(name) > 1)
         raise ValueError(f"names must be all different, these are there more than once: {twice[:5]}")
-    own = torch.as_tensor(own)
-    if len(own) and not (int(own.min()) >= 0 and int(own.max()) < len(names)):
+    if len(own) and not (min(own) >= 0 and max(own) < len(names)):
         raise ValueError(f"own points outside of the {len(names)} names")
     ranked = judge.can_rank
     pil_images = encode_images(judge, processor, images, keep_states=ranked)
     texts = encode_texts(judge, processor, names, keep_states=ranked)
     cosine = (pil_images.embeds @ texts.embeds.t()).cpu()
-    rows = torch.arange(len(images))
+    rows, columns = torch.arange(len(images)), torch.as_tensor(own)
     positives = torch.zeros(cosine.shape, dtype=torch.bool)
-    positives[rows, own] = True
+    positives[rows, columns] = True
     ranks = first_hit_ranks(cosine, positives)
     probability = other = None
     if ranked:
-        text_index = torch.cat([own, (own + 1) % len(names)])
+        text_index = torch.cat([columns, (columns + 1) % len(names)])
         both = FastRanker(judge).match_probabilities(texts, pil_images, text_index, rows.repeat(2))
         probability, other = both.chunk(2)
     return GeneratedResult(
@@ -117,7 +116,7 @@ def evaluate_generated(
         recall={f"r{k}": value for k, value in recall_at(ranks, ks).items()},
         chance={f"r{k}": 100 * min(k / len(names), 1.0) for k in ks},
         median_rank=ranks.double().median().item(),
-        cosine=cosine[rows, own].mean().item(),
+        cosine=cosine[rows, columns].mean().item(),
         match_probability=None if probability is None else probability.mean().item(),
         other_match_probability=None if other is None else other.mean().item(),
         ranks=ranks,
@@ -174,4 +173,5 @@ def nearest_images(images: Sequence[Image.Image], known: Tensor) -> tuple[Tensor
     if drawn.shape[1:] != known.shape[1:]:
         raise ValueError(f"generated pictures are {tuple(drawn.shape[1:])}, the known ones {tuple(known.shape[1:])}")
     distance = torch.cdist(drawn.flatten(1).double(), known.flatten(1).double()) / drawn[0].numel() ** 0.5
-    return tuple(distance.min(dim=1))
+    smallest = distance.min(dim=1)
+    return smallest.values, smallest.indices

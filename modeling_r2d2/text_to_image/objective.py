@@ -1,6 +1,9 @@
 """The training objective: weighted regression of what the UNet predicts."""
 
+from typing import cast
+
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 
@@ -38,11 +41,11 @@ def min_snr_weights(snr: Tensor, gamma: float | None, prediction_type: str) -> T
     return clipped if prediction_type == "sample" else clipped / (snr + 1)
 
 
-def regression_target(clean: Tensor, noise: Tensor, timesteps: Tensor, scheduler: object) -> Tensor:
+def regression_target(clean: Tensor, noise: Tensor, timesteps: Tensor, scheduler: DDPMScheduler) -> Tensor:
     """What the UNet should predict: the noise, the velocity √ᾱ ε − √(1 − ᾱ) x, or the clean sample; (B, C, h, w)."""
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config["prediction_type"]
     if kind == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)
+        return scheduler.get_velocity(clean, noise, cast(torch.IntTensor, timesteps))  # of any integers
     return noise if kind == "epsilon" else clean
 
 

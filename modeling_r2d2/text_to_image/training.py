@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -108,7 +108,7 @@ class _Run:
         module = ConditionedUNet(pipeline.unet, pipeline.text_encoder if self.trains_text else None)
         module.unet.train()
         if settings.channels_last:
-            module.unet.to(memory_format=torch.channels_last)
+            pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.text_encoder.train(self.trains_text)
         self.named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self.trained = [parameter for _, parameter in self.named]
@@ -117,7 +117,8 @@ class _Run:
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
-        self.step, self.elapsed, self.history = 0, 0.0, []
+        self.step, self.elapsed = 0, 0.0
+        self.history: list[dict[str, float]] = []
         if settings.resume:
             self._load()
         self.captions = None if self.trains_text else self._caption_features()
@@ -230,9 +231,9 @@ class _Run:
             "" if drop < settings.caption_dropout else texts[int(choice * len(texts))]
             for texts, drop, choice in zip(batch["texts"], chances[1].tolist(), chances[2].tolist(), strict=True)
         ]
-        timesteps = stratified_timesteps(count, self.scheduler.config.num_train_timesteps, generator).to(device)
+        timesteps = stratified_timesteps(count, self.scheduler.config["num_train_timesteps"], generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        noisy = self.scheduler.add_noise(clean, noise, cast(torch.IntTensor, timesteps))  # of any integers
         if settings.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = self.module(noisy, timesteps, **self._condition(texts))
@@ -240,7 +241,7 @@ class _Run:
         weights = min_snr_weights(
             signal_to_noise(self.scheduler.alphas_cumprod, timesteps),
             settings.min_snr_gamma,
-            self.scheduler.config.prediction_type,
+            self.scheduler.config["prediction_type"],
         )
         return diffusion_loss(prediction, target, weights)
 
@@ -332,7 +333,7 @@ class _Run:
 
     def _finish_checkpoint(self, partial: Path, folder: Path) -> None:
         """Add the state of the run, mark it as complete, put it in its place, let old ones go."""
-        state = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
+        state: dict[str, Any] = {"step": self.step, "elapsed": self.elapsed, "history": self.history}
         # not as an object registered with accelerate: it reads those back as pickles, and runs their code
         state["averaging"] = self.ema.state_dict()
         weights = state["averaging"].pop("shadow_params")
