@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..model.cross_encoder_r2d2 import R2D2Attention
+
 
 class FoldedAttention:
     """The projections of an attention module of the ranker, per head."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: R2D2Attention):
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             if type(getattr(attention, name)) is not nn.Linear:
                 raise TypeError(
@@ -84,13 +86,11 @@ class FoldedAttention:
 
     def over_keys_values(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Queries (P or 1, L, D) attend to projected keys and values (P or 1, N, H d)."""
-        heads = [self.split(each) for each in (self.module.q_proj(queries), keys, values)]
-        pairs = max(map(len, heads))
-        heads, keys, values = (each.expand(pairs, -1, -1, -1) for each in heads)
+        parts = [self.split(each) for each in (self.module.q_proj(queries), keys, values)]
+        pairs = max(map(len, parts))
+        query, key, value = (each.expand(pairs, -1, -1, -1) for each in parts)
         mask = None if mask is None else mask[:, None, None]
-        return self.join(
-            functional.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, scale=self.scaling)
-        )
+        return self.join(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scaling))
 
     def folding_pays(self, queries: int, context: int) -> bool:
         """Whether `onto` costs fewer multiplications than projecting keys and values of the context first."""
@@ -108,7 +108,7 @@ class FoldedAttention:
 class SelfAttention(FoldedAttention):
     """A self-attention module with its three projections in one product."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: R2D2Attention):
         super().__init__(attention)
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.weight = torch.cat([part.weight for part in parts])

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -154,7 +154,7 @@ def to_json(value: Any, what: str | PathLike, **options: Any) -> str:
         raise NotFiniteError(f"{what}: {found[0] or 'the value'} is {found[1]}, which is no finite number") from None
 
 
-def _entries_not_finite(value: Any, path: str = "") -> Iterable[tuple[str, float]]:
+def _entries_not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     if isinstance(value, float):
         if not math.isfinite(value):
             yield path, value
