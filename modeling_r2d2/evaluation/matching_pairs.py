@@ -83,8 +83,8 @@ class MatchingPairs:
                 raise ValueError(f"{path}:{number}: {error}") from error
         if len(rows) - 1 != rows[0].get("pairs"):
             raise ValueError(f"{path}: {len(rows) - 1} pairs, {rows[0].get('pairs')} were written: the file is cut off")
-        columns = ([row[name] for row in rows[1:]] for name in ("image_id", "text", "label"))
-        return cls(*columns, about)
+        image_ids, texts, labels = ([row[name] for row in rows[1:]] for name in ("image_id", "text", "label"))
+        return cls(image_ids, texts, labels, about)
 
     def image_index(self, gallery: Gallery) -> list[int]:
         """(P,) the place of every pair's picture in a gallery.
@@ -170,13 +170,13 @@ def pair_probabilities(
         ValueError: a model without a ranker (PRD2).
     """
     ranker = FastRanker(model)
-    image_index = np.asarray(image_index, dtype=np.int64)
-    order = np.argsort(image_index, kind="stable")
+    places = np.asarray(image_index, dtype=np.int64)
+    order = np.argsort(places, kind="stable")
     result = np.empty(len(order))
     shown = bar(doing="matching", total=len(order), unit="pairs")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        own_images, image_of_pair = np.unique(image_index[rows], return_inverse=True)
+        own_images, image_of_pair = np.unique(places[rows], return_inverse=True)
         own_texts, text_of_pair = np.unique(np.array([texts[row] for row in rows], dtype=object), return_inverse=True)
         encoded_images = encode_images(model, processor, [images[place] for place in own_images.tolist()])
         encoded_texts = encode_texts(model, processor, own_texts.tolist())

@@ -1,8 +1,9 @@
 """Recall of retrieval both ways, by pre-ranking and by both stages, of a gallery that a model encodes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
+from typing import Any
 
 import torch
 from PIL import Image
@@ -90,20 +91,20 @@ def evaluate_retrieval(
     """
     positives = _positives(images, texts, image_ids, text_ids)
     cosine, image_to_text, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
-    result = {
-        "images": len(images),
-        "texts": len(texts),
-        "candidates": candidates,
-        "pre_ranking": recall_both_ways(cosine, image_to_text, positives, ks),
-        "two_stage": None,
-        "cosine": cosine,
-    }
-    if is_token_wise(model):
-        result["image_to_text_scores"] = image_to_text
-    if scores is not None:
-        result["two_stage"] = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
-        result.update({f"{way}_scores": matrix for way, matrix in scores.items()})
-    return RetrievalResult(**result)
+    result = RetrievalResult(
+        images=len(images),
+        texts=len(texts),
+        candidates=candidates,
+        pre_ranking=recall_both_ways(cosine, image_to_text, positives, ks),
+        two_stage=None,
+        cosine=cosine,
+        image_to_text_scores=image_to_text if is_token_wise(model) else None,
+    )
+    if scores is None:
+        return result
+    two_stage = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
+    matrices: dict[str, Any] = {f"{way}_scores": matrix for way, matrix in scores.items()}
+    return replace(result, two_stage=two_stage, **matrices)
 
 
 def score_gallery(
@@ -155,7 +156,8 @@ def score_both_ways(
     cosine, image_to_text = pre_ranking_scores(model, encoded_texts, encoded_images)
     if candidates is None:
         return cosine, image_to_text, None
-    wanted = {way: candidate_pairs(cosine, candidates, way) for way in ("text_to_image", "image_to_text")}
+    ways: tuple[Direction, ...] = ("text_to_image", "image_to_text")
+    wanted = {way: candidate_pairs(cosine, candidates, way) for way in ways}
     # a pair scores the same in both directions: rank it once
     union = wanted["text_to_image"] | wanted["image_to_text"]
     probability = _match_probabilities(model, encoded_texts, encoded_images, union)
@@ -163,9 +165,9 @@ def score_both_ways(
 
 
 def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, text_ids: Sequence | None) -> Tensor:
-    if (image_ids is None) != (text_ids is None):
-        raise ValueError("image_ids and text_ids come together")
-    if image_ids is None:
+    if image_ids is None or text_ids is None:
+        if image_ids is not text_ids:
+            raise ValueError("image_ids and text_ids come together")
         if len(images) != len(texts):
             raise ValueError(
                 f"{len(images)} images and {len(texts)} texts: give image_ids and text_ids to say which belong together"

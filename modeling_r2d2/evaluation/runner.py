@@ -150,7 +150,7 @@ class Evaluation:
         references = gallery.captions()
         described = [place for place, texts in enumerate(references) if texts]
         if self.settings.captions is not None:
-            captions = read_captions(self.settings.captions, [gallery.image_ids[place] for place in described])
+            captions = read_captions(self.settings.captions, [str(gallery.image_ids[place]) for place in described])
         else:
             assert isinstance(gallery.images, GalleryImages)  # as of all pairs
             images = GalleryImages([gallery.images.places[place] for place in described])

@@ -25,7 +25,7 @@ from ..inference.prompts import class_embeddings, prompts_of
 from ..inference.recall import first_hit_ranks
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
-from ..processing.datasets import load_pairs
+from ..processing.datasets import PairDataset, load_pairs
 from ..processing.datasets.classes import classes_in, read_class_names
 from ..processing.datasets.gallery import GalleryImages, Pairs
 from ..processing.datasets.text_files import decode_text
@@ -90,6 +90,7 @@ def classification_folder(
         )
     given = None if labels is None else read_class_names(Path(labels), reading.get("encoding"))
     pairs = load_pairs(root, format="classes", **reading)
+    assert isinstance(pairs, PairDataset)  # a folder is no stream
     counts = Counter(pairs.first_texts())
     if given is not None and (missing := [name for name in counts if name not in given]):
         raise ValueError(f"{labels} has no line for the folder {missing[0]}, which holds {counts[missing[0]]} pictures")
@@ -174,16 +175,16 @@ def classification_metrics(
     Returns:
         `top1`, `top5` (every picture where C < 5) and `mean_per_class`, the mean of the classes' own top-1; intervals.
     """
-    labels = np.asarray(labels, dtype=np.int64)
+    right_ones = np.asarray(labels, dtype=np.int64)
     if scores.shape[0] != len(labels):
         raise ValueError(f"scores of {scores.shape[0]} pictures and {len(labels)} labels")
     positives = torch.zeros(scores.shape, dtype=torch.bool)
-    positives[torch.arange(len(labels)), torch.from_numpy(labels)] = True
+    positives[torch.arange(len(labels)), torch.from_numpy(right_ones)] = True
     ranks = first_hit_ranks(scores, positives).numpy()
     hits = np.stack([ranks <= 1, ranks <= 5], axis=1).astype(np.float64)
     rows = np.arange(len(labels))
-    members = csr_array((np.ones(len(labels)), (rows, labels)), shape=tuple(scores.shape))
-    right = csr_array((hits[:, 0], (rows, labels)), shape=tuple(scores.shape))
+    members = csr_array((np.ones(len(labels)), (rows, right_ones)), shape=tuple(scores.shape))
+    right = csr_array((hits[:, 0], (rows, right_ones)), shape=tuple(scores.shape))
 
     def metric(counts: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # a class may be absent from a resample

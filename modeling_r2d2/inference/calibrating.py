@@ -10,7 +10,7 @@ from torch import Tensor
 from ..processing.datasets import PairDataset, load_pairs
 from ..processing.datasets.emoji import EmojiPairs
 from ..processing.datasets.gallery import Gallery, GalleryImages
-from .calibration import Calibration, Reliability, fit_calibration, reliability
+from .calibration import Calibration, Method, Reliability, fit_calibration, reliability
 from .encoding import encode_images, encode_texts
 from .identity import identity_of_weights
 from .models import load_model
@@ -49,8 +49,8 @@ def load_gallery(data: str | PathLike, **reading: Any) -> Gallery:
     """
     if str(data).split(":")[0] == "demo":
         vendor = str(data).partition(":")[2]
-        pairs = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
-        return _gallery(pairs, pairs.keys(), pairs.names())
+        demo = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
+        return _gallery(demo, demo.keys(), demo.names())
     pairs = load_pairs(data, **reading)
     if not isinstance(pairs, PairDataset):
         raise ValueError(f"{data} is a stream of shards, and calibration draws pairs from a list: unpack it")
@@ -110,7 +110,7 @@ def calibrate_model(
     negatives: Negatives = "uniform",
     per_positive: int | None = None,
     prior: float | None = None,
-    method: str = "best",
+    method: Method = "best",
     seed: int = 0,
     test: Gallery | None = None,
 ) -> tuple[Calibration, tuple[Tensor, Tensor]]:

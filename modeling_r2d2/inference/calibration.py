@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..model.ranges_r2d2 import COUNT, POSITIVE, require_number, require_numbers
 from ..processing.files.writing import write_text
@@ -30,6 +31,8 @@ from .finite import require_finite, to_json
 from .identity import identity_of_weights
 
 logger = logging.getLogger(__name__)
+
+Method = Literal["best", "temperature", "platt"]
 
 FILE = "calibration.json"
 _EPSILON = 1e-7
@@ -124,7 +127,7 @@ class Calibration:
             ) from error
 
     @classmethod
-    def of_model(cls, source: object, model: torch.nn.Module) -> "Calibration | None":
+    def of_model(cls, source: object, model: PreTrainedModel) -> "Calibration | None":
         """The calibration stored with a model, None where there is none; one that was fitted on another ranker (the
         model was trained further since) is left out with a warning."""
         folder = (
@@ -147,7 +150,7 @@ def fit_calibration(
     groups: Sequence | None = None,
     prior: float | None = None,
     folds: int = 5,
-    method: Literal["best", "temperature", "platt"] = "best",
+    method: Method = "best",
 ) -> Calibration:
     """Fit on pairs that training has not seen.
 

@@ -8,19 +8,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..model.modeling_r2d2 import R2D2Model, normalize
+from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import as_processor_reads, open_image, turns_upright, upright_rgb
 from ..processing.files.progress import bar
 from .finite import require_finite
 
 Direction = Literal["text_to_image", "image_to_text"]
+#: What encodes; an `R2D2OnnxModel` serves as an `R2D2Model`.
+TwoTowers = R2D2Model | WukongModel
 
 
 @dataclass
@@ -43,7 +46,7 @@ class EncodedTexts:
 
 
 def encode_images(
-    model: R2D2Model,
+    model: TwoTowers,
     processor: R2D2Processor,
     images: Sequence[Image.Image | str | PathLike | Tensor],
     batch_size: int = 32,
@@ -97,13 +100,16 @@ def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R
     """
     if isinstance(image, Tensor):
         return image
-    read = upright_rgb if isinstance(image, Image.Image) else open_image
-    image = read(image, exif_transpose=turns_upright(processor))  # the processor of another model would not turn it
+    upright = turns_upright(processor)  # the processor of another model would not turn it
+    if isinstance(image, Image.Image):
+        image = upright_rgb(image, exif_transpose=upright)
+    else:
+        image = open_image(image, exif_transpose=upright)
     return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 
 def encode_texts(
-    model: R2D2Model,
+    model: TwoTowers,
     processor: R2D2Processor,
     texts: Sequence[str],
     batch_size: int = 256,
@@ -132,7 +138,8 @@ def encode_texts(
     input_ids, attention_mask = tokens["input_ids"], tokens["attention_mask"]
     lengths = attention_mask.sum(dim=1)
     device = torch.device(device or model.device)
-    embeds = states = None
+    embeds: Tensor | None = None
+    states: Tensor | None = None
     with evaluating(model), bar(doing="encoding texts", total=len(texts), unit="texts") as shown:
         for rows in lengths.argsort(stable=True).split(batch_size):
             longest = int(lengths[rows].max())
@@ -150,14 +157,15 @@ def encode_texts(
                 embeds[rows.to(device)] = batch
             else:
                 embeds[rows.to(device), :longest] = batch
-            if keep_states:
+            if states is not None:
                 states[rows.to(device), :longest] = output.last_hidden_state.to(device)
             shown.update(len(rows))
+    assert embeds is not None  # there are texts
     require_finite(embeds, f"text embeddings of {name_of(model)}", texts)
     return EncodedTexts(embeds, attention_mask.to(device), states)
 
 
-def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedImages) -> tuple[Tensor, Tensor]:
+def pre_ranking_scores(model: TwoTowers, texts: EncodedTexts, images: EncodedImages) -> tuple[Tensor, Tensor]:
     """Similarities of all encoded texts and pictures, as the model compares them: cosines, or token by token.
 
     Returns:
@@ -169,10 +177,11 @@ def pre_ranking_scores(model: R2D2Model, texts: EncodedTexts, images: EncodedIma
         return cosine, cosine.t()
     with torch.no_grad():
         found = model.similarities(images.embeds, texts.embeds.to(images.embeds), texts.attention_mask.bool())
-    return found.per_text.cpu(), found.per_image.cpu()
+    per_image, per_text = found.both
+    return per_text.cpu(), per_image.cpu()
 
 
-def is_token_wise(model: nn.Module) -> bool:
+def is_token_wise(model: nn.Module) -> TypeGuard[WukongModel]:
     """Whether the model compares token by token (FILIP, Wukong), so that pictures and texts have a matrix each."""
     return getattr(model, "is_token_wise", False)
 

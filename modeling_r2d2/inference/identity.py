@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..processing.files.digests import digest_of_file
 from ..processing.files.images import turns_upright
@@ -50,7 +51,7 @@ class ModelIdentity:
     revision: str | None = None
 
     @classmethod
-    def of(cls, model: torch.nn.Module, processor: Any) -> "ModelIdentity":
+    def of(cls, model: PreTrainedModel, processor: Any) -> "ModelIdentity":
         """The identity of a loaded model and its processor; reads every weight once."""
         images = processor.image_processor.to_dict()
         tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
@@ -122,7 +123,7 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
 
 
-def identity_of_weights(model: torch.nn.Module) -> str:
+def identity_of_weights(model: PreTrainedModel) -> str:
     """`ModelIdentity.weights` of a loaded model; reads every weight once."""
     config = {
         name: value
@@ -176,7 +177,7 @@ def identity_of_folder(place: str | PathLike) -> str | None:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _without_incidental(value: Any) -> Any:

@@ -27,6 +27,7 @@ from .loading_errors import LoadingError, first_line
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Config = TypeVar("Config", bound=PreTrainedConfig)
 
 _trusted: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
@@ -123,6 +124,12 @@ def layers_left_out(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Those of `names` that differ from a known one in a number alone: further layers of the same stack."""
     shapes = {re.sub(r"\b\d+\b", "#", name) for name in known}
     return [name for name in names if re.search(r"\b\d+\b", name) and re.sub(r"\b\d+\b", "#", name) in shapes]
+
+
+@overload
+def load_config(kind: type[Config], place: str | PathLike, **options: Any) -> Config: ...
+@overload
+def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedConfig: ...
 
 
 def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedConfig:

@@ -1,6 +1,7 @@
 """Models that search and match: R2D2, Wukong, and folders of ONNX graphs."""
 
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import AutoProcessor
@@ -29,7 +30,7 @@ def load_model(
         if is_onnx_export(model):
             from .onnx_model import R2D2OnnxModel
 
-            network = R2D2OnnxModel.from_pretrained(model)
+            network: Any = R2D2OnnxModel.from_pretrained(model)  # which serves as an R2D2Model
         else:
             kind = model_type(model)
             if kind not in _MODELS:

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from ..model.losses_r2d2 import negative_logits
-from ..model.modeling_r2d2 import R2D2Model
-from .encoding import EncodedImages, EncodedTexts, evaluating, pre_ranking_scores
+from .encoding import EncodedImages, EncodedTexts, TwoTowers, evaluating, pre_ranking_scores
 
 #: Share of the likeliest; what underflows stays possible, where more are wanted than are likely at all.
 _LEAST = 1e-12
 
 
-def similarity_logits(model: R2D2Model, texts: EncodedTexts, images: EncodedImages) -> Tensor:
+def similarity_logits(model: TwoTowers, texts: EncodedTexts, images: EncodedImages) -> Tensor:
     """s(T → I) / τ of all texts and pictures, (T, I) on the CPU: what FGR's draw goes by."""
     with evaluating(model):
         return pre_ranking_scores(model, texts, images)[0] / model.bounded_temperature().cpu()

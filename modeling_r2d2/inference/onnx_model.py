@@ -46,6 +46,8 @@ class R2D2OnnxModel(nn.Module):
         ImportError: onnxruntime is not installed.
     """
 
+    temperature: Tensor
+
     def __init__(
         self,
         folder: str | PathLike,

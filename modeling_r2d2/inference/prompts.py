@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.prompts_r2d2 import class_means, class_prompts
-from .encoding import encode_texts, is_token_wise
+from .encoding import TwoTowers, encode_texts, is_token_wise
 
 
 def prompts_of(names: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -24,7 +23,7 @@ def prompts_of(names: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[
 
 
 def class_embeddings(
-    model: R2D2Model,
+    model: TwoTowers,
     processor: R2D2Processor,
     names: Sequence[Sequence[str]],
     prompts: Sequence[str],

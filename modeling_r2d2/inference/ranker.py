@@ -11,11 +11,13 @@ Against running both cross encoders pair by pair:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from ..model.cross_encoder_r2d2 import R2D2CrossEncoderLayer
 from ..model.modeling_r2d2 import R2D2Model, match_probability
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.progress import bar
@@ -60,13 +62,13 @@ class RankedImages:
     def take(self, rows: Tensor) -> "RankedImages":
         """Some of them: views where they lie together, and one alone where all rows are the same."""
         steps = rows.diff()
+        part: slice | Tensor = rows
         if bool((steps == 1).all()):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
         elif bool((steps == 0).all()):
             part = rows[:1]
-        else:
-            part = rows
-        return RankedImages(*(None if t is None else t[part] for t in vars(self).values()))
+        keys, values = (None if t is None else t[part] for t in (self.keys, self.values))
+        return RankedImages(self.states[part], self.queries[part], keys, values)
 
 
 @dataclass
@@ -84,7 +86,7 @@ class MatchLogits:
 
 
 class _Layer:
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: R2D2CrossEncoderLayer):
         self.self_attention = SelfAttention(layer.self_attn)
         self.cross_attention = FoldedAttention(layer.cross_attn)
         self.self_norm, self.cross_norm = layer.self_attn_layer_norm, layer.cross_attn_layer_norm
@@ -124,8 +126,10 @@ class FastRanker:
         self.model = model
         self.chunk = chunk or (4 if model.device.type == "cpu" else 64)
         with torch.no_grad():
-            self.text_image = [_Layer(layer) for layer in model.text_image_encoder.layers]
-            self.image_text = [_Layer(layer) for layer in model.image_text_encoder.layers]
+            self.text_image, self.image_text = (
+                [_Layer(cast(R2D2CrossEncoderLayer, layer)) for layer in encoder.layers]
+                for encoder in (model.text_image_encoder, model.image_text_encoder)
+            )
 
     @torch.inference_mode()
     def prepare(self, states: Tensor, keys_values: bool = False) -> RankedImages:
@@ -152,7 +156,9 @@ class FastRanker:
 
     @property
     def _size(self) -> int:
-        return self.model.config.cross_encoder_config.hidden_size
+        cross = self.model.config.cross_encoder_config
+        assert cross is not None
+        return cross.hidden_size
 
     def match_probabilities(
         self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
@@ -262,7 +268,7 @@ class FastRanker:
             states = layer.own(states, mask, cls_only=number == last)
             cross = layer.cross_attention
             # one query, [CLS], in the last layer: there making keys of all image tokens never pays
-            if images.keys is not None and number < last:
+            if images.keys is not None and images.values is not None and number < last:
                 attended = cross.over_keys_values(states, images.keys[:, number], images.values[:, number])
             elif number == last or cross.folding_pays(states.shape[1], context.shape[1]):
                 attended = cross.onto(states, context)

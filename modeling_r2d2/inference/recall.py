@@ -157,8 +157,9 @@ def retrieval_metrics_of(model: nn.Module, ks: Sequence[int] = (1, 5, 10)) -> Ca
         texts = texts * mask[:, :, None]
         device = model.device
         with torch.no_grad():
-            scores = model.similarities(images[torch.from_numpy(first)].to(device), texts.to(device), mask.to(device))
+            compared = model.similarities(images[torch.from_numpy(first)].to(device), texts.to(device), mask.to(device))
+        per_image, per_text = compared.both
         positives = torch.from_numpy(image_ids[:, None] == image_ids[None, first])
-        return recall_both_ways(scores.per_text.cpu(), scores.per_image.cpu(), positives, ks)
+        return recall_both_ways(per_text.cpu(), per_image.cpu(), positives, ks)
 
     return metrics

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import USE_PEFT_BACKEND, BaseOutput, get_peft_kwargs, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
