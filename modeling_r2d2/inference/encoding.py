@@ -34,6 +34,15 @@ class EncodedImages:
     embeds: Tensor
     hidden_states: Tensor | None = None
 
+    @property
+    def states(self) -> Tensor:
+        """The hidden states, for ranking.
+
+        Raises:
+            ValueError: they were not kept.
+        """
+        return _kept(self.hidden_states)
+
 
 @dataclass
 class EncodedTexts:
@@ -43,6 +52,21 @@ class EncodedTexts:
     embeds: Tensor
     attention_mask: Tensor
     hidden_states: Tensor | None = None
+
+    @property
+    def states(self) -> Tensor:
+        """The hidden states, for ranking.
+
+        Raises:
+            ValueError: they were not kept.
+        """
+        return _kept(self.hidden_states)
+
+
+def _kept(states: Tensor | None) -> Tensor:
+    if states is None:
+        raise ValueError("ranking needs the states of the towers: encode with keep_states=True")
+    return states
 
 
 def encode_images(

@@ -179,15 +179,13 @@ class FastRanker:
         Raises:
             ValueError: states that were not kept.
         """
-        if texts.hidden_states is None or images.hidden_states is None:
-            raise ValueError("ranking needs the states of the towers: encode with keep_states=True")
-        own_texts = RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
+        own_texts, states = RankedTexts(texts.states, texts.attention_mask.sum(dim=1)), images.states
         text_index, (own, place) = text_index.cpu(), image_index.cpu().unique(return_inverse=True)
-        size = max(_BLOCK_BYTES // (8 * images.hidden_states.shape[1] * self._size), 8)
+        size = max(_BLOCK_BYTES // (8 * states.shape[1] * self._size), 8)
         probability = torch.empty(len(text_index))
         with bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
             for number, rows in enumerate(own.split(size)):
-                prepared = self.prepare(images.hidden_states[rows].to(self.model.device))
+                prepared = self.prepare(states[rows].to(self.model.device))
                 pairs = (place // size == number).nonzero()[:, 0]
                 found = self.logits(own_texts, prepared, text_index[pairs], place[pairs] % size, shown=shown)
                 probability[pairs] = found.match_probability.cpu()

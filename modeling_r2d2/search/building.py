@@ -384,7 +384,7 @@ def _line(entry: dict) -> str:
     return f"{entry['location']}: {entry['reason']}"
 
 
-def open_for_reading(root: str | PathLike, identity: ModelIdentity, verify: bool = True) -> ImageIndex:
+def open_for_reading(root: Path, identity: ModelIdentity, verify: bool = True) -> ImageIndex:
     """The index of a folder, if it belongs to the model.
 
     Raises:

@@ -1,6 +1,7 @@
 """The second stage of a search: match probabilities of the candidates, every picture and text prepared once."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ _BLOCK_BYTES = 2**28
 class CandidateRanking:
     """Ranks candidates of an index for queries already encoded; results by row: (probability, encoders asked)."""
 
-    def __init__(self, model: R2D2Model, processor: R2D2Processor, ranker: FastRanker | None, index: ImageIndex):
+    def __init__(self, model: R2D2Model, processor: R2D2Processor, ranker: FastRanker, index: ImageIndex):
         self.model, self.processor, self.ranker, self.index = model, processor, ranker, index
 
     def images(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
@@ -33,7 +34,7 @@ class CandidateRanking:
         texts = ranked(queries)
         cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
 
-        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
+        def run(wanted: list[tuple[int, int]], **encoders: Any) -> dict[tuple[int, int], Tensor]:
             by_row: dict[int, list[int]] = {}
             for query, row in wanted:
                 by_row.setdefault(row, []).append(query)
@@ -42,7 +43,7 @@ class CandidateRanking:
             for start in range(0, len(rows), self._block):
                 kept, images = self._images(rows[start : start + self._block])
                 index = [(q, place) for place, row in enumerate(kept) for q in by_row[row]]
-                if not index:
+                if images is None:
                     continue
                 text_index, image_index = torch.tensor(index, device=self.model.device).t().contiguous()
                 logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
@@ -65,7 +66,7 @@ class CandidateRanking:
         pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
         cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
 
-        def run(wanted: list[tuple[int, int]], **encoders: bool) -> dict[tuple[int, int], Tensor]:
+        def run(wanted: list[tuple[int, int]], **encoders: Any) -> dict[tuple[int, int], Tensor]:
             device = self.model.device
             text_index = torch.tensor([place_of[row] for _, row in wanted], device=device)
             image_index = torch.tensor([query for query, _ in wanted], device=device)
@@ -86,10 +87,10 @@ class CandidateRanking:
         first = run(pairs, image_text=False)
         for (query, row), values in first.items():
             ranked[query][row] = (float(values[0]), 1)
-        best = []
+        best: list[tuple[int, int]] = []
         for query, by_row in enumerate(ranked):
-            order = sorted(by_row, key=lambda row, q=query, known=by_row: -(known[row][0] + cosines[q][row]))
-            best.extend((query, row) for row in order[:cascade])
+            scores = {row: -(alone + cosines[query][row]) for row, (alone, _) in by_row.items()}
+            best.extend((query, row) for row in sorted(scores, key=scores.__getitem__)[:cascade])
         for (query, row), values in (run(best, text_image=False) if best else {}).items():
             ranked[query][row] = ((ranked[query][row][0] + float(values[0])) / 2, 2)
         return ranked
@@ -98,6 +99,7 @@ class CandidateRanking:
     def _block(self) -> int:
         """Pictures whose states are prepared at a time."""
         cross = self.model.config.cross_encoder_config
+        assert cross is not None  # a ranker's
         layers = cross.num_hidden_layers * 2 if self.index.manifest.cache["keep"] == "keys_values" else 2
         tokens = 256
         return max(_BLOCK_BYTES // (4 * tokens * cross.hidden_size * layers), 8)
@@ -125,9 +127,9 @@ class CandidateRanking:
             )
         if not pixels:
             return [], None
-        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pixels).hidden_states)
+        return kept, self.ranker.prepare(encode_images(self.model, self.processor, pixels).states)
 
 
 def ranked(texts: EncodedTexts) -> RankedTexts:
     """Encoded texts as the fast ranker takes them."""
-    return RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
+    return RankedTexts(texts.states, texts.attention_mask.sum(dim=1))

@@ -82,9 +82,8 @@ class Building:
 
     def clear(self, root: Path, keep: Iterable[str]) -> None:
         """Remove what it has left but the files `keep`; not this note."""
-        keep = {root / name for name in keep}
         own = {root / name for name in (*self.before, self.vectors) if _OURS.fullmatch(name)}
-        for path in own.union(self.leftovers(root)) - keep:
+        for path in own.union(self.leftovers(root)) - {root / name for name in keep}:
             path.unlink(missing_ok=True)
         for folder in (root, root / DATA):
             clean_leftovers(folder, alone=True)

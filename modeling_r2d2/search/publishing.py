@@ -83,7 +83,8 @@ def changed(
             if any(map(len, matrices)):
                 name = getattr(state, kind) or f"{DATA}/{first:08}.{kind}"
                 files[name] = _append(root / name, files.get(name, FileRecord()), matrices)
-                state = replace(state, **{kind: name})
+                named: dict[str, Any] = {kind: name}
+                state = replace(state, **named)
         if states.layout:
             slots = max(
                 state.slots, *(1 + max(part.rows.column("state").to_pylist()) for part in parts if len(part.rows))
@@ -108,6 +109,7 @@ def compacted(index: ImageIndex, first: int) -> Manifest:
         The new state but for its vector index.
     """
     root, state, slots = index.root, index.manifest, index.slots
+    assert slots is not None  # something was removed
     empty = replace(state, states=(), slots=0, per_file=0)
     states, files, kept = StatesWriter(root, empty, state.layout, first), {}, {}
     if state.layout:
@@ -131,7 +133,13 @@ def compacted(index: ImageIndex, first: int) -> Manifest:
             yield rows
 
     files[name] = _write_rows(root / name, rows())
-    changes = {**kept, "texts": texts if len(captions) else None, "alive": None, "removed": 0, "files": files}
+    changes: dict[str, Any] = {
+        **kept,
+        "texts": texts if len(captions) else None,
+        "alive": None,
+        "removed": 0,
+        "files": files,
+    }
     return replace(state, tables=((name, len(slots)),), embeds=embeds, **changes)
 
 
@@ -151,6 +159,7 @@ def with_vectors(root: Path, state: Manifest, before: Manifest, kind: Kind | Non
         return replace(state, vectors=held)
     faiss = require_faiss()
     doing(f"building the {kind} index")
+    assert state.embeds is not None  # flat serves few, and none
     embeds = np.memmap(root / state.embeds, state.dtype, "r", shape=(state.rows, state.dimension))
     # ranges and lists that were learned from too little are learned again
     if follows and GROWS_FROM <= held["rows"] <= state.rows <= 2 * held["rows"]:

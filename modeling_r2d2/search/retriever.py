@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..model.ranges_r2d2 import require_number
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import open_image, turns_upright
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
-from .cache import CacheOptions
+from .cache import CacheOptions, Keep, Precision
 from .candidates import CandidateRanking
 from .images import CollectionImage
 from .manifest import Manifest
@@ -90,7 +90,9 @@ class R2D2Retriever:
     ):
         self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
         self.ranker = FastRanker(model, chunk) if model.can_rank else None
-        self.stage = CandidateRanking(model, processor, self.ranker, index) if index is not None else None
+        self.stage = None
+        if index is not None and self.ranker is not None:
+            self.stage = CandidateRanking(model, processor, self.ranker, index)
         self.tokens = TokenWiseSearch(model, index) if index is not None and is_token_wise(model) else None
         if self.tokens is not None and vectors is not None:
             raise ValueError("this model compares token by token: there is no vector of a picture to look up")
@@ -142,8 +144,8 @@ class R2D2Retriever:
         model: str | PathLike | R2D2Model,
         index: str | PathLike,
         processor: R2D2Processor | None = None,
-        keep: str = "none",
-        precision: str = "float16",
+        keep: Keep = "none",
+        precision: Precision = "float16",
         device: str | torch.device | None = None,
         prune: bool = False,
         rebuild: bool = False,
@@ -213,36 +215,43 @@ class R2D2Retriever:
             )
         if min_match_probability is not None and not 0 <= min_match_probability <= 1:
             raise ValueError(f"min_match_probability is {min_match_probability}; it is a probability, from 0 to 1")
-        ranks = self.ranker is not None and candidates > 0 and (texts is not None or find == "texts")
-        ranks = ranks and not (texts is not None and find == "texts")
+        # the ranker compares texts with pictures, not two of a kind
+        stage = self.stage if candidates > 0 and (texts is None) == (find == "texts") else None
         if min_match_probability is not None:
             require_number("min_match_probability", min_match_probability, least=0, most=1)
-        if min_match_probability is not None and not ranks:
+        if min_match_probability is not None and stage is None:
             raise ValueError(
                 "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "
                 "text compared with pictures or a picture with texts"
             )
         if self.tokens is not None and (texts is None) == (find == "images"):
             raise ValueError("this model compares tokens of a text with those of a picture, not two of a kind")
-        wanted = max(top_k, candidates if ranks else 0)
+        wanted = max(top_k, 0 if stage is None else candidates)
+        queries: EncodedTexts | EncodedImages
+        pil_images: Sequence[Image.Image | None]
         if texts is not None:
-            texts = checked_texts(texts)
-            queries = encode_texts(self.model, self.processor, texts, keep_states=ranks and find == "images")
-            names, pil_images = list(texts), [None] * len(texts)
+            names = checked_texts(texts)
+            pil_images = [None] * len(names)
+            queries = encode_texts(self.model, self.processor, names, keep_states=stage is not None)
         else:
-            names, pil_images = _opened(images, self.processor)
-            queries = encode_images(self.model, self.processor, pil_images, keep_states=ranks)
-        found = self._nearest(queries, wanted, find)
+            assert images is not None
+            names, opened = _opened(images, self.processor)
+            pil_images = opened
+            queries = encode_images(self.model, self.processor, opened, keep_states=stage is not None)
+        found = self._nearest(self.index, queries, wanted, find)
         probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
-        if ranks:
+        if stage is not None:
             chosen = [rows[:candidates] for rows, _ in found]
-            if find == "images":
-                probability = self.stage.images(queries, chosen, cascade, found)
+            if isinstance(queries, EncodedTexts):
+                probability = stage.images(queries, chosen, cascade, found)
             else:
-                probability = self.stage.captions(queries.hidden_states, chosen, cascade, found)
+                probability = stage.captions(queries.states, chosen, cascade, found)
         results = []
         for number, name in enumerate(names):
-            hits = self._hits(*found[number], probability[number], find, top_k, min_match_probability, cascade)
+            rows, cosine = found[number]
+            hits = self._hits(
+                self.index, rows, cosine, probability[number], find, top_k, min_match_probability, cascade
+            )
             results.append(SearchResult(name, hits, pil_images[number]))
         return results
 
@@ -253,8 +262,8 @@ class R2D2Retriever:
             ValueError: a model without a ranker, an empty text.
             ImageReadError: a picture that cannot be read.
         """
-        if self.ranker is None:
-            require_ranker(self.model.config)
+        require_ranker(self.model.config)
+        assert self.ranker is not None
         texts = checked_texts(texts)
         _, pil_images = _opened(images, self.processor)
         encoded_texts = encode_texts(self.model, self.processor, texts)
@@ -275,33 +284,49 @@ class R2D2Retriever:
     # -- stages ---------------------------------------------------------------------------------
 
     def _nearest(
-        self, queries: EncodedTexts | EncodedImages, count: int, find: str
+        self, index: ImageIndex, queries: EncodedTexts | EncodedImages, count: int, find: str
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query rows and exact similarities, best first."""
-        if find == "texts" and not self.index.texts[0]:
+        if find == "texts" and not index.texts[0]:
             raise ValueError(
-                f"{self.index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
+                f"{index.root} holds no captions to find: index JSON lines or CSV with a text column, or a "
                 "folder with captions.txt"
             )
-        if self.tokens is not None:
-            similarity = self.tokens.captions(queries) if find == "texts" else self.tokens.images(queries)
-        else:
-            embeds = queries.embeds.float().cpu().numpy()
-            similarity = embeds @ self.index.texts[2].T if find == "texts" else None
+        similarity: np.ndarray | None = None
+        found: Iterable[np.ndarray]
+        cosines: Iterable[np.ndarray]
+        embeds = queries.embeds.float().cpu().numpy()
+        if self.tokens is not None and isinstance(queries, EncodedTexts):  # two of a kind were refused
+            similarity = self.tokens.images(queries)
+        elif self.tokens is not None and isinstance(queries, EncodedImages):
+            similarity = self.tokens.captions(queries)
+        elif find == "texts":
+            similarity = embeds @ index.texts[2].T
         if similarity is not None:
             count = min(count, similarity.shape[1])
             found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
             cosines = np.take_along_axis(similarity, found, axis=1)
         else:
+            assert self.vectors is not None
             found = self.vectors.search(embeds, count)
-            cosines = [self.index.embeds(rows) @ query for rows, query in zip(found, embeds, strict=True)]
+            cosines = [index.embeds(rows) @ query for rows, query in zip(found, embeds, strict=True)]
         sorted_found = []
         for rows, cosine in zip(found, cosines, strict=True):
             order = np.lexsort((rows, -cosine))[:count]  # ties in the order of the index
             sorted_found.append((rows[order], cosine[order]))
         return sorted_found
 
-    def _hits(self, rows, cosine, probability, find, top_k, minimum, cascade) -> list[SearchHit]:
+    def _hits(
+        self,
+        index: ImageIndex,
+        rows: np.ndarray,
+        cosine: np.ndarray,
+        probability: dict[int, tuple[float, int]],
+        find: str,
+        top_k: int,
+        minimum: float | None,
+        cascade: int | None,
+    ) -> list[SearchHit]:
         """The hits of one query: tiers of candidates by both encoders, by one, and the rest by cosine."""
         lowest = NOT_A_CANDIDATE if cascade is None else ONLY_FIRST_ENCODER + NOT_A_CANDIDATE
         scored = []
@@ -322,9 +347,9 @@ class R2D2Retriever:
                 continue
             text = None
             if find == "texts":
-                captions, owners, _ = self.index.texts
+                captions, owners, _ = index.texts
                 text, row = captions[row], owners[row][0]
-            image = self.index.image(row)
+            image = index.image(row)
             hits.append(
                 SearchHit(
                     rank=len(hits) + 1,

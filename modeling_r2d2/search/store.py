@@ -1,5 +1,6 @@
 """Files of an index: rows, parts of a run under way, what is kept for the ranker; and the index, memory-mapped."""
 
+import errno
 import hashlib
 import json
 import os
@@ -54,7 +55,8 @@ def rows_of(images: Sequence[CollectionImage], contents: Any, states: Any) -> An
 
 def images_of(rows: Any) -> list[CollectionImage]:
     """The pictures of Arrow rows, in order."""
-    out, sources = [], {}
+    out: list[CollectionImage] = []
+    sources: dict[str, str] = {}
     for row in rows.select(_OF_IMAGE).to_pylist():
         row["texts"] = tuple(row["texts"])
         row["source"] = sources.setdefault(row["source"], row["source"])  # one string, not one each
@@ -213,7 +215,7 @@ class StatesWriter:
 
 def checksums(records: np.ndarray) -> list[int]:
     """CRC-32 of each record but its last field."""
-    return [zlib.crc32(record[:-4]) for record in records.view(np.uint8).reshape(len(records), -1)]
+    return [zlib.crc32(record[:-4].data) for record in records.view(np.uint8).reshape(len(records), -1)]
 
 
 def captions_of(rows: Any) -> np.ndarray:
@@ -241,7 +243,9 @@ def mapped(path: Path, size: int | None = None) -> Any:
     except FileNotFoundError:
         raise IndexFileError(f"{path} is missing: index the pictures anew, or restore the file") from None
     except PermissionError as error:
-        raise PermissionError(error.errno, f"{path} may not be read by this user: {os.strerror(error.errno)}") from None
+        raise PermissionError(
+            error.errno, f"{path} may not be read by this user: {os.strerror(error.errno or errno.EACCES)}"
+        ) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(f"{path} cannot be read: {error}") from error
     if size is not None and len(data) < size:
@@ -322,7 +326,7 @@ class ImageIndex:
     @property
     def vectors(self) -> Any:
         """The content of the vector index's file; None where the embeddings themselves are searched."""
-        return self._data.get(self.manifest.vectors.get("file"))
+        return self._data.get(self.manifest.vectors.get("file", ""))
 
     def __len__(self) -> int:
         return self.manifest.images
@@ -387,7 +391,7 @@ class ImageIndex:
             IndexFileError: A checksum differs.
         """
         records = self.records(self.rows.column("state").take(self._slots(rows)).to_numpy())
-        return {name: torch.from_numpy(records[name].copy()) for name in records.dtype.names[:-1]}
+        return {name: torch.from_numpy(records[name].copy()) for name, *_ in self.manifest.layout[:-1]}
 
     def records(self, places: np.ndarray) -> np.ndarray:
         """What is kept for the ranker at some places, as records, checked."""

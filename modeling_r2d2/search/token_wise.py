@@ -5,6 +5,7 @@ its end. There is no single vector to look up, so every picture is compared, at 
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,10 +39,11 @@ class TokenWiseSearch:
     def images(self, texts: EncodedTexts) -> np.ndarray:
         """s(T → I) of Q texts with all pictures: (Q, I) float32."""
         queries, mask = texts.embeds.to(self.model.device), texts.attention_mask.to(self.model.device).bool()
-        return self._over(
-            self.index.all_embeds(),
-            lambda images: self.model.similarities(images, queries, mask, image_to_text=False).per_text,
-        )
+
+        def compared(images: Tensor) -> Tensor:
+            return cast(Tensor, self.model.similarities(images, queries, mask, image_to_text=False).per_text)
+
+        return self._over(self.index.all_embeds(), compared)
 
     @torch.no_grad()
     def captions(self, images: EncodedImages) -> np.ndarray:
@@ -50,7 +52,7 @@ class TokenWiseSearch:
 
         def compared(texts: Tensor) -> Tensor:
             mask = (texts != 0).any(dim=2)
-            return self.model.similarities(queries, texts, mask, text_to_image=False).per_image
+            return cast(Tensor, self.model.similarities(queries, texts, mask, text_to_image=False).per_image)
 
         return self._over([self.index.texts[2]], compared)
 
