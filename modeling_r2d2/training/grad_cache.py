@@ -8,7 +8,7 @@ negatives from the whole batch, so states are kept as embeddings are, and rankin
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -72,7 +72,9 @@ def cached_backward(
     refuse_batch_statistics(model)
     teacher = teacher or R2D2TeacherTargets()
     feature = None if teacher.feature_guided is None else teacher.feature_guided.feature
-    inputs = {name: batch.get(name) for name in ("input_ids", "pixel_values", "attention_mask", "masked_input_ids")}
+    inputs: dict[str, Any] = {
+        name: batch.get(name) for name in ("input_ids", "pixel_values", "attention_mask", "masked_input_ids")
+    }
     inputs["token_type_ids"] = batch.get("token_type_ids")
     rows = len(inputs["input_ids"])
     chunks = [slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
@@ -80,9 +82,10 @@ def cached_backward(
     cache, random_states = _encode_without_gradient(model, inputs, chunks, feature)
     gradients = {name: torch.zeros_like(value) for name, value in cache.items() if name.endswith("states")}
     embeds = {name: cache[name].requires_grad_() for name in ("image_embeds", "text_embeds")}
-    found, losses = model.compare_pairs(*embeds.values(), batch.get("image_ids"), teacher.target_guided)
+    image_embeds, text_embeds = embeds.values()
+    found, losses = model.compare_pairs(image_embeds, text_embeds, batch.get("image_ids"), teacher.target_guided)
     (scale * model.total_loss(losses)).backward()
-    gradients |= {name: leaf.grad for name, leaf in embeds.items()}
+    gradients |= {name: _gradient(leaf) for name, leaf in embeds.items()}
     losses = {name: loss.detach() for name, loss in losses.items()}
     accuracy = None
     if model.can_rank:
@@ -95,12 +98,9 @@ def cached_backward(
     cache.clear()
     losses |= _encode_with_gradient(model, inputs, chunks, teacher, gradients, random_states, scale)
     _restore_random_state(after)
+    parts: dict[str, Any] = losses | {name: leaf.detach() for name, leaf in embeds.items()}
     return R2D2ForPreTrainingOutput(
-        loss=model.total_loss(losses),
-        ranking_accuracy=accuracy,
-        temperature=model.current_temperature(),
-        **{name: leaf.detach() for name, leaf in embeds.items()},
-        **losses,
+        loss=model.total_loss(losses), ranking_accuracy=accuracy, temperature=model.current_temperature(), **parts
     )
 
 
@@ -114,13 +114,16 @@ def average_gradients(model: nn.Module):
     torch._foreach_div_(gradients, world_size())
 
 
-def _part(inputs: dict[str, Tensor | None], rows: slice) -> dict[str, Tensor | None]:
+def _part(inputs: dict[str, Any], rows: slice) -> dict[str, Any]:
     return {name: None if value is None else value[rows] for name, value in inputs.items()}
 
 
 @torch.no_grad()
 def _encode_without_gradient(
-    model: R2D2ForPreTraining, inputs: dict[str, Tensor | None], chunks: list[slice], feature: str | None
+    model: R2D2ForPreTraining,
+    inputs: dict[str, Any],
+    chunks: list[slice],
+    feature: Literal["projection", "tower"] | None,
 ) -> tuple[dict[str, Tensor], list]:
     """What the towers give for the whole batch, and the random state ahead of every chunk (dropout)."""
     cache: dict[str, Tensor] = {}
@@ -189,22 +192,22 @@ def _rank_chunks(
         )
         (scale * model.total_loss(losses)).backward()
         for name, leaf in leaves.items():
-            targets[name].index_add_(0, index[name], leaf.grad)
+            targets[name].index_add_(0, index[name], _gradient(leaf))
         if apart is not None:
-            gradients["masked_states"][rows] += apart.grad
+            gradients["masked_states"][rows] += _gradient(apart)
         share = (len(own) + 2 * valid[rows].sum()) / (len(valid) + 2 * valid.sum())
         for name, value in {**losses, "ranking_accuracy": accuracy * share}.items():
             total[name] = total.get(name, 0) + value.detach()
     if world_size() > 1:
         torch.autograd.backward([fetched[name] for name in names], [targets[name] for name in names])
         for name, leaf in local.items():
-            gradients[name] += leaf.grad
+            gradients[name] += _gradient(leaf)
     return total
 
 
 def _encode_with_gradient(
     model: R2D2ForPreTraining,
-    inputs: dict[str, Tensor | None],
+    inputs: dict[str, Any],
     chunks: list[slice],
     teacher: R2D2TeacherTargets,
     gradients: dict[str, Tensor],
@@ -213,13 +216,14 @@ def _encode_with_gradient(
 ) -> dict[str, Tensor]:
     """Every chunk through the towers again, backwards with the gradients that its outputs were given; FgD, which
     compares no pairs, is computed on the way. Returns its loss."""
-    guidance, batch, total = teacher.feature_guided, len(inputs["input_ids"]), {}
+    guidance, batch = teacher.feature_guided, len(inputs["input_ids"])
+    total: dict[str, Tensor] = {}
     for rows, random_state in zip(chunks, random_states, strict=True):
         _restore_random_state(random_state)
         part = _part(inputs, rows)
         features = model.encode_pairs(**part, feature=None if guidance is None else guidance.feature)
         outputs = [getattr(features, name) for name in gradients]
-        flowing = [gradient[rows] for gradient in gradients.values()]
+        flowing: list[Tensor | None] = [gradient[rows] for gradient in gradients.values()]
         if guidance is not None:
             of_rows = replace(
                 guidance,
@@ -228,6 +232,7 @@ def _encode_with_gradient(
                 kept=guidance.kept[rows],
             )
             image_student = model.encode_masked_images(part["pixel_values"], of_rows)
+            assert features.text_student is not None  # as asked for by `feature`
             loss = model.feature_guided_loss(image_student, features.text_student, of_rows)
             losses = {"loss_fgd": loss * (len(image_student) / batch)}
             outputs.append(scale * model.total_loss(losses))
@@ -235,6 +240,11 @@ def _encode_with_gradient(
             total["loss_fgd"] = total.get("loss_fgd", 0) + losses["loss_fgd"].detach()
         torch.autograd.backward(outputs, flowing)
     return total
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None  # a backward pass has reached it
+    return leaf.grad
 
 
 def _random_state(tensor: Tensor) -> tuple[Tensor, Tensor | None]:

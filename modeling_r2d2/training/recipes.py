@@ -2,7 +2,7 @@
 beside R2D2, each trained by the same trainer."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -255,4 +255,5 @@ def recipe_for(model: nn.Module) -> str:
 def _compares(model: nn.Module) -> str:
     if not getattr(model, "is_token_wise", False):
         return "global"
-    return "token-wise" if model.config.token_reduction is None else "reduced"
+    config: Any = model.config  # a WukongConfig
+    return "token-wise" if config.token_reduction is None else "reduced"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -90,6 +90,7 @@ class R2D2Trainer(Trainer):
     """
 
     loss_is_scaled_for_ga = False
+    model: PreTrainedModel
 
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -106,7 +107,7 @@ class R2D2Trainer(Trainer):
             self.add_callback(LossProgressCallback())
 
     def _check_vocabulary(self):
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         text_config = getattr(self.model.config, "text_config", None)
         if text_config is None or not hasattr(tokenizer, "get_vocab"):
             return
@@ -119,10 +120,11 @@ class R2D2Trainer(Trainer):
     def _take_label_smoothing(self):
         """Matching and captions smooth in their own loss: Trainer's smoother reads one `logits`, which a ranker of two
         encoders lacks, and shifts the labels of those decoders alone that transformers lists."""
-        self._smoothing = {}
+        self._smoothing: dict[str, float] = {}
         if self.label_smoother is None:
             return
-        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        of_adapters = getattr(self.model, "get_base_model", None)
+        model = self.model if of_adapters is None else of_adapters()
         accepted = inspect.signature(model.forward).parameters
         if "labels" not in accepted:
             raise ValueError(
@@ -175,11 +177,11 @@ class R2D2Trainer(Trainer):
             teacher = None if run is None else run.targets(inputs, chunk)
             outputs = cached_backward(student, inputs, chunk, teacher, scale=scale)
         if run is not None:
-            run.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
+            run.distillation.note_student(outputs["image_embeds"], outputs["text_embeds"])
         if self.accelerator.sync_gradients:
             average_gradients(student)
-        self._count(True, outputs, inputs, outputs.loss)
-        return outputs.loss / self.current_gradient_accumulation_steps
+        self._count(True, outputs, inputs, outputs["loss"])
+        return outputs["loss"] / self.current_gradient_accumulation_steps
 
     def _count(self, training: bool, outputs: Any, inputs: dict[str, Any], loss: torch.Tensor):
         """Keep what the next log tells, and what the end of the step checks."""
@@ -213,7 +215,7 @@ class R2D2Trainer(Trainer):
             return norm
         self.accelerator.unscale_gradients()
         named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
         self._guard.check(step, named, norm, scaled, self.args.output_dir)
         if limit < math.inf:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, norm)
@@ -311,8 +313,9 @@ class R2D2Trainer(Trainer):
         if not resume_from_checkpoint:
             return super().train(None, *args, **kwargs)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoint_to_resume(Path(self.args.output_dir))
-        folder = Path(resume_from_checkpoint)
+            folder = checkpoint_to_resume(self._output)
+        else:
+            folder = Path(resume_from_checkpoint)
         self.require_resumable(folder)
         state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         if 0 < max(state.max_steps, self.args.max_steps) <= state.global_step:
@@ -395,6 +398,11 @@ class R2D2Trainer(Trainer):
         self._load_from_checkpoint(str(place))
 
     @property
+    def _output(self) -> Path:
+        assert self.args.output_dir is not None  # the arguments have seen to it
+        return Path(self.args.output_dir)
+
+    @property
     def _is_plain(self) -> bool:
         """Whether the weights are whole on every worker."""
         return self.accelerator.distributed_type in (
@@ -466,7 +474,7 @@ class R2D2Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in Trainer, whole or not at all, and by one worker alone (a sharded model is gathered by all)."""
-        output = Path(output_dir or self.args.output_dir)
+        output = self._output if output_dir is None else Path(output_dir)
         if not self.args.should_save:
             super()._save(str(output), state_dict)
             return
@@ -483,13 +491,14 @@ class R2D2Trainer(Trainer):
     def save_state(self) -> None:
         """As in Trainer, whole or not at all."""
         if self.is_world_process_zero():
-            with staged_folder(self.args.output_dir, "train") as folder:
+            with staged_folder(self._output, "train") as folder:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _note_callback_states(self):
+        noted: Any = self.state.stateful_callbacks  # by name, whatever its annotation says
         for stateful in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
             name, state = type(stateful).__name__, stateful.state()
-            if isinstance(self.state.stateful_callbacks.get(name), list):
-                self.state.stateful_callbacks[name].append(state)
+            if isinstance(noted.get(name), list):
+                noted[name].append(state)
             else:
-                self.state.stateful_callbacks[name] = state
+                noted[name] = state
