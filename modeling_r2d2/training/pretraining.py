@@ -156,6 +156,7 @@ def build_trainer(
     if settings.mask_ratio and recipe.reads_masked_texts:
         masking = TextMasking(processor.tokenizer, mask_ratio=settings.mask_ratio, whole_words=settings.whole_words)
     sampling = {"augmentation": settings.augmentation, "masking": masking, "seed": settings.seed}
+    train_data: PretrainingDataset | StreamingPretrainingDataset
     if isinstance(pairs, StreamingPairs):
         train_data = StreamingPretrainingDataset(pairs.shuffle(settings.seed), processor, **sampling)
     else:
@@ -167,6 +168,7 @@ def build_trainer(
             distinct_batch=step_size if settings.distinct_ids else None,
             **sampling,
         )
+    eval_data: Any
     if isinstance(eval_pairs, dict):
         eval_data = {name: _evaluation_data(part, processor) for name, part in eval_pairs.items()}
     else:

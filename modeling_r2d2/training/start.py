@@ -58,16 +58,15 @@ def starting_point(
             return load_whole(WukongModel, start.model), load_processor(WukongProcessor, start.model)
         model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",))
         return model, load_processor(R2D2Processor, start.model)
-    if start.clip is not None:
-        changes = {} if ranker in (None, True) else {"cross_encoder_config": None}
+    if start.clip is not None and start.roberta is not None:
+        changes: dict[str, Any] = {} if ranker in (None, True) else {"cross_encoder_config": None}
         if start.vision_pooling is not None:
             changes["vision_pooling"] = start.vision_pooling
         model = R2D2ForPreTraining.from_vision_text_pretrained(start.clip, start.roberta, **changes)
         tokenizer = read_tokenizer(start.tokenizer or start.roberta)
         return model, warm_processor(start.clip, tokenizer, model.config, start.image_size)
     config = _configuration(start)
-    is_wukong = isinstance(config, WukongConfig)
-    if ranker is False and not is_wukong:
+    if ranker is False and isinstance(config, R2D2Config):
         config.cross_encoder_config = None
     if start.tokenizer is not None:
         tokenizer = read_tokenizer(start.tokenizer)
@@ -76,18 +75,19 @@ def starting_point(
     else:
         tokenizer = build_character_tokenizer(pairs.all_texts())
         config.text_config.vocab_size = len(tokenizer)
-        if is_wukong:
+        if isinstance(config, WukongConfig):
             config.text_config.pad_token_id = tokenizer.pad_token_id
             config.text_config.bos_token_id = tokenizer.cls_token_id
             config.text_config.eos_token_id = tokenizer.sep_token_id
-    return (WukongModel if is_wukong else R2D2ForPreTraining)(config), _processor(tokenizer, config)
+    processor = _processor(tokenizer, config)
+    return WukongModel(config) if isinstance(config, WukongConfig) else R2D2ForPreTraining(config), processor
 
 
 def _configuration(start: StartingPoint) -> R2D2Config | WukongConfig:
     """Of a preset or a configuration's file."""
-    if start.preset is None:
-        kind = WukongConfig if _is_wukong(start.config) else R2D2Config
-        return load_config(kind, start.config)
+    if start.config is not None:
+        wukong = _is_wukong(start.config)
+        return load_config(WukongConfig, start.config) if wukong else load_config(R2D2Config, start.config)
     for kind, presets in ((R2D2Config, PRESETS), (WukongConfig, WUKONG_PRESETS)):
         if start.preset in presets:
             return kind.from_preset(start.preset)
