@@ -8,10 +8,10 @@ import pkgutil
 import re
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..jobs.record import is_hub_name
@@ -169,7 +169,7 @@ def _model_index(header: dict, content: str) -> list[str]:
     if "model-index" not in header:
         return []
     try:
-        data = ModelCard(content, ignore_metadata_errors=False).data
+        data = cast(ModelCardData, ModelCard(content, ignore_metadata_errors=False).data)
     except (ValueError, TypeError, KeyError) as error:
         return [f"the model-index cannot be read: {error}"]
     problems = []

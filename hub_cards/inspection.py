@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".pyc", ".dill")
 _KEY_FILES = (
@@ -100,14 +100,15 @@ class _Findings:
     """What is found in one file and in what it packs."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.problems, self.unpacked = name, [], 0
+        self.name, self.unpacked = name, 0
+        self.problems: list[str] = []
 
     def add(self, where: str, problem: str) -> None:
         text = f"{self.name}{where}: {problem}"
         if text not in self.problems:
             self.problems.append(text)
 
-    def look(self, file: BinaryIO, size: int, name: str, within: str, depth: int) -> None:
+    def look(self, file: IO[bytes], size: int, name: str, within: str, depth: int) -> None:
         """Search one stream, and what is packed in it.
 
         Args:
@@ -129,7 +130,7 @@ class _Findings:
         if length is None:
             self._unpack(file, start, within, depth)
 
-    def _search(self, file: BinaryIO, size: int, within: str) -> None:
+    def _search(self, file: IO[bytes], size: int, within: str) -> None:
         file.seek(0)
         before, line, at = b"", 1, 0
         is_text = b"\0" not in file.read(8192)
@@ -144,7 +145,7 @@ class _Findings:
             line += window[: max(len(window) - _OVERLAP, 0)].count(10)
             before = window[-_OVERLAP:]
 
-    def _unpack(self, file: BinaryIO, start: bytes, within: str, depth: int) -> None:
+    def _unpack(self, file: IO[bytes], start: bytes, within: str, depth: int) -> None:
         file.seek(0)
         for name, member in _members(file, start):
             if depth == _MOST_NESTED:
@@ -178,7 +179,7 @@ def _secret_in(content: bytes) -> tuple[str | None, int | None]:
             while at >= 0:
                 begin = max(at - _OVERLAP // 4, 0)
                 if match := _SECRET.search(form, begin, at + _OVERLAP):
-                    return list(SECRETS)[int(match.lastgroup[1:])], match.start() if number == 0 else None
+                    return list(SECRETS)[int(str(match.lastgroup)[1:])], match.start() if number == 0 else None
                 at = small.find(sign, at + 1)
     return None, None
 
@@ -188,7 +189,7 @@ def _unescaped(match: re.Match) -> bytes:
     return match[3] if number is None else bytes([int(number, 16)])
 
 
-def _is_pickle(file: BinaryIO, start: bytes) -> bool:
+def _is_pickle(file: IO[bytes], start: bytes) -> bool:
     """By content: protocols 2 and later by their first bytes, 0 and 1 where the opcodes parse and call something; or
     numpy's file of objects."""
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
@@ -201,7 +202,7 @@ def _is_pickle(file: BinaryIO, start: bytes) -> bool:
     called = False
     try:
         for opcode, value, _ in pickletools.genops(file.read(_PIECE)):
-            if opcode.name in ("GLOBAL", "INST") and not re.fullmatch(r"[\w.]+ [\w.]+", value):
+            if opcode.name in ("GLOBAL", "INST") and not re.fullmatch(r"[\w.]+ [\w.]+", str(value)):
                 return False  # a text whose first letter is an opcode
             called = called or opcode.name in _CODE_OPCODES
             if opcode.name == "STOP":
@@ -211,7 +212,7 @@ def _is_pickle(file: BinaryIO, start: bytes) -> bool:
     return False
 
 
-def _header_length(file: BinaryIO, start: bytes, size: int) -> int | None:
+def _header_length(file: IO[bytes], start: bytes, size: int) -> int | None:
     """Bytes before the numbers of a safetensors file; None where it is none, or holds more or less than its header
     says."""
     length = int.from_bytes(start[:8], "little")
@@ -226,19 +227,19 @@ def _header_length(file: BinaryIO, start: bytes, size: int) -> int | None:
     return length + 8 if length + 8 + max(ends, default=0) == size else None
 
 
-def _members(file: BinaryIO, start: bytes) -> Iterator[tuple[str, BinaryIO | None]]:
+def _members(file: IO[bytes], start: bytes) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Name and content of what an archive or a compressed file holds; None as content where it cannot be read."""
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir():
-                        with archive.open(info) as member:
-                            yield info.filename, member
+                for entry in archive.infolist():
+                    if not entry.is_dir():
+                        with archive.open(entry) as packed:
+                            yield entry.filename, packed
             return
         file.seek(0)
-        opened = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(start[:2])
-        if opened is not None and not (start[:2] == b"BZ" and start[2:3] != b"h"):
+        openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+        if (opened := openers.get(start[:2])) and not (start[:2] == b"BZ" and start[2:3] != b"h"):
             with opened(file) as member:
                 yield "", member
         elif start[:1] == b"x" and start[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
@@ -257,7 +258,7 @@ def _members(file: BinaryIO, start: bytes) -> Iterator[tuple[str, BinaryIO | Non
         yield "", None
 
 
-def _is_old_tar(file: BinaryIO) -> bool:
+def _is_old_tar(file: IO[bytes]) -> bool:
     file.seek(0)
     block = file.read(512)
     if len(block) < 512 or not re.fullmatch(rb"[0-7 ]{6,7}[\0 ]{1,2}", block[148:156]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..jobs.record import is_hub_name
 
@@ -55,7 +56,7 @@ class DataSource:
         return self.name if "/" in self.name and is_hub_name(self.name) else None
 
 
-def license_fields(license: str | None) -> dict[str, str]:
+def license_fields(license: str | None) -> dict[str, Any]:
     """Header fields of a licence: one that the Hub knows, or another by its name (`license: other`). None: unknown."""
     if license is None:
         return {"license": "unknown"}

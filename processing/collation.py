@@ -54,7 +54,7 @@ class SampleEncoder:
         self.resample = Image.Resampling(processor.image_processor.resample)
         self.exif_transpose = turns_upright(processor)
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
-        self.single = None if self.batched is not None else augmentation
+        self.single = None if isinstance(augmentation, BatchAugmentation) else augmentation
         self.masking = masking
         self.first_text = first_text
         self._tokens: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -120,9 +120,9 @@ class SampleEncoder:
         """Token ids (L,) int64 and, for whole-word masking, the word of each token."""
         known = self._tokens.get(text)
         if known is None:
-            whole_words = self.masking is not None and self.masking.whole_words
-            encoded = self.tokenizer(text, truncation=True, return_offsets_mapping=whole_words)
-            groups = self.masking.groups(text, encoded["offset_mapping"]) if whole_words else None
+            masking = self.masking if self.masking is not None and self.masking.whole_words else None
+            encoded = self.tokenizer(text, truncation=True, return_offsets_mapping=masking is not None)
+            groups = None if masking is None else masking.groups(text, encoded["offset_mapping"])
             known = np.asarray(encoded["input_ids"], dtype=np.int64), groups
             self._warn_if_truncated(text, len(known[0]))
             if len(self._tokens) < MAX_CACHED_TEXTS:

@@ -33,10 +33,11 @@ class _Run:
     """One training run of one student: settings of all its callbacks, then the state and the hooks."""
 
     def __init__(self, student: nn.Module, trainer_state: TrainerState, owner: "DistillationCallback"):
-        self.student, self.trainer_state, self.owner = student, trainer_state, owner
+        self.student: Any = student
+        self.trainer_state, self.owner = trainer_state, owner
         self.target_guided: TargetGuidedSettings | None = None
         self.feature_guided: FeatureGuidedSettings | None = None
-        self.distillation: DistillationState | None = None
+        self.distillation: DistillationState | Any = None  # until `start`
         self.alpha = constant(0.0)
         self.logged = RunningMeans()
         self._handles: list[Any] = []
@@ -58,15 +59,16 @@ class _Run:
                 f"{callback.momentum}"
             )
 
-    def start(self, args: TrainingArguments, pass_steps: int | None):
-        """Teacher, queue and centre for this run, and the hooks."""
+    def start(self, args: TrainingArguments, pass_steps: int | None) -> nn.Module:
+        """Teacher, queue and centre for this run, which are returned, and the hooks."""
         if self.target_guided is not None:
             ramp = self.target_guided.alpha_ramp_steps
-            if ramp is None and pass_steps is None:
+            ramp = pass_steps if ramp is None else ramp
+            if ramp is None:
                 raise ValueError(
                     "the data set has no length, so there is no first pass to ramp alpha over: set alpha_ramp_steps"
                 )
-            self.alpha = Schedule(0.0, self.target_guided.alpha, pass_steps if ramp is None else ramp)
+            self.alpha = Schedule(0.0, self.target_guided.alpha, ramp)
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         batch = args.train_batch_size * world_size()
         self.distillation = DistillationState(
@@ -74,8 +76,9 @@ class _Run:
         )
         self._handles = [
             self.student.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            self.student.register_forward_hook(self._after_forward),
+            self.student.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
+        return self.distillation
 
     def stop(self):
         for handle in self._handles:
@@ -100,7 +103,7 @@ class _Run:
         extra = named.pop("kwargs", {}) if arguments else {}
         return (), {**named, **extra, "teacher": self.targets(named)}
 
-    def _after_forward(self, student: nn.Module, arguments: tuple, outputs: Any):
+    def _after_forward(self, student: nn.Module, arguments: tuple, inputs: dict[str, Any], outputs: Any) -> Any:
         if not self.active or outputs.get("loss") is None:
             return
         self.distillation.note_student(outputs.image_embeds, outputs.text_embeds)
@@ -154,7 +157,7 @@ class DistillationCallback(TrainerCallback):
         #: True where the trainer writes and reads the state, and logs the parts of the loss, by itself: R2D2Trainer
         self.saved_by_trainer = False
         self._divergence: DivergenceCallback | None = None
-        self.run: _Run | None = None
+        self.run: _Run | Any = None  # until training begins
 
     @property
     def state(self) -> DistillationState | None:
@@ -195,7 +198,7 @@ class DistillationCallback(TrainerCallback):
         run = self.run
         if run.owner is not self or run.distillation is not None:
             return
-        run.start(args, _pass_steps(args, train_dataloader))
+        distillation = run.start(args, _pass_steps(args, train_dataloader))
         if state.global_step == 0:
             return
         folder = self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -203,7 +206,7 @@ class DistillationCallback(TrainerCallback):
             if not self.saved_by_trainer:
                 require_complete(folder)
                 _require_optimizer(folder, args)
-            load_state(folder, run.distillation)
+            load_state(folder, distillation)
         except ValueError:
             if self.missing_state == "refuse":
                 run.stop()
@@ -320,7 +323,7 @@ def _settings(kind: type, settings: Any, fields: dict[str, Any]):
     return settings or kind(**fields)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: Any) -> Any:
     """The model within DistributedDataParallel, torch.compile and PEFT."""
     while True:
         if hasattr(model, "module"):
@@ -333,7 +336,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _student(model: nn.Module) -> nn.Module:
+def _student(model: Any) -> Any:
     student = _unwrapped(model)
     if "teacher" not in inspect.signature(student.forward).parameters:
         raise TypeError(

@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import TrainerState, TrainingArguments
 
 from ..model.batch_norms_r2d2 import batch_norms, constant_running_statistics
 from ..model.distillation_losses_r2d2 import cosine_agreement
 from ..model.distributed_r2d2 import gather, gather_with_ids, world_size
+from ..model.modeling_wukong import WukongModel
+from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.ranges_r2d2 import COUNT, POSITIVE, require_numbers
 from .callbacks import _RUNS, DistillationCallback, _Run, _settings, _unwrapped
 from .dual_queue_losses import dual_queue_loss
@@ -74,7 +77,7 @@ class DualQueueState(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: R2D2ForPreTraining | WukongModel,
         settings: DualQueueSettings,
         batch: int,
         autocast: torch.dtype | None = None,
@@ -97,7 +100,7 @@ class DualQueueState(nn.Module):
         # a ring of `queue_size` slots: what is compared with is never the batch itself
         self.queue = FeatureQueue(settings.queue_size - batch, batch, student.config.projection_dim, device)
         self._temperature = torch.tensor(settings.temperature, device=device)
-        self._local: tuple[Tensor, Tensor] | None = None
+        self._local: tuple[Tensor, Tensor] | Any = None  # until the first batch
         self._left_out: Tensor | None = None
         self._waiting: tuple[Tensor, Tensor] | None = None  # features and ids of all workers
         self._agreement: list[Tensor] = []
@@ -133,7 +136,8 @@ class DualQueueState(nn.Module):
     def _enqueue(self):
         if self._waiting is not None:
             both, ids = self._waiting
-            self.queue.push(*both.chunk(2, dim=1), ids)
+            images, texts = both.chunk(2, dim=1)
+            self.queue.push(images, texts, ids)
             self._waiting = None
 
     def commit(self, student: nn.Module, momentum: float):
@@ -156,7 +160,7 @@ class DualQueueState(nn.Module):
 
 
 @contextmanager
-def _normalized_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
+def _normalized_by_the_batch(norms: list[_BatchNorm]) -> Iterator[None]:
     """Batch norms that use the statistics of what they see, and note nothing of it."""
     for norm in norms:
         norm.train()
@@ -171,12 +175,15 @@ def _normalized_by_the_batch(norms: list[nn.Module]) -> Iterator[None]:
 class _DualQueueRun(_Run):
     """A run whose loss is the dual queue's, which the hooks put in place of the model's own."""
 
+    owner: "DualQueueContrastiveCallback"
+    distillation: Any
+
     def join(self, callback: DistillationCallback):
         if callback is not self.owner:
             raise ValueError(_ALONE)
 
-    def start(self, args: TrainingArguments, pass_steps: int | None):
-        """Teacher and queue for this run, and the hooks."""
+    def start(self, args: TrainingArguments, pass_steps: int | None) -> nn.Module:
+        """Teacher and queue for this run, which are returned, and the hooks."""
         if getattr(args, "grad_cache_chunk", 0):
             raise ValueError(
                 "grad_cache_chunk compares large batches in little memory, but the dual queue compares nothing within "
@@ -190,6 +197,7 @@ class _DualQueueRun(_Run):
             self.student.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
         self._compares = False
+        return self.distillation
 
     def _before_forward(self, student: nn.Module, arguments: tuple, inputs: dict[str, Any]):
         signature = inspect.signature(student.forward)
@@ -271,11 +279,11 @@ class DualQueueContrastiveCallback(DistillationCallback):
         self._watch(state, model)
 
     @torch.no_grad()
-    def _fix_temperature(self, student: nn.Module):
+    def _fix_temperature(self, student: R2D2ForPreTraining | WukongModel):
         student.temperature.requires_grad_(False).fill_(self.settings.temperature)
 
 
-def _checked(model: nn.Module) -> nn.Module:
+def _checked(model: Any) -> R2D2ForPreTraining | WukongModel:
     """The model within its wrappers, if it can be trained so."""
     student = _unwrapped(model)
     wanted = "the dual queue trains R2D2ForPreTraining without a ranker, or WukongModel with global similarity"

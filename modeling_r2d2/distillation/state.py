@@ -6,14 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.distillation_losses_r2d2 import cosine_agreement, soft_targets, teacher_distribution
+from ..model.distillation_losses_r2d2 import ReliabilityPlacement, cosine_agreement, soft_targets, teacher_distribution
 from ..model.distributed_r2d2 import gather, gather_with_ids, process_index
 from ..model.masked_images_r2d2 import draw_kept, mask_grid
-from ..model.pretraining_r2d2 import R2D2FeatureGuidance, R2D2TargetGuidance, R2D2TeacherTargets
+from ..model.pretraining_r2d2 import (
+    R2D2FeatureGuidance,
+    R2D2ForPreTraining,
+    R2D2TargetGuidance,
+    R2D2TeacherTargets,
+)
 from .center import FeatureCenter
 from .queue import FeatureQueue
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
-from .teacher import MomentumTeacher
+from .teacher import MomentumTeacher, TeacherFeatures
 
 
 class DistillationState(nn.Module):
@@ -37,7 +42,7 @@ class DistillationState(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: R2D2ForPreTraining,
         target_guided: TargetGuidedSettings | None,
         feature_guided: FeatureGuidedSettings | None,
         batch: int,
@@ -55,15 +60,12 @@ class DistillationState(nn.Module):
             self.queue = FeatureQueue(target_guided.queue_size, batch, config.projection_dim, device)
         if feature_guided is not None:
             projected = feature_guided.feature == "projection"
-            widths = (
-                [config.projection_dim] * 2
-                if projected
-                else [config.vision_hidden_size, config.text_config.hidden_size]
-            )
-            self.center = FeatureCenter(*widths, momentum=feature_guided.center_momentum, device=device)
+            width = config.projection_dim if projected else config.vision_hidden_size
+            text_width = config.projection_dim if projected else config.text_config.hidden_size
+            self.center = FeatureCenter(width, text_width, momentum=feature_guided.center_momentum, device=device)
         self._micro_batch = 0
         self._agreement: list[Tensor] = []
-        self._local: tuple[Tensor, Tensor] | None = None
+        self._local: tuple[Tensor, Tensor] | Any = None  # until the first batch
 
     def targets(
         self, batch: dict[str, Any], step: int, temperature: Tensor, alpha: float, chunk: int | None = None
@@ -88,13 +90,16 @@ class DistillationState(nn.Module):
         self._local = (features.image_embeds, features.text_embeds)
         targets = R2D2TeacherTargets()
         if self.target_guided is not None:
-            targets.target_guided = self._target_guidance(batch.get("image_ids"), temperature, alpha)
+            placement = self.target_guided.reliability
+            targets.target_guided = self._target_guidance(placement, batch.get("image_ids"), temperature, alpha)
         if self.feature_guided is not None:
-            targets.feature_guided = self._feature_guidance(features, batch["pixel_values"], step)
+            targets.feature_guided = self._feature_guidance(self.feature_guided, features, batch["pixel_values"], step)
         self._micro_batch += 1
         return targets
 
-    def _target_guidance(self, image_ids: Tensor | None, temperature: Tensor, alpha: float) -> R2D2TargetGuidance:
+    def _target_guidance(
+        self, placement: ReliabilityPlacement, image_ids: Tensor | None, temperature: Tensor, alpha: float
+    ) -> R2D2TargetGuidance:
         images, texts = self._local
         both = torch.cat(self._local, dim=1)
         if image_ids is None:
@@ -103,10 +108,10 @@ class DistillationState(nn.Module):
             image_ids = ids[process_index() * len(images) :][: len(images)]
         else:
             both, ids = gather_with_ids(both, image_ids)
-        self.queue.push(*both.chunk(2, dim=1), ids)
+        all_images, all_texts = both.chunk(2, dim=1)
+        self.queue.push(all_images, all_texts, ids)
         all_images, all_texts, all_ids, reliability = self.queue.candidates()
         positives = image_ids[:, None] == all_ids
-        placement = self.target_guided.reliability
         arguments = (positives, temperature, alpha, reliability, placement)
         return R2D2TargetGuidance(
             image_candidates=all_images,
@@ -116,9 +121,13 @@ class DistillationState(nn.Module):
             log_reliability=reliability.log() if placement == "logits" else None,
         )
 
-    def _feature_guidance(self, features, pixel_values: Tensor, step: int) -> R2D2FeatureGuidance:
-        settings = self.feature_guided
-        grid = mask_grid(self.teacher.model.config.vision_config, tuple(pixel_values.shape[-2:]), settings.block)
+    def _feature_guidance(
+        self, settings: FeatureGuidedSettings, features: TeacherFeatures, pixel_values: Tensor, step: int
+    ) -> R2D2FeatureGuidance:
+        assert features.image_features is not None
+        assert features.text_features is not None
+        height, width = pixel_values.shape[-2:]
+        grid = mask_grid(self.teacher.model.config.vision_config, (height, width), settings.block)
         # A generator of its own, keyed by the step: nothing to restore, and the run's other draws stay as they are.
         key = np.random.SeedSequence((self.seed, step, self._micro_batch, process_index()))
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]))

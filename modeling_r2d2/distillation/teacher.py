@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,13 @@ class MomentumTeacher(nn.Module):
     def __init__(self, student: nn.Module, autocast: torch.dtype | None = None):
         super().__init__()
         # Not copied: what only the student needs, and hooks, among them the one that calls the teacher.
-        left_out = {id(getattr(student, name)): nn.Identity() for name in _STUDENT_ONLY if hasattr(student, name)}
-        left_out |= {id(hooks): OrderedDict() for hooks in (student._forward_hooks, student._forward_pre_hooks)}
-        self.model = copy.deepcopy(student, left_out).requires_grad_(False)
+        left_out: dict[int, Any] = {
+            id(getattr(student, name)): nn.Identity() for name in _STUDENT_ONLY if hasattr(student, name)
+        }
+        left_out |= {
+            id(hooks): OrderedDict[int, Any]() for hooks in (student._forward_hooks, student._forward_pre_hooks)
+        }
+        self.model: Any = copy.deepcopy(student, left_out).requires_grad_(False)
         low = [p.dtype for p in self.model.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
         self.autocast = autocast or (low[0] if low else None)
         self.model.float()
@@ -73,9 +77,8 @@ class MomentumTeacher(nn.Module):
             theirs = [_whole(s).to(t.dtype) for t, s in zip(ours, theirs, strict=True)]
             torch._foreach_lerp_(ours, theirs, 1 - momentum)
         buffers = dict(student.named_buffers())
-        pairs = [(ours, buffers[name]) for name, ours in self.model.named_buffers()]
-        if pairs:
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        if kept := dict(self.model.named_buffers()):
+            torch._foreach_copy_(list(kept.values()), [buffers[name] for name in kept])
 
     @torch.no_grad()
     def encode(
@@ -92,7 +95,7 @@ class MomentumTeacher(nn.Module):
         Args:
             feature: what FgD compares; None: nothing.
         """
-        parts = []
+        parts: list[tuple[Any, ...]] = []
         device = pixel_values.device.type
         precision = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
         for start in range(0, len(input_ids), chunk or len(input_ids)):
@@ -109,8 +112,8 @@ class MomentumTeacher(nn.Module):
             parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
         if len(parts) == 1:
             return TeacherFeatures(*parts[0])
-        columns = zip(*parts, strict=True)
-        return TeacherFeatures(*(None if column[0] is None else torch.cat(column) for column in columns))
+        columns: list[Any] = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
+        return TeacherFeatures(*columns)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def read_coco_cn(path: Path, reading: Reading = PLAIN, members: frozenset[str] |
     else:
         records = _objects(path, _given(reading), reading)
     for item in _base_names(_with_suffix(records)):
-        if isinstance(item, Problem) or members is None or Path(item.image).stem in members:
+        if isinstance(item, Problem) or members is None or Path(str(item.image)).stem in members:
             yield item
 
 
@@ -146,15 +146,15 @@ def _coco_records(path: Path, whole: dict) -> Iterator[RawPair | Problem]:
 
 def _with_suffix(records: Iterable[RawPair | Problem]) -> Iterator[RawPair | Problem]:
     for item in records:
-        if isinstance(item, RawPair) and Path(item.image).suffix.lower() not in IMAGE_SUFFIXES:
-            item = replace(item, image=f"{item.image}.jpg")
+        if isinstance(item, RawPair) and Path(str(item.image)).suffix.lower() not in IMAGE_SUFFIXES:
+            item = replace(item, image=f"{item.image!s}.jpg")
         yield item
 
 
 def _base_names(records: Iterable[RawPair | Problem]) -> Iterator[RawPair | Problem]:
     for item in records:
         if isinstance(item, RawPair):
-            name = re.split(r"[/\\]", item.image)[-1]
+            name = re.split(r"[/\\]", str(item.image))[-1]
             if not name:
                 item = Problem(item.source, item.line, f"{item.image!r} names a folder, not a picture")
             else:
@@ -168,6 +168,6 @@ def _stem(name: str) -> str:
 
 def _given(reading: Reading) -> dict[str, str]:
     columns = reading.columns
-    if columns is not None and not hasattr(columns, "keys"):
+    if columns is not None and not isinstance(columns, Mapping):
         raise ValueError("columns is a list; for this format it is a mapping, as {'text': 'title'}")
     return dict(columns or {})

@@ -50,7 +50,7 @@ class Spread:
         numbers = np.fromiter(values, dtype=np.float64)
         if not len(numbers):
             return None
-        return cls(*np.percentile(numbers, [0, 25, 50, 75, 100]).tolist(), float(numbers.mean()))
+        return cls(*[*np.percentile(numbers, [0, 25, 50, 75, 100]).tolist(), float(numbers.mean())])
 
 
 @dataclass

@@ -61,8 +61,8 @@ class Base64Images:
         return {**self.__dict__, "_handle": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)
+        if (handle := getattr(self, "_handle", None)) is not None:
+            os.close(handle)
 
     def index(self, check_images: str) -> Iterator[Problem]:
         """Scan the file once, noting where each picture lies; yields what is wrong with it.

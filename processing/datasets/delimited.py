@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from .records import PLAIN, RawPair, Reading, guess_notes, make_pair, resolve_columns
 from .report import Problem
@@ -30,7 +31,7 @@ def read_delimited(
     """
     source, codec = str(path), codec_of(path, reading.encoding)
     yield from codec.notes(source)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[3, 0] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     undecoded = False
     with open(path, encoding=codec.name, errors=codec.errors, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter == ",")

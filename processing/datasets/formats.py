@@ -217,11 +217,11 @@ def in_folders(spec: BenchmarkFormat, root: Path, records: Records) -> Records:
         return known[folder]
 
     for item in records:
-        if isinstance(item, RawPair) and isinstance(item.image, str):
-            if spec.name == "coco-cn" and (match := re.match(r"COCO_(\w+?)_", item.image)) and has(match[1]):
-                item = replace(item, image=f"{match[1]}/{item.image}")
-            elif spec.name == "zero" and Path(item.image).suffix.lower() not in IMAGE_SUFFIXES:
-                item = replace(item, image=_any_suffix(root, item.image))
+        if isinstance(item, RawPair) and isinstance(name := item.image, str):
+            if spec.name == "coco-cn" and (match := re.match(r"COCO_(\w+?)_", name)) and has(match[1]):
+                item = replace(item, image=f"{match[1]}/{name}")
+            elif spec.name == "zero" and Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                item = replace(item, image=_any_suffix(root, name))
         yield item
 
 

@@ -18,7 +18,7 @@ from .emoji import EmojiPairs
 from .pair_sets import Pairs
 
 
-class GalleryImages(Sequence):
+class GalleryImages(Sequence[Image.Image]):
     """Pictures of chosen rows of sets of pairs, decoded on access: upright, or with `exif_transpose` False as they are
     stored (`as_processor_reads` gives those that a processor takes)."""
 
@@ -29,7 +29,7 @@ class GalleryImages(Sequence):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]  # a slice would decode them all
         pairs, row = self.places[index]
         return pairs.image(row) if self.exif_transpose else pairs.image(row, exif_transpose=False)
 
@@ -122,8 +122,8 @@ def data_hash(pairs: Pairs) -> str:
     """A digest of all that an evaluation reads: ids, texts, labels, and the pictures: their bytes where they are
     embedded, else path, size and time of change of the file."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (pairs, pairs.unpaired):
-        for row in range(0 if part is None else len(part)):
+    for part in filter(None, (pairs, pairs.unpaired)):
+        for row in range(len(part)):
             digest.update(repr((part.texts(row), *part.identity(row))).encode())
     return digest.hexdigest()
 

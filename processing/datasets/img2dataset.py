@@ -68,7 +68,7 @@ def shards_of(folder: Path) -> list[str]:
 
 def not_fetched(folder: Path) -> str | None:
     """What the downloads' own statistics say of failures, in one line; None where there were none."""
-    wanted, statuses = 0, Counter()
+    wanted, statuses = 0, Counter[str]()
     for path in sorted(folder.rglob("*_stats.json")):
         try:
             stats = json.loads(path.read_text(encoding="utf-8"))

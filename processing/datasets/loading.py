@@ -104,7 +104,7 @@ def load_pairs(
     if format in BENCHMARKS:
         from .published import load_published
 
-        options = {"reading": reading, "background": background}
+        options: dict[str, Any] = {"reading": reading, "background": background}
         return load_published(BENCHMARKS[format], paths, split, report, check_images, streaming, **options)
     if format is None:
         format = detect_format(paths)
@@ -122,10 +122,10 @@ def load_pairs(
     if format == "webdataset" or streaming:
         return StreamingPairs(paths, reader_of(format), reading=reading, background=background, report=report)
     if format in ("dataset", "parquet"):
+        files, ends = [Path(path) for path in paths if format == "parquet"], list[int]()
         if format == "dataset":
-            dataset, files, ends = choose_split(open_saved(paths[0]), split, paths[0]), [], []
+            dataset = choose_split(open_saved(paths[0]), split, paths[0])
         else:
-            files = [Path(path) for path in paths]
             dataset, ends = load_parquet(files)
         return _from_table(dataset, paths[0], files, ends, report, reading, check_images, background)
 

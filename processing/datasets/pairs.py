@@ -59,7 +59,7 @@ class PairDataset(Pairs):
         self.exif_transpose = True
         self.labelled = table.num_rows > 0 and table.column("label").null_count < table.num_rows
         self.unpaired = None
-        self._images = images
+        self._images: ImageColumn | Base64Images | Any = images  # None where every picture has a path
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -232,10 +232,12 @@ def collect(
     for root, item in records:
         row += not isinstance(item, Problem) or (item.lines > 0 and not item.incomplete)
         report.count(item.lines if isinstance(item, Problem) else 1)
-        item = item if isinstance(item, Problem) else located(item, root)
-        problem = item if isinstance(item, Problem) else _check(item, root, check_images)
-        if problem is not None:
-            report.add(problem)
+        if isinstance(item, RawPair):
+            item = located(item, root)
+        if isinstance(item, RawPair):
+            item = _check(item, root, check_images) or item
+        if isinstance(item, Problem):
+            report.add(item)
             if report.on_error == "refuse" and report.loading_errors >= 4 * report.examples:
                 report.check()
             continue

@@ -84,7 +84,7 @@ def _located(spec: BenchmarkFormat, read: Any, path: str, reading: Reading) -> R
     root = _root(spec, Path(path), reading)
     for item in in_folders(spec, root, read(path, reading)):
         if isinstance(item, RawPair):
-            item = replace(item, image=str(root / item.image), image_id=image_id_of(item, root, apart=False))
+            item = replace(item, image=str(root / str(item.image)), image_id=image_id_of(item, root, apart=False))
         yield item
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
+
+from torch.utils.data import IterableDataset
 
 from ..files.images import ImageReadError, open_image
 from .places import located
@@ -12,17 +14,12 @@ from .records import LABEL, PLAIN, RawPair, Reading, image_folder, image_id_of
 from .report import ErrorReport, Note, Problem
 from .tables import require_datasets
 
-try:  # the data loader asks isinstance(dataset, IterableDataset)
-    from torch.utils.data import IterableDataset as _Base
-except ImportError:  # pragma: no cover
-    _Base = object
-
 logger = logging.getLogger(__name__)
 MIN_SEEN = 100
 Reader = Callable[[str, Reading], Iterator[RawPair | Problem]]
 
 
-class StreamingPairs(_Base):
+class StreamingPairs(IterableDataset):
     """An iterable of `{"image": PIL.Image (RGB), "text": str | list[str], "image_id": str, "location": str}`.
 
     The shards are an iterable data set of the `datasets` library, which gives each data loader worker its own
@@ -185,25 +182,22 @@ class StreamingPairs(_Base):
         return other
 
 
+_COLUMNS = ("source", "line", "problem", "image", "texts", "image_id", "empty_texts", "label")
+
+
 def _generate(shards: list[str], reader: Reader, reading: Reading, apart: bool) -> Iterator[dict]:
     for shard in shards:
         folder = image_folder(shard)
         root = folder if reading.image_root is None else reading.image_root
         for item in reader(shard, reading):
             item = item if isinstance(item, Problem) else located(item, root)
-            bad, image, image_id = isinstance(item, Problem), None, None
-            if not bad and isinstance(item.image, bytes):  # an archive holds its pictures wherever `image_root` is
-                image, image_id = item.image, image_id_of(item, folder, apart)
-            elif not bad:
-                image = str(root / item.image)
+            row: dict[str, Any] = {**dict.fromkeys(_COLUMNS), "source": item.source, "line": item.line}
+            if isinstance(item, Problem):
+                yield {**row, "problem": item}
+                continue
+            if isinstance(item.image, bytes):  # an archive holds its pictures wherever `image_root` is
+                row |= {"image": item.image, "image_id": image_id_of(item, folder, apart)}
+            else:
                 image_id = image_id_of(item, root, apart and reading.image_root is None)
-            yield {
-                "source": item.source,
-                "line": item.line,
-                "problem": item if bad else None,
-                "image": image,
-                "texts": None if bad else list(item.texts),
-                "image_id": image_id,
-                "empty_texts": 0 if bad else item.empty_texts,
-                "label": None if bad else item.label,
-            }
+                row |= {"image": str(root / cast(str, item.image)), "image_id": image_id}
+            yield {**row, "texts": list(item.texts), "empty_texts": item.empty_texts, "label": item.label}

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .records import (
     PLAIN,
@@ -122,7 +122,7 @@ class ImageColumn:
         self.column = column
 
     def __getitem__(self, row: int) -> str | bytes | None:
-        return image_reference(self.dataset[row][self.column])
+        return cast("str | bytes | None", image_reference(self.dataset[row][self.column]))
 
 
 def read_table(

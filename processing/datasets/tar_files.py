@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, Self, cast
 
 from .listing import ignored_note, in_junk, kind_of
 from .records import is_unicode
 from .report import Note, Problem
 from .text_files import other_archive
 
+_errors: Any = tarfile  # type stubs leave the errors of its headers out
 _PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 
@@ -51,28 +52,28 @@ class _Header(tarfile.TarInfo):
     """Tells its archive how reading a header ended; tarfile itself keeps that to itself."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:  # tarfile would go back in the file, for ever
-            raise tarfile.InvalidHeaderError("a negative size")
+            raise _errors.InvalidHeaderError("a negative size")
         return header
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: Any) -> Self:
         try:
             header = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except _errors.EOFHeaderError:
             archive.ended = True
             archive.blanks += 1
             if archive.blanks > _MOST_BLANKS:
-                raise tarfile.EmptyHeaderError("nothing more") from None
+                raise _errors.EmptyHeaderError("nothing more") from None
             raise
-        except tarfile.InvalidHeaderError as error:
+        except _errors.InvalidHeaderError as error:
             if archive.offset == 0:
                 raise tarfile.ReadError(f"no tar archive ({error})") from None
             archive.damaged = True
             raise
-        except tarfile.TruncatedHeaderError:
+        except _errors.TruncatedHeaderError:
             archive.ended = False
             raise
         if header.size < 0:  # by an extended header
@@ -122,7 +123,7 @@ def read_members(path: str, wanted: Callable[[str], bool]) -> Iterator[TarMember
                     if header.size > LARGEST_MEMBER:
                         yield Problem(f"{path}/{name}", None, f"{header.size:,} bytes are too many for one member")
                         continue
-                    data = archive.extractfile(header).read()
+                    data = cast(IO[bytes], archive.extractfile(header)).read()
                     yield TarMember(name, data, header.offset_data if again and not header.issparse() else None)
                 for _ in range(64 if packed else 0):  # the check sum of a compressed file is at its end
                     if not file.read(1 << 20):
@@ -172,7 +173,7 @@ class _Whatever:
         self.read = file.read1
 
 
-def _unpacked(raw: BinaryIO) -> tuple[BinaryIO, bool]:
+def _unpacked(raw: Any) -> tuple[Any, bool]:
     """The stream, decompressed if its first bytes say that it is compressed, and whether it was.
 
     Raises:

@@ -66,7 +66,7 @@ class Codec:
             return f"not {self.title}"
         try:
             text.encode("utf-8", "surrogateescape").decode("utf-8")
-        except UnicodeError as error:
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
             return f"not UTF-8: {error.reason} at byte {error.start}"
         return "not UTF-8"
 
@@ -176,8 +176,8 @@ def _codec_of_bytes(data: bytes) -> Codec:
             return Codec(name) if name != "utf-8-sig" else UTF8
     if data.isascii() and b"\0" not in data:
         return UTF8
-    if b"\0" in data and (name := _utf16(data)) is not None:
-        return Codec(name, guessed=True)
+    if b"\0" in data and (guess := _utf16(data)) is not None:
+        return Codec(guess, guessed=True)
     lines = [line for line in _LINE_END.split(data) if not line.isascii()]
     if 2 * sum(map(_is_utf8, lines)) > len(lines) or not _is_gb18030(lines):
         return UTF8

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 STAMP = ".r2d2.json"
 #: What systems leave in folders that are empty to their owners.
@@ -107,15 +107,16 @@ def explained(place: str | PathLike) -> Iterator[None]:
             number = error.errno if isinstance(error, OSError) and error.errno in _FULL else errno.ENOSPC
             text = f"the disk of {place} is full ({os.strerror(number).lower()}): make room and run the same again"
         elif _is_forbidden(error, Path(place)):
-            number, text = error.errno, f"{error.filename or place} may not be written to: {os.strerror(error.errno)}"
+            number = error.errno or errno.EACCES
+            text = f"{error.filename or place} may not be written to: {os.strerror(number)}"
         else:
             raise
-        clear = OSError(number, text)
+        clear: Any = OSError(number, text)
         clear.explained = True
         raise clear from error
 
 
-def _is_forbidden(error: Exception, place: Path) -> bool:
+def _is_forbidden(error: Exception, place: Path) -> TypeGuard[OSError]:
     """Whether `place`, and not something that was read meanwhile, may not be written to."""
     if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return False
