@@ -173,6 +173,7 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
         ValueError: a configuration without a ranker (PRD2).
     """
 
+    text_model: R2D2TextModel
     _auto_class = "AutoModelForImageTextToText"
     _no_split_modules = ["R2D2CaptionDecoderLayer"]
     _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}

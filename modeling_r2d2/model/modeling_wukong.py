@@ -99,7 +99,7 @@ class WukongTokenReduction(nn.Module):
 class WukongPreTrainedModel(TwoTowerPreTrainedModel):
     """Base of all Wukong classes."""
 
-    config: WukongConfig  # type: ignore[assignment]  # transformers reads the configuration's class here
+    config: WukongConfig
     base_model_prefix = "wukong"
     _no_split_modules = []
 

@@ -68,12 +68,12 @@ class Gallery:
         for row, key in enumerate(keys):
             rows.setdefault(key, row)
         places: list[tuple[Pairs, int]] = [(pairs, row) for row in rows.values()]
-        image_ids = list(rows)
+        image_ids: list[ImageId] = list(rows)
         if pairs.unpaired is not None:
             places += [(pairs.unpaired, row) for row in range(len(pairs.unpaired))]
             image_ids += pairs.unpaired.keys()
         texts: list[str] = []
-        text_ids: list[list[str]] = []
+        text_ids: list[list[ImageId]] = []
         known: dict[str, int] = {}
         for row, (key, identity) in enumerate(zip(keys, pairs.text_keys(), strict=True)):
             if identity is not None and identity in known:
@@ -130,7 +130,7 @@ def data_hash(pairs: Pairs) -> str:
 
 def text_positives(gallery: Gallery) -> np.ndarray:
     """(T, I) boolean as `positives`, equal texts sharing their pictures: what is certainly no negative."""
-    owners: dict[str, set[str]] = {}
+    owners: dict[str, set[ImageId]] = {}
     for text, keys in zip(gallery.texts, gallery.text_ids, strict=True):
         owners.setdefault(text, set()).update(keys)
     return positive_pairs(gallery.image_ids, [owners[text] for text in gallery.texts]).numpy()

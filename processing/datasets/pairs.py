@@ -45,6 +45,8 @@ class PairDataset(Pairs):
         unpaired: pictures without a text that belong to the gallery of a benchmark (Chinese-CLIP format), or None.
     """
 
+    report: ErrorReport
+
     def __init__(
         self,
         table: pa.Table,
