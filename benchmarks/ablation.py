@@ -19,7 +19,8 @@ from common import TABLES, Table, add_part, arguments, finish, interleave, media
 from r2d2_step import batch_of
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.cli.demo_run import TEST_VENDORS, demo_config
+from modeling_r2d2.cli.demo_run import demo_config
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.training.recipes import Recipe
 

@@ -15,7 +15,8 @@ import torch
 from common import QUICK_TABLES
 from rich.console import Console
 
-from modeling_r2d2.cli.demo_run import TEST_VENDORS, TRAINING_VENDORS, DemoSettings, demo_trainer, evaluate_demo
+from modeling_r2d2.cli.demo_run import TRAINING_VENDORS, demo_trainer, evaluate_demo
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS, DemoSettings
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.datasets.records import stable_ids
 from modeling_r2d2.training.recipes import Recipe
@@ -77,11 +78,11 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in cell.held_out]
     settings = DemoSettings(
         output=output,
-        steps=cell.steps,
+        max_steps=cell.steps,
         seed=cell.seed,
         held_out=cell.held_out,
         recipe=cell.recipe,
-        log_every=min(50, cell.steps),
+        logging_steps=min(50, cell.steps),
     )
     pairs = NoisyPairs(vendors, cell.noise, cell.seed, calibration="exclude")
     trainer = demo_trainer(settings, pairs, {}, cell.rank_masked_texts)

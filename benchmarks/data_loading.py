@@ -16,10 +16,11 @@ from common import Check, Table, arguments, finish, median
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_r2d2.cli.demo_run import TRAINING_VENDORS, DemoSettings, demo_trainer
+from modeling_r2d2.cli.demo_run import TRAINING_VENDORS, demo_trainer
+from modeling_r2d2.cli.demo_settings import DemoSettings
 from modeling_r2d2.jobs.progress import LossProgressCallback
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
-from modeling_r2d2.training import R2D2Trainer
+from modeling_r2d2.training.trainer import R2D2Trainer
 
 
 class _Waits(TrainerCallback):
@@ -38,7 +39,9 @@ class _Waits(TrainerCallback):
 
 def trainer_without_evaluation(output: Path, steps: int, log_every: int, workers: int, batch_size: int) -> R2D2Trainer:
     """The demo's own trainer, which neither evaluates nor draws a progress bar."""
-    settings = DemoSettings(output=output, steps=steps, workers=workers, batch_size=batch_size)
+    settings = DemoSettings(
+        output=output, max_steps=steps, dataloader_num_workers=workers, per_device_train_batch_size=batch_size
+    )
     trainer = demo_trainer(settings, EmojiPairs(TRAINING_VENDORS, calibration="exclude"), galleries={})
     trainer.args.eval_strategy = IntervalStrategy.NO
     trainer.args.logging_steps = log_every
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.quick:
         table = measure(steps=4, log_every=2, workers=1, batch_size=8, quick=True)
     else:
-        table = measure(20 * options.rounds, 20, options.workers, DemoSettings.batch_size)
+        table = measure(20 * options.rounds, 20, options.workers, DemoSettings.per_device_train_batch_size)
     return finish(table, options.tables)
 
 

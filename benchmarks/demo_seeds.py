@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from common import QUICK_TABLES, Check, Table, arguments, finish
 
-from modeling_r2d2.cli.demo_run import DemoSettings, run_demo
+from modeling_r2d2.cli.demo_run import run_demo
+from modeling_r2d2.cli.demo_settings import DemoSettings
 
 WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 STAGES = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}
@@ -33,7 +34,7 @@ def results_of(seed: int, runs: Path, steps: int | None = None) -> dict[str, Any
     output = runs / f"seed-{seed}"
     settings = DemoSettings(seed=seed, output=output)
     if steps is not None:
-        settings.steps = steps
+        settings.max_steps = steps
     file = output / "results.json"
     if file.is_file():
         results = json.loads(file.read_text(encoding="utf-8"))
@@ -72,7 +73,8 @@ def table_of(results: dict[int, dict[str, Any]], quick: bool = False) -> Table:
                     name = f"{vendor}, {way_name} R@1 by {stage_name}, mean of {len(seeds)} seeds, %"
                     checks.append(Check(name, statistics.mean(figures[1]), WANTED[stage], ">=", ".1f"))
     minutes = [results[s]["training_seconds"] / 60 for s in seeds]
-    settings = {name: first["settings"][name] for name in ("steps", "batch_size", "learning_rate", "candidates")}
+    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "candidates")
+    settings = {name: first["settings"][name] for name in names}
     gallery = next(iter(first["vendors"].values()))["images"]
     return Table(
         "demo_seeds",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from common import DEMO_MODELS, QUICK_TABLES, Table, arguments, finish
 
-from modeling_r2d2.cli.demo_run import TEST_VENDORS
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.evaluation.results import figure, metric_title
 from modeling_r2d2.evaluation.runner import evaluate_models
 from modeling_r2d2.evaluation.settings import EvaluationSettings

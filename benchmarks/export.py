@@ -19,7 +19,7 @@ from common import DEMO_MODEL, Check, Table, arguments, finish, interleave, medi
 from torch import Tensor
 
 from modeling_r2d2 import R2D2Config, R2D2Model, R2D2OnnxModel, R2D2Processor, export_onnx
-from modeling_r2d2.cli.demo_run import DemoSettings
+from modeling_r2d2.cli.demo_settings import DemoSettings
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer

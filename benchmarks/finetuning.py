@@ -53,7 +53,13 @@ def run(task: str, model: Path, output: Path, train: Any, validation: Any, **ove
     if output.exists():
         shutil.rmtree(output)
     settings = FinetuningSettings.from_preset(
-        task, output, "small", workers=0, log_every=1000, arguments={"disable_tqdm": True}, **overrides
+        task,
+        output,
+        "small",
+        dataloader_num_workers=0,
+        logging_steps=1000,
+        arguments={"disable_tqdm": True},
+        **overrides,
     )
     start = time.perf_counter()
     _, report = finetune(model, train, settings, validation, print_line=print)
@@ -72,7 +78,7 @@ def lora(model: Path, runs: Path, quick: bool) -> tuple[list[dict], dict[str, An
         output,
         UnseenEmoji(TRAINING, processor),
         sets["samsung"],
-        epochs=1 if quick else 40,
+        num_train_epochs=1 if quick else 40,
         learning_rate=3e-3,
         eval_every=5,
     )
@@ -109,8 +115,8 @@ def matching(model: Path, runs: Path, quick: bool) -> tuple[list[dict], dict[str
         output,
         EmojiPairs((*TRAINING, "samsung"), calibration="exclude"),
         EmojiPairs(["samsung"], calibration="only"),
-        epochs=1 if quick else 6,
-        batch_size=64,
+        num_train_epochs=1 if quick else 6,
+        per_device_train_batch_size=64,
         eval_every=2,
     )
     after = R2D2Model.from_pretrained(output)
@@ -148,8 +154,8 @@ def caption(model: Path, runs: Path, quick: bool) -> tuple[list[dict], dict[str,
         output,
         EmojiPairs((*TRAINING, "samsung"), calibration="exclude"),
         EmojiPairs(["samsung"], calibration="only"),
-        epochs=1 if quick else 16,
-        batch_size=64,
+        num_train_epochs=1 if quick else 16,
+        per_device_train_batch_size=64,
         learning_rate=1e-3,
         eval_every=4,
     )

@@ -15,7 +15,7 @@ from ablation import MOMENTUM, TARGETS, both_ways, mean_and_deviation, seeds_lin
 from cells import Cell, mean_recall, run_cells, study_folder
 from common import TABLES, Table, add_part, arguments, finish
 
-from modeling_r2d2.cli.demo_run import TEST_VENDORS
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.training.recipes import Recipe
 
 GCPR = Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None, momentum=MOMENTUM)

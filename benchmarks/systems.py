@@ -28,15 +28,17 @@ from torch import nn
 from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor, WukongConfig, WukongModel
-from modeling_r2d2.cli.demo_run import IMAGE_SIZE, TEST_VENDORS, TRAINING_VENDORS, demo_config, evaluate_demo
+from modeling_r2d2.cli.demo_run import IMAGE_SIZE, TRAINING_VENDORS, demo_config, evaluate_demo
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.distillation import DualQueueSettings, DualQueueState
 from modeling_r2d2.evaluation.published import PUBLISHED, WUKONG_CLASSIFICATION, published_table
 from modeling_r2d2.evaluation.zero_shot import ClassificationSet, classification_metrics, classify
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
-from modeling_r2d2.training.pretraining import PretrainingSettings, build_trainer, count_parameters
+from modeling_r2d2.training.pretraining import build_trainer, count_parameters
 from modeling_r2d2.training.recipes import RECIPES, BriVLRecipe, Recipe
+from modeling_r2d2.training.settings import PretrainingSettings
 from modeling_r2d2.training.trainer import R2D2Trainer
 
 BATCH = 150
@@ -114,17 +116,18 @@ def system_trainer(cell: SystemCell, output: Path) -> R2D2Trainer:
     processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=LENGTH)
     settings = PretrainingSettings(
         output=output,
-        steps=cell.steps,
-        batch_size=BATCH,
+        max_steps=cell.steps,
+        per_device_train_batch_size=BATCH,
         learning_rate=2e-3,
         weight_decay=0.1,
         recipe=cell.recipe,
         augmentation=BatchAugmentation(),
         channels_last=True,
-        warmup=0.08,
+        warmup_steps=0.08,
         seed=cell.seed,
-        workers=1,
-        log_every=min(50, cell.steps),
+        dataloader_num_workers=1,
+        logging_steps=min(50, cell.steps),
+        save_steps=0,
         arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused"},
     )
     model = system_model(cell.system, cell.recipe, len(tokenizer), cell.reduced_tokens)

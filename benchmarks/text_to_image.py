@@ -20,7 +20,14 @@ from modeling_r2d2.text_to_image.demo import DemoSettings, demo_settings, run_de
 
 #: R@10 of generated pictures over guessing.
 WANTED = 5.0
-QUICK = {"steps": 2, "batch_size": 4, "save_every": 0, "sample_every": 0, "sample_steps": 1, "log_every": 1}
+QUICK = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "save_steps": 0,
+    "sample_every": 0,
+    "sample_steps": 1,
+    "logging_steps": 1,
+}
 
 
 def results_of(run: Path, r2d2: Path, judge: Path, quick: bool = False) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def table_of(results: dict[str, Any], quick: bool = False) -> Table:
         {
             "minutes_of_training": f"{training['seconds'] / 60:.1f}",
             "steps": training["steps"],
-            "batch_size": training["settings"]["batch_size"],
+            "batch_size": training["settings"]["per_device_train_batch_size"],
             "parameters": f"{training['trained_parameters']:,}",
             "torch_threads": training["threads"],
             "seeds": results["seeds"],

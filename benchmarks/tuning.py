@@ -15,7 +15,7 @@ import torch
 from cells import Cell, label, mean_recall, recall, run_cells, study_folder
 from common import Table, add_part, arguments, finish
 
-from modeling_r2d2.cli.demo_run import DemoSettings
+from modeling_r2d2.cli.demo_settings import DemoSettings
 from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.training.recipes import Recipe
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     seeds, status = options.seeds[:1] if options.quick else options.seeds, 0
     part, parts = options.part
     for study in options.study:
-        plan, steps = (cells, options.steps) if study == "settings" else (demo_cells, DemoSettings.steps)
+        plan, steps = (cells, options.steps) if study == "settings" else (demo_cells, DemoSettings.max_steps)
         todo = plan(seeds, 2 if options.quick else steps)
         results = run_cells(todo[part::parts], folder)
         if parts == 1:

@@ -28,7 +28,11 @@ def main() -> None:
 
     if options.captioner is None:
         settings = FinetuningSettings.from_preset(
-            "caption", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
+            "caption",
+            options.output,
+            "small",
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.batch_size,
         )
         finetune(options.model, load_pairs(options.data), settings, print_line=print)
     folder = options.captioner or options.output

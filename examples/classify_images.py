@@ -30,8 +30,8 @@ def main() -> None:
         options.output,
         "small",
         prompts=tuple(options.prompts),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
     )
     validation = load_pairs(options.validation) if options.validation else None
     finetune(options.model, load_pairs(options.data), settings, validation, print_line=print)

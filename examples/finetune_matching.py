@@ -29,7 +29,11 @@ def main() -> None:
     pairs = load_pairs(options.data, columns=columns)
     validation = load_pairs(options.validation, columns=columns) if options.validation else None
     settings = FinetuningSettings.from_preset(
-        "matching", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
+        "matching",
+        options.output,
+        "small",
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
     )
     finetune(options.model, pairs, settings, validation, print_line=print)
 

@@ -24,7 +24,11 @@ def main() -> None:
     pairs = load_pairs(options.data)
     training, validation = (pairs.select(rows) for rows in split_validation(pairs, 0.1, pairs.image_ids()))
     settings = FinetuningSettings.from_preset(
-        "retrieval", options.output, "small", epochs=options.epochs, batch_size=options.batch_size
+        "retrieval",
+        options.output,
+        "small",
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
     )
     trainer, _ = finetune(options.model, training, settings, validation, print_line=print)
     print(f"best mean recall on {len(validation)} validation pairs: {trainer.state.best_metric:.1f} %")

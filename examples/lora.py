@@ -38,7 +38,7 @@ def main() -> None:
         "retrieval",
         options.output,
         "small",
-        epochs=options.epochs,
+        num_train_epochs=options.epochs,
         learning_rate=3e-3,
         eval_every=5,
         lora=LoRASettings(rank=16, dora=options.dora),

@@ -19,6 +19,7 @@ from ..inference.finite import require_finite, require_finite_file
 from ..inference.folders import is_index, read_json_object
 from ..inference.loading import load_config
 from ..jobs.record import FINETUNING_FILE, RunRecord
+from .wording import TRAINING_SHOWN
 
 Origin = Literal["pre-trained", "fine-tuned", "converted"]
 #: Class that a folder was saved by -> what it is for on the Hub, and what the card calls its task.
@@ -48,17 +49,10 @@ ARGUMENTS = (
 )
 #: Saved with the weights and no parameters: statistics of batch norms.
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
-_FINETUNING = {
-    "epochs": "epochs",
-    "batch_size": "per_device_train_batch_size",
-    "gradient_accumulation": "gradient_accumulation_steps",
-    "learning_rate": "learning_rate",
-    "schedule": "lr_scheduler_type",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "seed": "seed",
-}
+_FINETUNING = (
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
+)
 
 
 @dataclass
@@ -197,7 +191,7 @@ def _read_training(facts: ModelFacts) -> None:
         held = read_json_object(folder / FINETUNING_FILE)
         facts.origin = "fine-tuned"
         settings, report = held["settings"], held["report"]
-        training |= {known: settings[name] for name, known in _FINETUNING.items() if settings.get(name) is not None}
+        training |= {name: settings[name] for name in _FINETUNING if settings.get(name) is not None}
         training["task"] = report["task"]
         training["trained_share"] = f"{report['method']}: {sum(report['trainable'].values()):,}"
         if facts.record is not None and facts.record.data:
@@ -208,10 +202,9 @@ def _read_training(facts: ModelFacts) -> None:
     elif (folder / "results.json").is_file():
         held = read_json_object(folder / "results.json")
         settings = held.get("settings", {}) if isinstance(held, dict) else {}
-        names = {"steps": "max_steps", "batch_size": "per_device_train_batch_size"}
-        for name in ("steps", "batch_size", "learning_rate", "weight_decay", "seed"):
+        for name in TRAINING_SHOWN:
             if name in settings:
-                training.setdefault(names.get(name, name), settings[name])
+                training.setdefault(name, settings[name])
         if isinstance(held, dict) and "training_seconds" in held:
             training["seconds"] = held["training_seconds"]
             facts.origin = "pre-trained"

@@ -15,7 +15,7 @@ TRAINING = {
     "objectives": ("objectives", "训练目标"),
     "losses": ("losses", "损失"),
     "trained_share": ("parameters trained", "训练的参数"),
-    "epochs": ("epochs", "轮数"),
+    "num_train_epochs": ("epochs", "轮数"),
     "max_steps": ("steps", "步数"),
     "steps_made": ("steps made", "已训练步数"),
     "per_device_train_batch_size": ("batch size per worker", "每进程批大小"),

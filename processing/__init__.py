@@ -3,8 +3,7 @@
 Names are imported when they are first used, so importing this package costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from .files.lazy import lazy_names
 
 _NAMES = {
     "augmentation": ["R2D2Augmentation"],
@@ -20,16 +19,4 @@ _NAMES = {
     "masking": ["TextMasking", "mask_tokens"],
     "tokenization": ["build_character_tokenizer"],
 }
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_names(__name__, _NAMES)

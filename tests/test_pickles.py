@@ -136,12 +136,12 @@ def refused_with(checkpoint: Path, names: list[tuple[str, str]], mark: Path, res
 
 def test_resuming_pretraining(tmp_path, mark, color_processor):  # noqa: F811
     model = R2D2ForPreTraining(tiny_config("resnet"))
-    pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", steps=2, save_every=2))
+    pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", max_steps=2, save_steps=2))
     checkpoint = tmp_path / "run" / "checkpoint-2"
     names = [("optimizer.pt", "torch"), ("scheduler.pt", "pickle"), ("rng_state.pth", "torch"), ("scaler.pt", "pickle")]
 
     def resume() -> None:
-        pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", steps=4, resume=True))
+        pretrain(model, color_processor, Colors(), training_settings(tmp_path / "run", max_steps=4, resume=True))
 
     refused_with(checkpoint, names, mark, resume)
     (checkpoint / "model.safetensors").unlink()
@@ -149,7 +149,7 @@ def test_resuming_pretraining(tmp_path, mark, color_processor):  # noqa: F811
 
 
 def test_resuming_text_to_image(tmp_path, mark, pairs):  # noqa: F811
-    changes = {"steps": 2, "save_every": 2}
+    changes = {"max_steps": 2, "save_steps": 2}
     train_text_to_image(tiny_pipeline(), pairs, drawing_settings(tmp_path / "run", **changes))
     checkpoint = max((tmp_path / "run").glob("checkpoint-*"))
     assert not list(checkpoint.glob("custom_checkpoint*"))

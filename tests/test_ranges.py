@@ -12,16 +12,16 @@ from modeling_r2d2.finetuning import FinetuningSettings, LoRASettings
 from modeling_r2d2.inference.calibration import threshold_for
 from modeling_r2d2.model.configuration_r2d2 import R2D2CrossEncoderConfig
 from modeling_r2d2.text_to_image import TextToImageSettings
-from modeling_r2d2.training.pretraining import PretrainingSettings
 from modeling_r2d2.training.recipes import RECIPES, Recipe
+from modeling_r2d2.training.settings import PretrainingSettings
 from tests.cli.test_cli import arguments, data, runner  # noqa: F401
 from tests.tiny import tiny_config
 
 NAN, INF = float("nan"), float("inf")
 KINDS = {
-    "pretrain": partial(PretrainingSettings, "out"),
-    "finetune": partial(FinetuningSettings, "out"),
-    "text-to-image": partial(TextToImageSettings, "out"),
+    "pretrain": partial(PretrainingSettings, output="out"),
+    "finetune": partial(FinetuningSettings, output="out"),
+    "text-to-image": partial(TextToImageSettings, output="out"),
     "arguments": partial(R2D2TrainingArguments, "out", use_cpu=True),
     "recipe": Recipe,
     "callback": TwoWayDistillationCallback,
@@ -38,14 +38,14 @@ WRONG = {
     "pretrain": {
         "learning_rate": (0, -1e-3, NAN, INF),
         "weight_decay": (-1, NAN),
-        "warmup": (-0.1, 1.0, NAN),
+        "warmup_steps": (-0.1, NAN),
         "max_grad_norm": (-1, INF),
         "mask_ratio": (-0.1, 1.5, NAN),
-        "steps": (0, -5, 2.5),
-        "batch_size": (0,),
-        "gradient_accumulation": (0,),
-        "workers": (-1,),
-        "save_every": (-1,),
+        "max_steps": (0, -5, 2.5),
+        "per_device_train_batch_size": (0,),
+        "gradient_accumulation_steps": (0,),
+        "dataloader_num_workers": (-1,),
+        "save_steps": (-1,),
         "seed": (-1, 2**32),
     },
     "finetune": {
@@ -53,17 +53,17 @@ WRONG = {
         "warmup_steps": (-1, NAN),
         "warmup_rate": (NAN,),
         "max_grad_norm": (-1,),
-        "epochs": (-1, 0),
-        "log_every": (0,),
-        "gradient_accumulation": (0,),
+        "num_train_epochs": (-1, 0),
+        "logging_steps": (-1,),
+        "gradient_accumulation_steps": (0,),
     },
     "text-to-image": {
         "learning_rate": (NAN, 0),
         "ema_decay": (2, NAN),
-        "max_minutes": (0, NAN),
+        "max_minutes": (-1, NAN),
         "guidance_scale": (NAN,),
         "weight_decay": (INF,),
-        "min_snr_gamma": (NAN, 0),
+        "min_snr_gamma": (NAN, -1),
     },
     "arguments": {
         "learning_rate": (NAN, -1),
@@ -116,7 +116,7 @@ def test_wanted_shares(wanted):
 
 def test_rates_of_parts():
     with pytest.raises(ValueError, match="the rate of text_model is nan"):
-        FinetuningSettings("out", rates={"text_model": NAN})
+        FinetuningSettings(output="out", rates={"text_model": NAN})
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_rates_of_parts():
         ("--learning-rate", "nan", "learning_rate"),
         ("--learning-rate", "-1", "learning_rate"),
         ("--weight-decay", "inf", "weight_decay"),
-        ("--warmup", "1.5", "warmup"),
+        ("--warmup", "-1", "warmup_steps"),
         ("--mask-ratio", "-0.5", "mask_ratio"),
         ("--grad-cache-chunk", "-1", "grad_cache_chunk"),
-        ("--workers", "-1", "workers"),
+        ("--workers", "-1", "dataloader_num_workers"),
         ("--max-error-rate", "nan", "max_error_rate"),
     ],
 )

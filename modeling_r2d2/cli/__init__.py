@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from ..processing.files import progress as bars
+from . import data
 from .app import app as app_page
 from .calibrate import calibrate
 from .card import card
+from .commands import VerbGroup, add_verb
 from .convert import convert
-from .data import data_app
 from .demo import demo
 from .errors import run
 from .evaluate import evaluate
@@ -21,35 +22,33 @@ from .export import export
 from .finetune import finetune
 from .index import index
 from .match import match
-from .options import verb as as_verb
 from .pretrain import pretrain
 from .push import push
 from .search import search
+from .terminal import quiet_libraries
 
 app = typer.Typer(
     name="r2d2",
     help=f"R2D2 and PRD2: Chinese vision-language models with pre-ranking and ranking.\n\n{START}",
+    cls=VerbGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # whose tables cut the names of options
 )
-for name, verb in {
-    "index": index,
-    "search": search,
-    "app": app_page,
-    "match": match,
-    "demo": demo,
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "evaluate": evaluate,
-    "calibrate": calibrate,
-    "convert": convert,
-    "export": export,
-    "card": card,
-    "push": push,
-}.items():
-    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(as_verb(verb))
-app.add_typer(data_app)
+_data = typer.Typer(cls=VerbGroup, no_args_is_help=True)
+_VERBS = {
+    "Search": {"index": index, "search": search, "app": app_page, "match": match},
+    "Train": {"demo": demo, "pretrain": pretrain, "finetune": finetune},
+    "Measure": {"evaluate": evaluate, "calibrate": calibrate},
+    "Exchange": {"convert": convert, "export": export, "card": card, "push": push},
+}
+for panel, verbs in _VERBS.items():
+    for name, verb in verbs.items():
+        add_verb(app, name, verb, EXAMPLES[name], panel)
+for name, verb in {"check": data.check, "card": data.card, "matching-pairs": data.matching_pairs}.items():
+    add_verb(_data, name, verb, EXAMPLES[f"data {name}"])
+app.add_typer(
+    _data, name="data", help="Check a data set, write its card, make lists of matching pairs.", rich_help_panel="Data"
+)
 
 _TRACEBACK = "R2D2_TRACEBACK"
 _settings = {"traceback": False}
@@ -80,7 +79,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     bars.show()
     _settings["traceback"] = bool(os.environ.get(_TRACEBACK))
-    sys.exit(run(lambda: app(standalone_mode=False, prog_name="r2d2"), lambda: _settings["traceback"]))
+    sys.exit(
+        run(lambda: app(standalone_mode=False, prog_name="r2d2", obj=quiet_libraries), lambda: _settings["traceback"])
+    )
 
 
 __all__ = ["app", "main"]

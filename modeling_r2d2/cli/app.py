@@ -1,32 +1,36 @@
 """`r2d2 app`: the demo page in a browser."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from .options import Device, TrustRemoteCode
+from ..processing.files.settings import setting
+from .options import Computing
 from .terminal import Terminal
 
 
-def app(
-    model: Annotated[str | None, typer.Option(help="Model folder or name; default: the one of the index.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Folder that `r2d2 index` made, to search in.")] = None,
-    text_to_image: Annotated[Path | None, typer.Option(help="Folder of a text-to-image pipeline.")] = None,
-    host: Annotated[str, typer.Option(help="'0.0.0.0': visitors from other machines, too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    example: Annotated[list[str] | None, typer.Option(help="A query to click on; repeatable.")] = None,
-    template: Annotated[str, typer.Option(help="What the labels are put into at first, at {}.")] = "一张{}的图片",
-    calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
-    verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-):
+@dataclass(kw_only=True)
+class AppSettings(Computing):
+    """What `r2d2 app` takes."""
+
+    model: str | None = setting(None, "The folder or name of the model. The default is the model of the index.")
+    index: Path | None = setting(None, "The folder that `r2d2 index` made, to search in.")
+    text_to_image: Path | None = setting(None, "The folder of a text-to-image pipeline, for drawing.")
+    host: str = setting("127.0.0.1", "The address that is listened on. With 0.0.0.0 other machines can visit, too.")
+    port: int = setting(7860, "The port of the page.", bounds={"least": 1, "most": 65535, "whole": True})
+    examples: list[str] = setting([], "A query to click on. It can be repeated.", "--example")
+    template: str = setting("一张{}的图片", "What the labels are put into at first, in place of {}.")
+    calibrated: bool = setting(True, "Use the calibration of the model, if it has one.")
+    verify: bool = setting(True, "Check the checksums of the index first.")
+
+
+def app(settings: AppSettings) -> None:
     """A page in the browser: search, match probability, zero-shot labels and, with a pipeline, drawing."""
     from ..app import AppModels, build_app, launch_app
 
-    models = AppModels.open(model, index, text_to_image, device, calibrated, verify)
-    page = build_app(models, example or (), template)
-    address = launch_app(page, host, port, block=False)
+    models = AppModels.open(
+        settings.model, settings.index, settings.text_to_image, settings.device, settings.calibrated, settings.verify
+    )
+    page = build_app(models, settings.examples, settings.template)
+    address = launch_app(page, settings.host, settings.port, block=False)
     Terminal().print(f"the page is at {address} (Ctrl+C ends it)")
     page.block_thread()

@@ -1,106 +1,137 @@
-"""`r2d2 data`: look at a data set before using it; make lists of matching pairs."""
+"""`r2d2 data`: look at a data set before using it, write its card, make lists of matching pairs."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import typer
 from rich.table import Table
 
-from .examples import EXAMPLES
-from .options import Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of, verb
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, SEED, SHARE
+from ..processing.files.settings import setting
+from .card import refuse_existing_card
+from .options import Pairs, ReadingImages, Trusting
 from .terminal import Terminal
 
-data_app = typer.Typer(
-    name="data", help="Check a data set; make lists of matching pairs.", no_args_is_help=True, rich_markup_mode=None
-)
 
-_FORMAT = "Of the data, where the suffix does not tell: icm, flickr30k-cna, chinese-clip, …"
+@dataclass(kw_only=True)
+class CheckSettings(Pairs, ReadingImages):
+    """What `r2d2 data check` takes."""
+
+    data: str = setting(help="What to check: file, folder or shards, as for `r2d2 pretrain`.", argument=True)
+    label: str | None = setting(None, "The column of labels, for labelled pairs of your own.")
+    max_error_rate: float = setting(0.01, "Exit with status 1 above this share of bad records.", bounds=SHARE)
+    background: str | None = setting(None, "The color that transparent pictures are put on.")
+    list_errors: int = setting(20, "How many bad records are printed; --report holds more.", bounds=COUNT_OR_NONE)
+    sheet: Path | None = setting(None, "Draw a contact sheet into this PNG.")
+    images: int = setting(24, "The number of pictures on the sheet.", bounds=COUNT)
+    report: Path | None = setting(None, "Write all that was found to this JSON file.")
+    seed: int = setting(0, "Of the choice of pictures on the sheet.", bounds=SEED)
 
 
-@data_app.command(epilog=f"Example: {EXAMPLES['data check']}")
-@verb
-def check(
-    data: Annotated[str, typer.Argument(help="What to check: file, folder or shards, as for `r2d2 pretrain`.")],
-    format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    encoding: Encoding = None,
-    label: Annotated[str | None, typer.Option(help="Column of labels, for labelled pairs of your own.")] = None,
-    max_error_rate: Annotated[float, typer.Option(help="Exit with status 1 above this share of bad records.")] = 0.01,
-    background: Annotated[str | None, typer.Option(help="Composite transparent pictures on this colour.")] = None,
-    list_errors: Annotated[int, typer.Option(min=0, help="Bad records to print; --report holds more.")] = 20,
-    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet to this PNG.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 24,
-    report: Annotated[Path | None, typer.Option(help="Write all that was found to this JSON file.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the pictures on the sheet.")] = 0,
-    max_pixels: MaxPixels = None,
-):
+def check(settings: CheckSettings) -> None:
     """Decode every picture, count, measure; name broken rows by file and line."""
     from ..figures.drawings import refuse_foreign_drawing
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
     from ..processing.files.writing import refuse_output, write_text
 
-    if not 0 <= max_error_rate <= 1:
-        raise ValueError(f"--max-error-rate is {max_error_rate}; it is a share between 0 and 1")
-    pairs = load_pairs(
-        data,
-        format=format,
-        split=split,
-        image_root=image_root,
-        columns=columns_of(image_column, text_column, label),
-        encoding=encoding,
-        max_error_rate=1.0,
-        background=background,
-        check_images="exists",  # every picture is decoded below
-        quiet=True,  # all is told below
-    )
-    if not _is_report(report):
-        refuse_output(report, data)
-    refuse_foreign_drawing(sheet)
-    found = check_pairs(pairs, images, seed)
+    # every picture is decoded below, and every bad record reported
+    reading = {**settings.reading(), "max_error_rate": 1.0, "check_images": "exists", "quiet": True}
+    pairs = load_pairs(settings.data, **reading)
+    if not _is_report(settings.report):
+        refuse_output(settings.report, settings.data)
+    refuse_foreign_drawing(settings.sheet)
+    found = check_pairs(pairs, settings.images, settings.seed)
     console = Terminal()
-    console.print_table(_table(console, found, data))
-    for problem in found.problems[:list_errors]:
+    console.print_table(_table(console, found, settings.data))
+    for problem in found.problems[: settings.list_errors]:
         console.print(str(problem))
-    if found.errors > list_errors:
-        console.print(f"… and {found.errors - list_errors:,} more bad records")
+    if found.errors > settings.list_errors:
+        console.print(f"… and {found.errors - settings.list_errors:,} more bad records")
     for note in [*found.notes, *found.remarks]:
         console.print(f"note: {note}")
-    if report is not None:
-        write_text(report, json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n")
-        console.print(f"report: {report}")
-    if sheet is not None and found.sample:
+    if settings.report is not None:
+        write_text(settings.report, json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        console.print(f"report: {settings.report}")
+    if settings.sheet is not None and found.sample:
         from ..figures.pair_sheet import pair_sheet
 
-        pair_sheet(found.sample, sheet, title=f"{Path(data).name}: {len(found.sample)} of {found.pairs:,} pairs")
-        console.print(f"contact sheet: {sheet}")
-    if found.error_rate > max_error_rate or not found.pairs:
-        share = f"{found.error_rate:.2%} of the records are bad, more than {max_error_rate:.2%}"
+        pair_sheet(
+            found.sample,
+            settings.sheet,
+            title=f"{Path(settings.data).name}: {len(found.sample)} of {found.pairs:,} pairs",
+        )
+        console.print(f"contact sheet: {settings.sheet}")
+    if found.error_rate > settings.max_error_rate or not found.pairs:
+        share = f"{found.error_rate:.2%} of the records are bad, more than {settings.max_error_rate:.2%}"
         console.print(share if found.pairs else "no pair is whole", style="red")
         raise typer.Exit(1)
 
 
-@data_app.command("matching-pairs", epilog=f"Example: {EXAMPLES['data matching-pairs']}")
-@verb
-def matching_pairs(
-    data: Annotated[str, typer.Argument(help="Pairs to draw from, or emoji:VENDOR.")],
-    output: Annotated[Path, typer.Argument(help="List to write (JSON lines).")],
-    negatives: Annotated[str, typer.Option(help="'uniform', or 'fgr': hard ones of --model.")] = "uniform",
-    model: Annotated[str | None, typer.Option(help="Whose hard negatives to draw.")] = None,
-    format: Annotated[str | None, typer.Option(help=_FORMAT)] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    encoding: Encoding = None,
-    seed: int = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace a list that is there.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
-):
+@dataclass(kw_only=True)
+class DatasetCardSettings(Pairs):
+    """What `r2d2 data card` takes."""
+
+    data: Path = setting(help="The data set, a file or a folder. All of it is decoded and counted.", argument=True)
+    language: Literal["en", "zh"] = setting("en", "The language of the card.")
+    output: Path | None = setting(
+        None, "Write the card here. The default is README.md in the folder, or beside the file."
+    )
+    overwrite: bool = setting(False, "Replace a card that is there.")
+    name: str | None = setting(None, "The name of the data set. The default is that of the file.")
+    origin: str | None = setting(None, "Where pictures and texts come from.")
+    license: str | None = setting(None, "The license of the texts.")
+    image_license: str | None = setting(None, "The license of the pictures.")
+    limits: list[str] = setting([], "A sentence for the section of limits. It can be repeated.", "--limit")
+
+
+def card(settings: DatasetCardSettings) -> None:
+    """Write the card of a data set from its pairs and what you say; what nobody said is stated as unknown."""
+    from ..hub_cards.dataset import dataset_card
+    from ..processing.datasets import load_pairs
+    from ..processing.datasets.check import check_pairs
+    from ..processing.files.writing import refuse_output, write_text
+
+    data = settings.data
+    path = settings.output or (data if data.is_dir() else data.parent) / "README.md"
+    refuse_output(path, data if data.is_file() else None)
+    refuse_existing_card(path, settings.overwrite)
+    reading = settings.reading()
+    pairs = load_pairs(str(data), **reading, max_error_rate=1.0, check_images="exists")
+    shown = data.resolve()
+    inside = shown.is_relative_to(path.resolve().parent)
+    text = dataset_card(
+        check_pairs(pairs, sample=0),
+        name=settings.name or shown.stem,
+        path=shown.relative_to(path.resolve().parent).as_posix() if inside else data.name,
+        language=settings.language,
+        license=settings.license,
+        image_license=settings.image_license,
+        origin=settings.origin,
+        reading={name: value for name, value in reading.items() if name != "image_root"},  # a place on this machine
+        limits=settings.limits,
+    )
+    write_text(path, str(text))
+    Terminal().print(f"written: {path}")
+
+
+@dataclass(kw_only=True)
+class MatchingPairsSettings(Pairs, Trusting):
+    """What `r2d2 data matching-pairs` takes."""
+
+    data: str = setting(help="The pairs to draw from, or emoji:VENDOR.", argument=True)
+    output: Path = setting(help="The list to write (JSON lines).", argument=True)
+    negatives: Literal["uniform", "fgr"] = setting(
+        "uniform", "How wrong pairs are drawn: at random, or hard ones of --model as FGR draws them."
+    )
+    model: str | None = setting(None, "The model whose hard negatives are drawn.")
+    seed: int = setting(0, "Of the draws.", bounds=SEED)
+    overwrite: bool = setting(False, "Replace a list that is there.")
+
+
+def matching_pairs(settings: MatchingPairsSettings) -> None:
     """Save a list of matching pairs, so that every model is judged alike.
 
     `r2d2 evaluate --task matching --data DATA --pairs LIST` reads it.
@@ -109,25 +140,28 @@ def matching_pairs(
     from ..processing.datasets.gallery import Gallery, open_pairs
     from ..processing.files.writing import refuse_output
 
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} is there already: results on another list are not comparable (--overwrite)")
-    refuse_output(output, data, model)
-    if (negatives == "fgr") != (model is not None):
+    if settings.output.exists() and not settings.overwrite:
+        raise FileExistsError(
+            f"{settings.output} is there already: results on another list are not comparable (--overwrite)"
+        )
+    refuse_output(settings.output, settings.data, settings.model)
+    if (settings.negatives == "fgr") != (settings.model is not None):
         raise ValueError("--negatives fgr draws the hard negatives of a model: give --model, and only then")
-    reading = {"format": format, "split": split, "image_root": image_root, "encoding": encoding}
-    options = {**reading, "columns": columns_of(image_column, text_column)}
-    if data.startswith("emoji:"):
-        options = {}
-    gallery = Gallery.from_pairs(open_pairs(data, **options))
+    reading = {} if settings.data.startswith("emoji:") else settings.reading()
+    gallery = Gallery.from_pairs(open_pairs(settings.data, **reading))
     network = processor = None
-    if model is not None:
+    if settings.model is not None:
         from ..inference.models import load_model
 
-        network, processor = load_model(model)
-    pairs = make_matching_pairs(gallery, negatives, seed, network, processor)
-    about = {**pairs.about, "data": Path(data).name, **({"model": Path(model).name} if model else {})}
-    type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(output)
-    Terminal().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {output}")
+        network, processor = load_model(settings.model)
+    pairs = make_matching_pairs(gallery, settings.negatives, settings.seed, network, processor)
+    about = {
+        **pairs.about,
+        "data": Path(settings.data).name,
+        **({"model": Path(settings.model).name} if settings.model else {}),
+    }
+    type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(settings.output)
+    Terminal().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {settings.output}")
 
 
 def _is_report(path: Path | None) -> bool:

@@ -5,7 +5,7 @@ Twitter and Windows are test vendors and were never tuned on.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,7 @@ from transformers import set_seed
 
 from ..evaluation import RetrievalResult, evaluate_retrieval
 from ..inference.finite import to_json
-from ..jobs.outputs import refuse_existing_model, remove_replaced_run
-from ..jobs.same_run import only_run
+from ..jobs.runs import run_folder, train
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
@@ -24,37 +23,19 @@ from ..processing.batch_augmentation import BatchAugmentation
 from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
 from ..processing.files.writing import staged_folder
 from ..processing.tokenization import build_character_tokenizer
-from ..training.pretraining import PretrainingSettings, build_trainer, count_parameters
+from ..training.pretraining import build_trainer, count_parameters
 from ..training.recipes import Recipe
+from ..training.settings import PretrainingSettings
 from ..training.trainer import R2D2Trainer
+from .demo_settings import DemoSettings
 
 TRAINING_VENDORS = ("apple", "facebook", "google", "joypixels", "samsung")
-TEST_VENDORS = ("twitter", "windows")
 IMAGE_SIZE = 40
 MAX_TEXT_LENGTH = 12
 #: See docs/benchmarks/ablation.md.
 DEMO_RECIPE = Recipe(target_guided=None, feature_guided=None)
-
-
-@dataclass
-class DemoSettings:
-    """What `r2d2 demo` takes; `held_out` vendors replace the test vendors for choosing a recipe.
-
-    candidates: pairs per query that the ranker sees, as in the two-stage search of the paper.
-    """
-
-    output: Path = Path("runs/demo")
-    steps: int = 1300
-    batch_size: int = 150
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    candidates: int = 32
-    seed: int = 0
-    workers: int = 1
-    log_every: int = 20
-    held_out: tuple[str, ...] = TEST_VENDORS
-    overwrite: bool = False
-    recipe: Recipe = DEMO_RECIPE
+#: Settings of the demo that its pre-training has, too.
+_SHARED = {each.name for each in fields(DemoSettings)} & {each.name for each in fields(PretrainingSettings)}
 
 
 def demo_config(vocab_size: int, ranker: bool = True, rank_masked_texts: bool = False) -> R2D2Config:
@@ -93,30 +74,24 @@ def demo_trainer(
     settings: DemoSettings, pairs: EmojiPairs, galleries: dict[str, EmojiPairs], rank_masked_texts: bool = False
 ) -> R2D2Trainer:
     """The demo's trainer: model and processor from nothing but the seed and the training pairs."""
+    recipe = settings.recipe or DEMO_RECIPE
     set_seed(settings.seed)
     tokenizer = build_character_tokenizer(pairs.all_texts(), max_length=MAX_TEXT_LENGTH)
     processor = R2D2Processor.build(tokenizer, image_size=IMAGE_SIZE, max_length=MAX_TEXT_LENGTH)
     # Plain attention, as the published figures were measured; on sequences this short the fused one is no clear gain.
-    config = demo_config(len(tokenizer), settings.recipe.ranker, rank_masked_texts)
+    config = demo_config(len(tokenizer), recipe.ranker, rank_masked_texts)
     model = R2D2ForPreTraining._from_config(config, attn_implementation="eager")
     return build_trainer(
         model,
         processor,
         pairs,
         PretrainingSettings(
-            output=settings.output,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            recipe=settings.recipe,
+            **{name: getattr(settings, name) for name in _SHARED} | {"recipe": recipe},
             augmentation=BatchAugmentation(),
             channels_last=True,
-            warmup=0.08,
-            seed=settings.seed,
-            workers=settings.workers,
-            log_every=settings.log_every,
-            eval_every=max(settings.steps // 6, 1) if galleries else 0,
+            warmup_steps=0.08,
+            eval_steps=max(settings.max_steps // 6, 1) if galleries else 0,
+            save_steps=0,
             arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused"},
         ),
         eval_pairs=galleries or None,
@@ -137,24 +112,23 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
         ImportError: the demo set's packages are not installed; says how.
         NotFiniteError: the run has diverged. OSError: another run writes there.
     """
-    with only_run(settings.output):
+    settings = replace(settings, recipe=settings.recipe or DEMO_RECIPE)
+    written = ("results.json", "training_curves.png", "contact_sheet.png", "README.md")
+    with run_folder(settings.output, settings.overwrite, needs=written):
         return _run_demo(settings, console or Console())
 
 
 def _run_demo(settings: DemoSettings, console: Console) -> dict:
-    written = ("results.json", "training_curves.png", "contact_sheet.png", "README.md")
-    refuse_existing_model(settings.output, settings.overwrite, needs=written)
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
     galleries = {vendor: EmojiPairs([vendor]) for vendor in settings.held_out}
     trainer = demo_trainer(settings, EmojiPairs(vendors, calibration="exclude"), galleries)
     model, processor = trainer.model, trainer.processing_class
     console.print(
         f"[bold]R2D2 demo[/bold]: {len(trainer.train_dataset.pairs):,} pictures by {', '.join(vendors)}; held out: "
-        f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.steps} steps"
+        f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.max_steps} steps"
     )
-    remove_replaced_run(settings.output)
     started = time.perf_counter()
-    trainer.train()
+    train(trainer, checkpoint=None)
     seconds = time.perf_counter() - started
     trainer.save_model()
     trainer.save_state()
@@ -255,8 +229,8 @@ def _card(settings: DemoSettings, results: dict, vendors: list[str]):
             "objectives": f"{settings.recipe}; ranking on unmasked texts, MLM in a pass of its own (the names are too "
             "short to rank by what a mask leaves)",
             "texts": f"plain names, cut to {MAX_TEXT_LENGTH - 2} characters; pictures: {IMAGE_SIZE} × {IMAGE_SIZE}",
-            "steps": settings.steps,
-            "batch size": settings.batch_size,
+            "steps": settings.max_steps,
+            "batch size": settings.per_device_train_batch_size,
             "learning rate": settings.learning_rate,
             "weight decay": settings.weight_decay,
             "seed": settings.seed,

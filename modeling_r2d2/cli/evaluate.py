@@ -1,50 +1,50 @@
 """`r2d2 evaluate`: one or several models on a data set."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar, Literal
 
-import typer
-
-from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, SEED, SHARE
+from ..processing.files.settings import setting
+from .options import Computing, Pairs, ReadingImages
 from .terminal import Terminal
 
 
-def evaluate(
-    more_models: Annotated[list[str] | None, typer.Argument(help="Further models: --model A B C.")] = None,
-    task: Annotated[str, typer.Option(help="retrieval, matching, classification or captioning.")] = "retrieval",
-    data: Annotated[str, typer.Option(help="Pairs, a folder of classes, or emoji:VENDOR.")] = ...,
-    model: Annotated[list[str] | None, typer.Option(help="Folder of a model; several for one table.")] = None,
-    format: Annotated[str | None, typer.Option(help="icm, flickr30k-cna, chinese-clip, coco-cn, …")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a published set or a folder.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Relative picture paths begin here.")] = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    encoding: Encoding = None,
-    label: Annotated[str | None, typer.Option(help="matching: column of labels in files of your own.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of the data in reports; 'MUGE', 'Flickr30k-CN' … print published figures.")
-    ] = None,
-    two_stage: Annotated[bool, typer.Option(help="retrieval: rank the best candidates too.")] = False,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="k of --two-stage; default 128, ICR and IQR 64.")
-    ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="matching: a list by `r2d2 data matching-pairs`.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="classification: lines `folder<TAB>中文名`.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="classification: templates with {}, one a line.")] = None,
-    captions: Annotated[Path | None, typer.Option(help="captioning: judge this file instead of a model.")] = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder of the reports (JSON, Markdown) and kept results; or one file, NAME.json.")
-    ] = Path("runs/evaluation"),
-    cache: Annotated[bool, typer.Option(help="Take results that are kept, and keep new ones.")] = True,
-    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0: no intervals.")] = 1000,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
-    device: Device = "cpu",
-    max_error_rate: Annotated[float, typer.Option(help="Refuse data of which a larger share is bad.")] = 0.01,
-    max_pixels: MaxPixels = None,
-    trust_remote_code: TrustRemoteCode = False,
-):
+@dataclass(kw_only=True)
+class EvaluationRun(Pairs, ReadingImages, Computing):
+    """What `r2d2 evaluate` takes."""
+
+    panel: ClassVar[str] = "Evaluation"
+    more_models: list[str] = setting([], "Further models: --model A B C.", argument=True)
+    task: Literal["retrieval", "matching", "classification", "captioning"] = setting("retrieval", "What is measured.")
+    data: str = setting(help="The data: pairs, a folder of classes, or emoji:VENDOR.")
+    model: list[str] = setting([], "The folder of a model. Several make one table.")
+    label: str | None = setting(None, "For matching, the column of labels in files of your own.")
+    name: str | None = setting(
+        None, "The name of the data in reports. 'MUGE', 'Flickr30k-CN', … print the published figures beside ours."
+    )
+    two_stage: bool = setting(False, "For retrieval, rank the best candidates too.")
+    candidates: int | None = setting(
+        None, "How many candidates --two-stage ranks. The default is 128, for ICR and IQR 64.", bounds=COUNT
+    )
+    pairs: Path | None = setting(None, "For matching, a list that `r2d2 data matching-pairs` made.")
+    labels: Path | None = setting(None, "For classification, a file of lines `folder<TAB>中文名`.")
+    prompts: Path | None = setting(None, "For classification, a file of templates with {}, one a line.")
+    captions: Path | None = setting(None, "For captioning, judge the captions of this file instead of a model.")
+    output: Path = setting(
+        Path("runs/evaluation"),
+        "The folder of the reports (JSON and Markdown) and of kept results; or one file, NAME.json.",
+    )
+    cache: bool = setting(True, "Take results that are kept, and keep new ones.")
+    resamples: int = setting(1000, "Resamples of the bootstrap. With 0 there are no intervals.", bounds=COUNT_OR_NONE)
+    confidence: float = setting(0.95, "The confidence of the intervals.")
+    seed: int = setting(0, "Of the bootstrap.", bounds=SEED)
+    batch_size: int = setting(32, "Pictures that are encoded at once.", bounds=COUNT)
+    device: str = setting("cpu", "Where to compute: cpu, cuda, mps.")
+    max_error_rate: float = setting(0.01, "Data of which a larger share is bad are refused.", bounds=SHARE)
+
+
+def evaluate(settings: EvaluationRun) -> None:
     """Evaluate models: a table with bootstrap intervals, as text, JSON and Markdown; published figures apart."""
     from ..evaluation.results import is_report_file, markdown_report, refuse_foreign_report, write_report
     from ..evaluation.runner import evaluate_models
@@ -52,36 +52,20 @@ def evaluate(
     from ..evaluation.zero_shot import PROMPTS, read_prompts
     from ..inference.bootstrap import Bootstrap
 
-    reading = {
-        "format": format,
-        "split": split,
-        "image_root": image_root,
-        "columns": columns_of(image_column, text_column, label),
-        "encoding": encoding,
-        "max_error_rate": max_error_rate,
-    }
-    if prompts is not None and task != "classification":
-        raise ValueError(f"prompts belong to the task classification, not to {task}")
-    settings = EvaluationSettings(
-        task=task,
-        data=data,
-        reading=reading,
-        name=name,
-        two_stage=two_stage,
-        candidates=candidates,
-        pairs=pairs,
-        prompts=PROMPTS if prompts is None else read_prompts(prompts),
-        labels=labels,
-        captions=captions,
-        batch_size=batch_size,
-        bootstrap=Bootstrap(resamples, confidence, seed),
-        device=device,
+    if settings.prompts is not None and settings.task != "classification":
+        raise ValueError(f"prompts belong to the task classification, not to {settings.task}")
+    names = ("task", "data", "name", "two_stage", "candidates", "pairs", "labels", "captions", "batch_size", "device")
+    evaluation = EvaluationSettings(
+        **{name: getattr(settings, name) for name in names},
+        reading=settings.reading(),
+        prompts=PROMPTS if settings.prompts is None else read_prompts(settings.prompts),
+        bootstrap=Bootstrap(settings.resamples, settings.confidence, settings.seed),
     )
-    notes = Terminal(stderr=True)
-    refuse_foreign_report(output, settings.task, settings.data_name)
-    models = [*(model or []), *(more_models or [])]
-    kept = output / "cache" if cache and not is_report_file(output) else None
-    results = evaluate_models(settings, models, kept, notes.print)
+    notes, output = Terminal(stderr=True), settings.output
+    refuse_foreign_report(output, evaluation.task, evaluation.data_name)
+    models = [*settings.model, *settings.more_models]
+    kept = output / "cache" if settings.cache and not is_report_file(output) else None
+    results = evaluate_models(evaluation, models, kept, notes.print)
     plain, table = write_report(results, output)
     Terminal().print(markdown_report(results))
     notes.print(f"written: {plain}, {table}")

@@ -20,6 +20,7 @@ EXAMPLES = {
     "card": "r2d2 card runs/demo --license apache-2.0 --repo NAME/MODEL",
     "push": "r2d2 push runs/demo NAME/MODEL --dry-run",
     "data check": "r2d2 data check pairs.jsonl --sheet pairs.png",
+    "data card": "r2d2 data card pairs.jsonl --name NAME --license cc-by-4.0",
     "data matching-pairs": "r2d2 data matching-pairs pairs.jsonl pairs.list.jsonl",
 }
 

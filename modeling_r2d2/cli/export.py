@@ -1,45 +1,49 @@
 """`r2d2 export`: a model as ONNX graphs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-from .options import MaxPixels, TrustRemoteCode
+from ..processing.files.settings import setting
+from .options import ReadingImages, Trusting
 from .terminal import Terminal
 
 #: The first so many pictures are enough to measure ranges on.
 RANGE_IMAGES = 256
 
 
-def export(
-    model: Annotated[str, typer.Argument(help="Model folder or name: R2D2 or PRD2.")],
-    output: Annotated[Path, typer.Option(help="Folder to write: graphs, config, processor, manifest.")] = ...,
-    precision: Annotated[
-        str, typer.Option(help="'fp32', 'fp16' (half the size) or 'int8' (smallest, fastest on a CPU).")
-    ] = "fp32",
-    images: Annotated[
-        Path | None,
-        typer.Option(help="For int8: a folder of typical pictures, to measure a convolutional tower's ranges on."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
-    max_pixels: MaxPixels = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
+@dataclass(kw_only=True)
+class ExportSettings(ReadingImages, Trusting):
+    """What `r2d2 export` takes."""
+
+    model: str = setting(help="The folder or name of an R2D2 or PRD2 model.", argument=True)
+    output: Path = setting(help="The folder to write: graphs, config, processor and manifest.")
+    precision: Literal["fp32", "fp16", "int8"] = setting(
+        "fp32", "Of the graphs: fp16 has half the size, int8 is the smallest and the fastest on a CPU."
+    )
+    images: Path | None = setting(
+        None, "For int8, a folder of typical pictures to measure the ranges of a convolutional tower on."
+    )
+    overwrite: bool = setting(False, "Replace an earlier export.")
+
+
+def export(settings: ExportSettings) -> None:
     """Export towers and ranker to ONNX with dynamic batch and length; each graph is compared with torch."""
     from ..integrations.onnx_export import export_onnx
 
     console = Terminal()
     chosen = None
-    if images is not None:
-        chosen, problems = _readable(images)
+    if settings.images is not None:
+        chosen, problems = _readable(settings.images)
         if problems:
             skipped = f"{len(problems):,} of the pictures could not be read and were skipped, first {problems[0]}"
             console.print(skipped)
         if not chosen:
-            raise ValueError(f"--images {images}: no readable picture in it")
-    manifest = export_onnx(model, output, precision, images=chosen, overwrite=overwrite)
+            raise ValueError(f"--images {settings.images}: no readable picture in it")
+    manifest = export_onnx(
+        settings.model, settings.output, settings.precision, images=chosen, overwrite=settings.overwrite
+    )
     table = console.table("graph", "within", "MB", "deviation", "cosine", title="against torch in float32")
     for record in manifest.graphs.values():
         cosine = "" if record.cosine is None else f"{record.cosine:.6f}"
@@ -49,7 +53,7 @@ def export(
     if not manifest.graphs.get("ranker"):
         console.print("no ranker: the model is pre-ranking only (PRD2)")
     console.print(
-        f"wrote {output}; load it with R2D2OnnxModel.from_pretrained({str(output)!r})",
+        f"wrote {settings.output}; load it with R2D2OnnxModel.from_pretrained({str(settings.output)!r})",
     )
 
 

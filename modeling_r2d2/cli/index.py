@@ -2,48 +2,42 @@
 
 import threading
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import typer
-
+from ..model.ranges_r2d2 import COUNT
 from ..processing.files.progress import bar
-from .options import Device, Encoding, ImageColumn, MaxPixels, TextColumn, TrustRemoteCode, columns_of
+from ..processing.files.settings import setting
+from .options import Computing, ReadingImages, Tables
 from .terminal import Terminal
 
 
-def index(
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(help="Folders, JSONL, CSV/TSV, Parquet, saved data sets or tar shards; one or several."),
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the index; added to if it is there.")] = ...,
-    model: Annotated[str | None, typer.Option(help="Model folder or name; default: the one of the index.")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="For the ranker: 'none' (default), 'states' or 'keys_values'.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of what is kept: 'float16' (default), 'int8' or 'float32'.")
-    ] = None,
-    vectors: Annotated[str | None, typer.Option(help="'flat', 'hnsw' or 'ivf'; default: by size.")] = None,
-    format: Annotated[str | None, typer.Option(help="Of the pictures, where the suffix does not tell.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Relative paths of JSONL and CSV begin here.")] = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    encoding: Encoding = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    prune: Annotated[
-        bool, typer.Option(help="Remove pictures that the source no longer has, and those whose files are gone.")
-    ] = False,
-    rebuild: Annotated[
-        bool, typer.Option(help="Make the index anew, whatever model it had; searching goes on meanwhile.")
-    ] = False,
-    remove: Annotated[list[str] | None, typer.Option(help="Remove the picture of this id; repeatable.")] = None,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    trust_remote_code: TrustRemoteCode = False,
-):
+@dataclass(kw_only=True)
+class IndexSettings(Tables, ReadingImages, Computing):
+    """What `r2d2 index` takes."""
+
+    images: list[str] = setting(
+        [], "Folders, JSONL, CSV/TSV, Parquet, saved data sets or tar shards; one or several.", argument=True
+    )
+    output: Path = setting(help="The folder of the index. It is added to if it is there.")
+    model: str | None = setting(None, "The folder or name of the model. The default is the model of the index.")
+    keep: Literal["none", "states", "keys_values"] | None = setting(
+        None, "What is kept for the ranker. The default is what the index keeps, of a new one nothing."
+    )
+    precision: Literal["float16", "int8", "float32"] | None = setting(
+        None, "Of what is kept. The default is that of the index, of a new one float16."
+    )
+    vectors: Literal["flat", "hnsw", "ivf"] | None = setting(
+        None, "How vectors are searched. The default is chosen by their number."
+    )
+    batch_size: int = setting(32, "Pictures that are encoded at once.", bounds=COUNT)
+    prune: bool = setting(False, "Remove pictures that the source no longer has, and those whose files are gone.")
+    rebuild: bool = setting(False, "Make the index from nothing, whatever model it had. It can be searched meanwhile.")
+    remove: list[str] = setting([], "Remove the picture of this id. It can be repeated.")
+
+
+def index(settings: IndexSettings) -> None:
     """Index pictures for `r2d2 search`. An interrupted run goes on where it was when it is called again."""
     from ..inference.models import load_model
     from ..processing.datasets.report import ErrorReport
@@ -51,42 +45,45 @@ def index(
     from ..search.cache import CacheOptions
     from ..search.manifest import MANIFEST, Manifest
 
-    if not images and not remove:
+    if not settings.images and not settings.remove:
         raise ValueError("name the pictures to index, or --remove ID")
     console = Terminal()
-    there = (output / MANIFEST).is_file() or not images
-    before = Manifest.load(output, to_remake=rebuild) if there else None
-    model = model or (before.model.place(output) if before is not None else None)
+    there = (settings.output / MANIFEST).is_file() or not settings.images
+    before = Manifest.load(settings.output, to_remake=settings.rebuild) if there else None
+    model = settings.model or (before.model.place(settings.output) if before is not None else None)
     if model is None:
         raise ValueError("name the model that makes the index: --model DIR")
     kept = CacheOptions(**before.cache) if before is not None else CacheOptions()
-    kept = CacheOptions(keep or kept.keep, precision or kept.precision)
-    network, processor = load_model(model, device=device)
+    kept = CacheOptions(settings.keep or kept.keep, settings.precision or kept.precision)
+    network, processor = load_model(model, device=settings.device)
     accelerator = _accelerator()
-    reading = {
-        "format": format,
-        "image_root": image_root,
-        "columns": columns_of(image_column, text_column),
-        "encoding": encoding,
-    }
+    reading = settings.reading()
+    images = settings.images
     source = None if not images else images if len(images) > 1 else images[0]
     with IndexProgress(source, reading) as progress:
         builder = IndexBuilder(
-            network, processor, output, kept, vectors, batch_size, accelerator=accelerator, progress=progress
+            network,
+            processor,
+            settings.output,
+            kept,
+            settings.vectors,
+            settings.batch_size,
+            accelerator=accelerator,
+            progress=progress,
         )
         removed, noted = 0, ErrorReport()
-        if remove:
-            built = builder.remove(remove)
+        if settings.remove:
+            built = builder.remove(settings.remove)
             removed = built.removed
-        if images:
-            built = builder.add(source, prune, rebuild, note=noted.add, **reading)
+        if settings.images:
+            built = builder.add(source, settings.prune, settings.rebuild, note=noted.add, **reading)
             built = replace(built, removed=built.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
         return
     parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]
     moved = f", {built.moved:,} of them in a new place" if built.moved else ""
     parts += [f"{built.unchanged:,} unchanged{moved}"] if built.unchanged else []
-    console.print(f"{output}: {built.images:,} pictures ({', '.join(parts) or 'nothing to do'})")
+    console.print(f"{settings.output}: {built.images:,} pictures ({', '.join(parts) or 'nothing to do'})")
     if built.resumed:
         console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
     if built.duplicates:
@@ -109,7 +106,7 @@ def index(
             console.print(line)
         more = len(built.unreadable) - 20
         rest = f"… and {more:,} more; " if more > 0 else ""
-        console.print(f"  {rest}all in {output / 'unreadable.jsonl'}")
+        console.print(f"  {rest}all in {settings.output / 'unreadable.jsonl'}")
 
 
 class IndexProgress:

@@ -1,119 +1,103 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, as dataclasses that a verb's own settings inherit."""
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-import typer
-
-from .terminal import quiet_libraries
+from ..model.ranges_r2d2 import COUNT, SHARE
+from ..processing.files.settings import require_settings, setting
 
 
-def verb(run: Callable[..., None]) -> Callable[..., None]:
-    """The function of a verb, which quiets the libraries when it runs: help and completion import none of them."""
+@dataclass(kw_only=True)
+class Checked:
+    """Settings whose ranges and choices are checked when they are made.
 
-    @functools.wraps(run)
-    def quietly(*args: Any, **options: Any) -> None:
-        quiet_libraries()
-        run(*args, **options)
+    Raises:
+        ValueError: names the setting that is wrong.
+    """
 
-    return quietly
-
-
-def _trust(context: typer.Context, value: bool) -> bool:
-    if value:
-        from ..inference.loading import trusting_remote_code
-
-        context.with_resource(trusting_remote_code())
-    return value
+    def __post_init__(self) -> None:
+        require_settings(self)
 
 
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        callback=_trust,
-        help="Run code that a model, tokenizer or processor brings in its folder; without it none runs.",
-    ),
-]
-"""For every verb that loads a model: within the verb, `modeling_r2d2.inference.loading` trusts what it loads."""
+@dataclass(kw_only=True)
+class Trusting(Checked):
+    """Of every verb that loads a model: within the verb, `modeling_r2d2.inference.loading` trusts what it loads."""
+
+    panel: ClassVar[str] = "Safety"
+    trust_remote_code: bool = setting(
+        False, "Run code that a model, tokenizer or processor brings in its folder. Without it none runs."
+    )
 
 
-@contextmanager
-def _reading_pixels(limit: int) -> Iterator[None]:
-    from PIL import Image
+@dataclass(kw_only=True)
+class ReadingImages(Checked):
+    """Of every verb that reads pictures."""
 
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit  # which `open_image` heeds, also in workers
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-def _limit_pixels(context: typer.Context, value: int | None) -> int | None:
-    if value is not None:
-        context.with_resource(_reading_pixels(value))
-    return value
+    panel: ClassVar[str] = "Safety"
+    max_pixels: int | None = setting(
+        None,
+        "Read pictures of up to so many pixels, width x height. The default is 134 million.",
+        bounds=COUNT,
+    )
 
 
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        min=1,
-        callback=_limit_pixels,
-        help="Read pictures of up to so many pixels, width x height. Default: 134 million.",
-    ),
-]
-"""For every verb that reads pictures."""
+@dataclass(kw_only=True)
+class Computing(Trusting):
+    """Of verbs that compute with a model."""
 
-ImageColumn = Annotated[
-    str | None, typer.Option(help="Column (or key) of the pictures; default: image, file_name, 图片, … as found.")
-]
-TextColumn = Annotated[
-    str | None, typer.Option(help="Column (or key) of the texts; default: text, caption, 标题, … as found.")
-]
-Encoding = Annotated[
-    str | None, typer.Option(help="Of text files: gb18030, big5, …; default: UTF-8, UTF-16 or GB18030, as found.")
-]
+    panel: ClassVar[str] = "Model"
+    device: str | None = setting(None, "Where to compute: cpu, cuda, mps. The default is the fastest that is there.")
 
 
-def columns_of(image: str | None, text: str | None, label: str | None = None) -> dict[str, str] | None:
-    """`columns` of `load_pairs`, or None where no column was named."""
-    named = {"image": image, "text": text, "label": label}
-    return {field: name for field, name in named.items() if name is not None} or None
+@dataclass(kw_only=True)
+class Tables(Checked):
+    """How lists and tables of pictures are read."""
+
+    panel: ClassVar[str] = "Data"
+    format: str | None = setting(
+        None, "The format of the data, where the suffix does not tell: icm, flickr30k-cna, chinese-clip, coco-cn, …"
+    )
+    image_root: Path | None = setting(None, "The folder in which relative picture paths begin.")
+    image_column: str | None = setting(
+        None, "The column (or key) of the pictures. The default is image, file_name, 图片, … as found."
+    )
+    text_column: str | None = setting(
+        None, "The column (or key) of the texts. The default is text, caption, 标题, … as found."
+    )
+    encoding: str | None = setting(
+        None, "The encoding of text files: gb18030, big5, … The default is UTF-8, UTF-16 or GB18030, as found."
+    )
+
+    def reading(self) -> dict[str, Any]:
+        """What `load_pairs` takes of these options."""
+        columns = {field: getattr(self, f"{field}_column", None) for field in ("image", "text")}
+        columns["label"] = getattr(self, "label", None)
+        names = ("format", "split", "image_root", "encoding", "on_error", "max_error_rate", "background")
+        return {
+            **{name: getattr(self, name) for name in names if hasattr(self, name)},
+            "columns": {field: name for field, name in columns.items() if name is not None} or None,
+        }
 
 
-def check_device(name: str | None) -> str | None:
-    """The device, if torch can compute on it here."""
-    if name is None:
-        return None
-    import torch
+@dataclass(kw_only=True)
+class Pairs(Tables):
+    """How pairs are read."""
 
-    try:
-        if torch.device(name).type == "meta":
-            raise ValueError("it computes nothing")
-        torch.empty(1, device=name)
-    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
-        reason = str(error).strip().split("\n")[0]
-        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise typer.BadParameter(f"{name!r} cannot be used here ({reason}); there is: {', '.join(there)}") from error
-    return name
+    panel: ClassVar[str] = "Data"
+    split: str | None = setting(None, "Which split of a published set or of a folder is read.")
 
 
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', …", callback=check_device)]
+@dataclass(kw_only=True)
+class TrainingPairs(Pairs):
+    """How pairs are read that a run trains on."""
+
+    panel: ClassVar[str] = "Data"
+    on_error: Literal["skip", "refuse"] = setting(
+        "skip", "Bad records: 'skip' leaves them out and reports them, 'refuse' ends the run."
+    )
+    max_error_rate: float = setting(0.01, "Data of which a larger share is bad are refused.", bounds=SHARE)
+    background: str | None = setting(None, "The color that transparent pictures are put on.")
 
 
-__all__ = [
-    "Device",
-    "Encoding",
-    "ImageColumn",
-    "MaxPixels",
-    "TextColumn",
-    "TrustRemoteCode",
-    "check_device",
-    "columns_of",
-    "verb",
-]
+__all__ = ["Checked", "Computing", "Pairs", "ReadingImages", "Tables", "TrainingPairs", "Trusting"]

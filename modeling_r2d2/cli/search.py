@@ -1,14 +1,13 @@
 """`r2d2 search`: find pictures, or captions, in an index."""
 
 import sys
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from ..processing.files.printable import printable
-from .options import Device, MaxPixels, TrustRemoteCode
+from ..processing.files.settings import setting
+from .options import Computing, ReadingImages
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -17,83 +16,78 @@ if TYPE_CHECKING:
     from ..search.results import SearchResult
 
 
-class Format(StrEnum):
-    """How hits are written."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    sheet = "sheet"
-
-
-_SUFFIXES = {".json": Format.json, ".csv": Format.csv, ".png": Format.sheet, ".html": Format.sheet}
+#: How hits are written.
+Format = Literal["table", "json", "csv", "sheet"]
+_SUFFIXES: dict[str, Format] = {".json": "json", ".csv": "csv", ".png": "sheet", ".html": "sheet"}
 _PLAIN = ("", ".txt", ".log", ".md")
 
 
-def search(
-    index: Annotated[Path, typer.Argument(help="Folder that `r2d2 index` made.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Queries, each an argument.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Search by this picture instead; repeatable.")] = None,
-    find: Annotated[
-        str, typer.Option(help="'images', or 'texts': the captions that came with the pictures.")
-    ] = "images",
-    top_k: Annotated[int, typer.Option(help="Hits of each query.")] = 10,
-    candidates: Annotated[int, typer.Option(help="How many of the best by cosine are ranked; 0: none.")] = 128,
-    min_match_probability: Annotated[float | None, typer.Option(help="Leave out hits below.")] = None,
-    cascade: Annotated[
-        int | None, typer.Option(help="Ask both encoders only about so many best of the first one; faster.")
-    ] = None,
-    format: Annotated[Format | None, typer.Option(help="Of the hits; default: as --output ends, or a table.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write to this file: .json, .csv, or .png or .html for a sheet (both).")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder; default: where the index says.")] = None,
-    calibrated: Annotated[bool, typer.Option(help="Use the model's calibration, if it has one.")] = True,
-    verify: Annotated[bool, typer.Option(help="Check the checksums of the index first.")] = True,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    trust_remote_code: TrustRemoteCode = False,
-):
+@dataclass(kw_only=True)
+class SearchSettings(ReadingImages, Computing):
+    """What `r2d2 search` takes."""
+
+    index: Path = setting(help="The folder that `r2d2 index` made.", argument=True)
+    texts: list[str] = setting([], "Queries, each an argument.", argument=True)
+    image: list[Path] = setting([], "Search by this picture instead. It can be repeated.")
+    find: Literal["images", "texts"] = setting(
+        "images", "What is found: pictures, or the captions that came with them."
+    )
+    top_k: int = setting(10, "The number of hits of each query.")
+    candidates: int = setting(128, "How many of the best by cosine are ranked. With 0 none are.")
+    min_match_probability: float | None = setting(None, "Leave out hits below this match probability.")
+    cascade: int | None = setting(None, "Ask both encoders only about so many best of the first one, which is faster.")
+    format: Format | None = setting(None, "How hits are written. The default is as --output ends, or else a table.")
+    output: Path | None = setting(
+        None, "Write to this file: .json, .csv, or .png or .html for a sheet, which writes both."
+    )
+    model: str | None = setting(None, "The folder of the model. The default is where the index says.")
+    calibrated: bool = setting(True, "Use the calibration of the model, if it has one.")
+    verify: bool = setting(True, "Check the checksums of the index first.")
+
+
+def search(settings: SearchSettings) -> None:
     """Find pictures by Chinese text (or by a picture): cosine finds candidates, the ranker orders them."""
     from ..processing.files.writing import atomic_path, refuse_output
     from ..search.results import refuse_foreign_hits, refuse_foreign_sheet, to_csv, to_json, write_sheet
     from ..search.retriever import R2D2Retriever
     from .notes import note_gone, note_unknown
 
-    format = _format(format, output)
-    refuse_output(output, index, *(image or ()), model)
-    if format == Format.sheet:
+    format, output = _format(settings.format, settings.output), settings.output
+    refuse_output(output, settings.index, *settings.image, settings.model)
+    if format == "sheet":
         refuse_foreign_sheet(output)
     elif output is not None:
         refuse_foreign_hits(output)
-    retriever = R2D2Retriever.open(index, model, device=device, verify=verify, calibrated=calibrated)
-    results = retriever.search(
-        texts or None,
-        image or None,
-        find=find,
-        top_k=top_k,
-        candidates=candidates,
-        min_match_probability=min_match_probability,
-        cascade=cascade,
+    retriever = R2D2Retriever.open(
+        settings.index, settings.model, device=settings.device, verify=settings.verify, calibrated=settings.calibrated
     )
-    note_gone(results, index)
-    note_unknown(retriever.processor.tokenizer, retriever.model.config, texts or [])
-    if format == Format.sheet:
+    results = retriever.search(
+        settings.texts or None,
+        settings.image or None,
+        find=settings.find,
+        top_k=settings.top_k,
+        candidates=settings.candidates,
+        min_match_probability=settings.min_match_probability,
+        cascade=settings.cascade,
+    )
+    note_gone(results, settings.index)
+    note_unknown(retriever.processor.tokenizer, retriever.model.config, settings.texts)
+    if format == "sheet":
         files = write_sheet(results, output)
         Terminal(stderr=True).print(f"written: {', '.join(map(str, files))}")
         return
     if output is None:
-        if format == Format.table:
+        if format == "table":
             _print(results, Terminal())
         else:
-            text = to_json(results) + "\n" if format == Format.json else to_csv(results)
+            text = to_json(results) + "\n" if format == "json" else to_csv(results)
             # to a program every name as it is, to a terminal nothing that steers it
             sys.stdout.write(printable(text, lines=True) if sys.stdout.isatty() else text)
         return
     with atomic_path(output) as path:
-        if format == Format.json:
+        if format == "json":
             path.write_text(to_json(results) + "\n", encoding="utf-8")
-        elif format == Format.csv:  # as Excel takes it: it knows UTF-8 by its mark alone
+        elif format == "csv":  # as Excel takes it: it knows UTF-8 by its mark alone
             path.write_text(to_csv(results, "\r\n"), encoding="utf-8-sig", newline="")
         else:
             with path.open("w", encoding="utf-8") as file:
@@ -110,10 +104,10 @@ def _format(format: Format | None, output: Path | None) -> Format:
     suffix = "" if output is None else output.suffix.lower()
     named = _SUFFIXES.get(suffix)
     if format is None and (named is not None or suffix in _PLAIN):
-        return named or Format.table
-    if format is None or (format == Format.sheet and output is not None and named is None):
+        return named or "table"
+    if format is None or (format == "sheet" and output is not None and named is None):
         raise ValueError(f"--output {output}: it ends in none of {', '.join([*_SUFFIXES, '.txt'])}")
-    if format == Format.sheet and output is None:
+    if format == "sheet" and output is None:
         raise ValueError("a sheet is a file: name it with --output FILE.png")
     if named is not None and named != format:
         raise ValueError(f"--format {format} and --output {output} contradict each other: leave --format out")

@@ -1,18 +1,10 @@
 """Fine-tuning: retrieval, matching, captions and classification; presets, LoRA and DoRA, early stopping."""
 
-from .adapters import add_adapters, load_adapter, merge_adapter, save_adapter
-from .run import build_trainer, finetune, load_for, split_validation
-from .settings import FinetuningSettings, LoRASettings
+from ..processing.files.lazy import lazy_names
 
-__all__ = [
-    "FinetuningSettings",
-    "LoRASettings",
-    "add_adapters",
-    "build_trainer",
-    "finetune",
-    "load_adapter",
-    "load_for",
-    "merge_adapter",
-    "save_adapter",
-    "split_validation",
-]
+_NAMES = {
+    "adapters": ["add_adapters", "load_adapter", "merge_adapter", "save_adapter"],
+    "run": ["build_trainer", "finetune", "load_for", "split_validation"],
+    "settings": ["FinetuningSettings", "LoRASettings"],
+}
+__getattr__, __dir__, __all__ = lazy_names(__name__, _NAMES)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-Decay = Literal["all", "not-biases", "matrices"]
+from .settings import Decay
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -94,4 +94,4 @@ def plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.")
 
 
-__all__ = ["Decay", "freeze", "frozen_modules", "matches", "parameter_groups", "plain_name"]
+__all__ = ["freeze", "frozen_modules", "matches", "parameter_groups", "plain_name"]

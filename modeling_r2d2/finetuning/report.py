@@ -156,7 +156,7 @@ def make_report(
         workers: processes that share a batch. validation: the pairs that the run is judged by.
     """
     validation_pairs = 0 if validation is None else len(validation)
-    batch = settings.batch_size * settings.gradient_accumulation * workers
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * workers
     data = summarise(pairs, image_ids, processor.tokenizer)
     warnings = list(_data_warnings(pairs, image_ids, data, settings, workers))
     warnings += _run_warnings(model, settings, steps_per_epoch, workers, validation_pairs)
@@ -173,7 +173,7 @@ def make_report(
         validation_pairs=validation_pairs,
         batch=batch,
         steps_per_epoch=steps_per_epoch,
-        epochs=settings.epochs,
+        epochs=settings.num_train_epochs,
         method=_method(settings),
         warnings=tuple(warnings),
     )
@@ -214,7 +214,7 @@ def _data_warnings(
     pairs: Any, image_ids: np.ndarray, data: DataSummary, settings: FinetuningSettings, workers: int
 ) -> list[str]:
     warnings = []
-    compared = settings.batch_size * workers
+    compared = settings.per_device_train_batch_size * workers
     if settings.task == "retrieval" and not settings.multi_positive:
         wrong = false_negatives(pairs, image_ids, min(compared, len(pairs)))
         if wrong > 0:
@@ -238,11 +238,11 @@ def _data_warnings(
 def _run_warnings(
     model: nn.Module, settings: FinetuningSettings, steps_per_epoch: int, workers: int, validation_pairs: int
 ) -> list[str]:
-    warnings, steps = [], settings.epochs * steps_per_epoch
-    compared = settings.batch_size * workers
+    warnings, steps = [], settings.num_train_epochs * steps_per_epoch
+    compared = settings.per_device_train_batch_size * workers
     if settings.task == "retrieval":
         if compared < SMALL_BATCH:
-            more = " (gradient_accumulation adds no negatives)" if settings.gradient_accumulation > 1 else ""
+            more = " (gradient accumulation adds no negatives)" if settings.gradient_accumulation_steps > 1 else ""
             warnings.append(f"only {compared} pairs are compared at a time: few negatives{more}; raise batch_size")
         temperature = [p for name, p in model.named_parameters() if plain_name(name) == "temperature"]
         if temperature and not temperature[0].requires_grad:

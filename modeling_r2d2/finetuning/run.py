@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from ..inference.finite import to_json
 from ..inference.identity import weights_digest
 from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report
 from ..inference.prompts import class_embeddings
-from ..jobs.outputs import ADAPTER_FOLDER, refuse_existing_model, refuse_replaced_source, remove_replaced_run
-from ..jobs.same_run import checkpoint_to_resume, only_run
+from ..jobs.outputs import ADAPTER_FOLDER
+from ..jobs.runs import run_folder, train
 from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
@@ -27,8 +26,8 @@ from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.pair_sets import Pairs, as_pairs, innermost
 from ..processing.datasets.records import require_true_pairs
 from ..processing.files.writing import staged_folder
-from ..training.arguments import R2D2TrainingArguments
-from ..training.start import StartingPoint
+from ..training.arguments import R2D2TrainingArguments, training_arguments
+from ..training.settings import StartingPoint
 from .adapters import add_adapters, merge_adapter, save_adapter
 from .data import ClassPairs, FinetuningCollator, FinetuningDataset, MatchingDataset, UniformNegatives, class_names
 from .metrics import METRICS
@@ -99,8 +98,8 @@ def build_trainer(
 ) -> FinetuningTrainer:
     """The trainer of a run: freezes, adapts, and prepares the data; `pairs` as `load_pairs` returns them.
 
-    The run is one pass over a stream of `epochs` passes whose order and augmentation follow from the seed and the
-    position alone, so that a resumed run sees what the uninterrupted one would.
+    The run is one pass over a stream of `num_train_epochs` passes whose order and augmentation follow from the seed
+    and the position alone, so that a resumed run sees what the uninterrupted one would.
 
     Args:
         pairs: true pairs; for matching, labelled ones where they have a `label`; for classification, the first text is
@@ -116,17 +115,17 @@ def build_trainer(
         freeze(model, frozen)
     if settings.lora is not None:
         model = add_adapters(model, settings.lora)
-    arguments = _arguments(settings, processor)
-    step_size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    arguments = _arguments(settings)
+    step_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * arguments.world_size
     pairs, validation = as_pairs(pairs), None if validation is None else as_pairs(validation)
     steps_per_epoch = len(pairs) // step_size
     if not steps_per_epoch:
         raise ValueError(
             f"{len(pairs)} pairs are fewer than a batch of {step_size}: lower the batch size (--batch-size)"
         )
-    arguments.max_steps = settings.epochs * steps_per_epoch
+    arguments.max_steps = settings.num_train_epochs * steps_per_epoch
     arguments.eval_steps = arguments.save_steps = settings.eval_every * steps_per_epoch
-    train, evaluation = _datasets(processor, pairs, settings, validation, step_size)
+    train_data, evaluation = _datasets(processor, pairs, settings, validation, step_size)
     compute_metrics, metric, greater = METRICS[settings.task]
     callbacks = list(callbacks or [])
     if evaluation is not None:
@@ -138,7 +137,7 @@ def build_trainer(
     return FinetuningTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=train_data,
         eval_dataset=evaluation,
         data_collator=FinetuningCollator(processor, settings.task, settings.multi_positive),
         processing_class=processor,
@@ -151,42 +150,37 @@ def build_trainer(
 
 
 #: What may change between a run and its continuation, and what the trainer's arguments tell already.
-_FREE = ("output", "workers", "log_every", "resume", "overwrite", "arguments", "seed", "learning_rate", "weight_decay")
+_FREE = {
+    *("output", "preset", "resume", "overwrite", "arguments", "dataloader_num_workers", "logging_steps"),
+    *("save_total_limit", "seed", "learning_rate", "weight_decay"),
+}
 
 
 def _fixed(settings: FinetuningSettings, start: str) -> dict[str, Any]:
     """What a run depends on beside the arguments, the model's configuration, the processor and the data."""
-    held = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _FREE}
+    held = {name: value for name, value in _own(settings).items() if name not in _FREE}
     if not settings.patience:
         del held["eval_every"]
     return {**held, "starting_weights": start}
 
 
-def _arguments(settings: FinetuningSettings, processor: R2D2Processor) -> R2D2TrainingArguments:
-    scheduler = "constant" if settings.schedule in ("retrieval", "matching") else settings.schedule
-    return R2D2TrainingArguments(
-        **{
-            "output_dir": str(settings.output),
-            "max_steps": 1,  # known when the data are
-            "per_device_train_batch_size": settings.batch_size,
-            "per_device_eval_batch_size": settings.batch_size,
-            "gradient_accumulation_steps": settings.gradient_accumulation,
-            "learning_rate": settings.learning_rate,
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": settings.max_grad_norm,
-            "lr_scheduler_type": scheduler,
-            "warmup_steps": 0 if scheduler == "constant" else settings.warmup_steps,
-            "seed": settings.seed,
-            "dataloader_num_workers": settings.workers,
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "logging_steps": settings.log_every,
-            "save_strategy": "steps",
-            "save_total_limit": 2,
-            "label_names": ["image_ids"] if settings.task == "retrieval" else ["labels"],
-            "prediction_loss_only": settings.task == "caption",
-            "restore_callback_states_from_checkpoint": bool(settings.patience),
-            **settings.arguments,
-        }
+def _own(settings: FinetuningSettings) -> dict[str, Any]:
+    """Without what the command line has besides."""
+    return {each.name: getattr(settings, each.name) for each in fields(FinetuningSettings)}
+
+
+def _arguments(settings: FinetuningSettings) -> R2D2TrainingArguments:
+    own = settings.lr_scheduler_type in ("retrieval", "matching")
+    return training_arguments(
+        settings,
+        max_steps=1,  # known when the data are
+        per_device_eval_batch_size=settings.per_device_train_batch_size,
+        lr_scheduler_type="constant" if own else settings.lr_scheduler_type,
+        warmup_steps=0 if own else settings.warmup_steps,
+        save_strategy="steps",
+        label_names=["image_ids"] if settings.task == "retrieval" else ["labels"],
+        prediction_loss_only=settings.task == "caption",
+        restore_callback_states_from_checkpoint=bool(settings.patience),
     )
 
 
@@ -199,7 +193,7 @@ def _datasets(
         "seed": settings.seed,
         "shuffle": True,
         # steps_per_epoch rounds down, so this is never too short
-        "passes": settings.epochs,
+        "passes": settings.num_train_epochs,
         "distinct_batch": step_size if settings.task == "retrieval" else None,
     }
     if settings.task == "matching":
@@ -258,12 +252,11 @@ def finetune(
     """
     from ..jobs.record import RunRecord, describe_start
 
-    with only_run(settings.output):
-        needs = () if settings.lora is None else (ADAPTER_FOLDER,)
-        refuse_existing_model(settings.output, settings.overwrite, settings.resume, needs)
-        if not settings.resume:
-            refuse_replaced_source(settings.output, source)
+    needs = () if settings.lora is None else (ADAPTER_FOLDER,)
+    with run_folder(settings.output, settings.overwrite, settings.resume, source, needs) as checkpoint:
         record = RunRecord([] if data is None else [data], *describe_start(StartingPoint(model=Path(source))))
+        if checkpoint is not None:
+            record = record.after(RunRecord.of_finetuning(settings.output))
         pairs, validation = as_pairs(pairs), None if validation is None else as_pairs(validation)
         bad = innermost(pairs).report
         if settings.task != "matching":
@@ -286,21 +279,10 @@ def finetune(
         )
         for line in report.lines() if print_line is not None else ():
             print_line(line)
-        checkpoint = None
-        if settings.resume:
-            checkpoint = checkpoint_to_resume(settings.output)
-            if trainer.is_finished(checkpoint, settings.output):
-                return trainer, report
-        if trainer.args.should_save:
-            if settings.resume:
-                record = record.after(RunRecord.of_finetuning(settings.output))
-            else:
-                remove_replaced_run(settings.output)
-            _write_report(trainer, report, record)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if data is not None and bad is not None:  # some turn out bad while training
-            data.bad_records = bad.errors
-        _save(trainer, processor, report, record)
+        if train(trainer, checkpoint, begin=lambda: _write_report(trainer, report, record)):
+            if data is not None and bad is not None:  # some turn out bad while training
+                data.bad_records = bad.errors
+            _save(trainer, processor, report, record)
         return trainer, report
 
 
@@ -324,13 +306,11 @@ def _write_report(trainer: FinetuningTrainer, report: FinetuningReport, record: 
     from ..jobs.record import FINETUNING_FILE
 
     held = {"record": asdict(record), "report": report.to_dict(), "best_metric": trainer.state.best_metric}
-    text = to_json({**held, "settings": _plain(trainer.settings)}, FINETUNING_FILE, indent=2)
+    own = _own(trainer.settings)
+    settings = {**own, "output": own["output"].name, "lora": None if own["lora"] is None else asdict(own["lora"])}
+    text = to_json({**held, "settings": settings}, FINETUNING_FILE, indent=2)
     with staged_folder(trainer.settings.output, "finetune") as folder:
         (folder / FINETUNING_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(settings: FinetuningSettings) -> dict[str, Any]:
-    return {**asdict(settings), "output": settings.output.name}
 
 
 __all__ = [

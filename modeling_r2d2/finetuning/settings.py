@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, require_number, require_numbers
-from .parameters import Decay
+from ..jobs.settings import RunSettings
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, require_number, require_numbers
+from ..processing.files.settings import setting
 
+Decay = Literal["all", "not-biases", "matrices"]
 Task = Literal["retrieval", "matching", "caption", "classification"]
 TASKS: tuple[str, ...] = get_args(Task)
 
@@ -37,70 +39,73 @@ class LoRASettings:
         require_numbers(self, {"rank": COUNT, "alpha": POSITIVE, "dropout": {"least": 0, "below": 1}}, "LoRA's ")
 
 
-@dataclass
-class FinetuningSettings:
-    """What `finetune` does; most have an option of the same name on the command line.
+@dataclass(kw_only=True)
+class FinetuningSettings(RunSettings):
+    """What `finetune` does; the command line has the same names.
 
     Args:
-        output: folder of checkpoints and of the final model.
-        task: retrieval (GCPR + FGR), matching (labelled pairs), caption, classification.
-        epochs, batch_size (per worker), gradient_accumulation: length and size of the run.
-        learning_rate, weight_decay, decay (what decays, see `parameter_groups`), rates (pattern -> factor on the
-            rate), max_grad_norm (0: no clipping): AdamW.
-        schedule: "retrieval" or "matching", the authors' (see `schedules`), or a scheduler of transformers.
-        warmup_steps: of the schedule, a share of all steps where it is below 1; for "matching" half of its period.
+        decay: what decays, see `parameter_groups`.
         warmup_rate: where the retrieval schedule starts.
-        freeze: patterns of parameters that do not train. lora: None: everything that is not frozen trains.
-        multi_positive: pairs of one caption are positives of each other, not only pairs of one picture.
-        augment: the paper's augmentation of pictures.
-        patience: stop after so many evaluations without a better one; 0: train to the end. The best checkpoint is
-            kept wherever there are validation pairs and `patience` is set.
-        eval_every: epochs between evaluations. workers: data loader processes. log_every: in steps.
-        prompts: templates with {} whose text embeddings the head of a classifier begins with; none: random weights.
-        resume: go on from the last checkpoint in `output`. overwrite: replace a model that is there.
+        lora: None: everything that is not frozen trains.
         arguments: further `TrainingArguments`, by name.
 
     Raises:
         ValueError: an unknown task, or a value out of its range.
     """
 
-    output: Path
-    task: Task = "retrieval"
-    epochs: int = 10
-    batch_size: int = 32
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.05
+    panel: ClassVar[str] = "Training"
+    task: Task = setting("retrieval", "What to learn.", argument=True)
+    preset: str | None = setting(
+        None,
+        "Where values come from that are not given: 'published' (the authors' hyper-parameters, for retrieval and "
+        "matching), 'default' (ours, for the other two) or 'small' (ours, for a few hundred or thousand pairs).",
+    )
+    num_train_epochs: int = setting(10, "Passes over the pairs.", "--epochs", bounds=COUNT)
+    per_device_train_batch_size: int = setting(32, "The batch size of each worker.", "--batch-size", bounds=COUNT)
+    learning_rate: float = setting(1e-5, "The highest learning rate of AdamW.", bounds=POSITIVE)
+    lr_scheduler_type: str = setting(
+        "cosine", "The schedule: 'retrieval' or 'matching', the authors', or one of transformers.", "--schedule"
+    )
+    warmup_steps: float = setting(
+        0.05,
+        "Steps of warm-up; below 1 a share of all steps. Of the schedule 'matching' it is half of the period.",
+        bounds=NOT_NEGATIVE,
+    )
+    freeze: tuple[str, ...] = setting((), "A part, or a pattern of names, that does not train. It can be repeated.")
+    rates: dict[str, float] = setting(
+        {}, "A factor on the learning rate of a part: text_model=0.1. It can be repeated.", "--rate"
+    )
+    multi_positive: bool = setting(
+        True, "Pairs of one caption are positives of each other, not only pairs of one picture."
+    )
+    augment: bool = setting(True, "Augment pictures as the paper does.")
+    patience: int = setting(
+        0,
+        "Stop after so many evaluations without a better one, and keep the best checkpoint. With 0 the run trains to "
+        "its end.",
+        bounds=COUNT_OR_NONE,
+    )
+    eval_every: int = setting(1, "Epochs between evaluations.", bounds=COUNT)
+    prompts: tuple[str, ...] = setting(
+        (),
+        "A template with {}, such as 一张{}的图片, with whose text embeddings the head of a classifier begins. It can "
+        "be repeated. Without one its weights are random.",
+        "--prompt",
+    )
+    bf16: bool = setting(False, "Compute in bfloat16.")
     decay: Decay = "matrices"
-    rates: dict[str, float] = field(default_factory=dict)
-    max_grad_norm: float = 1.0
-    schedule: str = "cosine"
-    warmup_steps: float = 0.05
     warmup_rate: float = 1e-6
-    freeze: tuple[str, ...] = ()
     lora: LoRASettings | None = None
-    multi_positive: bool = True
-    augment: bool = True
-    patience: int = 0
-    eval_every: int = 1
-    prompts: tuple[str, ...] = ()
-    seed: int = 0
-    workers: int = 2
-    log_every: int = 10
-    resume: bool = False
-    overwrite: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        self.output = Path(self.output)
-        if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}; there are {', '.join(TASKS)}")
-        require_numbers(self, _RANGES)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("warmup_rate", self.warmup_rate, **NOT_NEGATIVE)
         for pattern, rate in self.rates.items():
             require_number(f"the rate of {pattern}", rate, **NOT_NEGATIVE)
-        if self.task == "retrieval" and self.batch_size < 2:
-            raise ValueError("retrieval compares the pairs of a batch: batch_size must be at least 2")
-        if self.schedule == "matching" and self.warmup_steps < 1:
+        if self.task == "retrieval" and self.per_device_train_batch_size < 2:
+            raise ValueError("retrieval compares the pairs of a batch: per_device_train_batch_size must be at least 2")
+        if self.lr_scheduler_type == "matching" and self.warmup_steps < 1:
             raise ValueError("warmup_steps is half the period of the matching schedule: at least 1")
         if without := [prompt for prompt in self.prompts if "{}" not in prompt]:
             raise ValueError(f"the prompt {without[0]!r} has no {{}} for the class: all classes would begin alike")
@@ -110,13 +115,16 @@ class FinetuningSettings:
         return math.ceil(self.warmup_steps * steps) if self.warmup_steps < 1 else int(self.warmup_steps)
 
     @classmethod
-    def from_preset(cls, task: Task, output: Path | str, preset: str | None = None, **overrides: Any):
-        """Settings of a preset; `overrides` of None leave its values.
+    def from_preset(cls, task: Task, output: Path | str, preset: str | None = None, **overrides: Any) -> Self:
+        """Settings of a preset.
 
         Args:
-            preset: "published" (retrieval and matching: the authors' hyper-parameters, except that `batch_size` is
+            task: what to learn.
+            output: the folder of the run.
+            preset: "published" (retrieval and matching: the authors' hyper-parameters, except that the batch size is
                 theirs per GPU, of eight), "default" (ours, for the other two), or "small" (ours, for a few hundred
                 or thousand pairs). None: published where there is one.
+            overrides: settings by name; of those that are None the preset's values stand.
 
         Raises:
             ValueError: unknown task, preset or setting.
@@ -130,29 +138,14 @@ class FinetuningSettings:
         if unknown := sorted(set(overrides) - known):
             raise ValueError(f"no such settings: {', '.join(unknown)}")
         chosen = {name: value for name, value in overrides.items() if value is not None}
-        return cls(output=Path(output), task=task, **{**PRESETS[task][preset], **chosen})
+        return cls(output=Path(output), task=task, preset=preset, **{**PRESETS[task][preset], **chosen})
 
 
-_RANGES = {
-    "epochs": COUNT,
-    "batch_size": COUNT,
-    "gradient_accumulation": COUNT,
-    "learning_rate": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": NOT_NEGATIVE,
-    "warmup_steps": NOT_NEGATIVE,
-    "warmup_rate": NOT_NEGATIVE,
-    "patience": COUNT_OR_NONE,
-    "eval_every": COUNT,
-    "seed": SEED,
-    "workers": COUNT_OR_NONE,
-    "log_every": COUNT,
-}
 _SMALL: Mapping[str, Any] = {
-    "epochs": 30,
-    "batch_size": 32,
+    "num_train_epochs": 30,
+    "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
-    "schedule": "cosine",
+    "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
     "patience": 5,
     "lora": LoRASettings(),
@@ -161,13 +154,13 @@ _SMALL: Mapping[str, Any] = {
 PRESETS: dict[str, dict[str, Mapping[str, Any]]] = {
     "retrieval": {
         "published": {
-            "epochs": 10,
-            "batch_size": 32,
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 32,
             "learning_rate": 1e-5,
             "weight_decay": 0.05,
             "decay": "all",
             "max_grad_norm": 0.0,
-            "schedule": "retrieval",
+            "lr_scheduler_type": "retrieval",
             "warmup_steps": 500,
             "warmup_rate": 1e-6,
             "freeze": ("vision_model",),
@@ -176,25 +169,35 @@ PRESETS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "matching": {
         "published": {
-            "epochs": 20,
-            "batch_size": 64,
+            "num_train_epochs": 20,
+            "per_device_train_batch_size": 64,
             "learning_rate": 3e-6,
             "weight_decay": 0.01,
             "decay": "not-biases",
             "max_grad_norm": 0.0,
-            "schedule": "matching",
+            "lr_scheduler_type": "matching",
             "warmup_steps": 3125,
             "freeze": ("vision_model",),
         },
         "small": _SMALL,
     },
     "caption": {
-        "default": {"epochs": 10, "batch_size": 32, "learning_rate": 5e-5, "freeze": ("vision_model",)},
+        "default": {
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 5e-5,
+            "freeze": ("vision_model",),
+        },
         # an MLM head that learns to look ahead needs more than adapters: everything but the image tower trains
         "small": {**_SMALL, "lora": None, "freeze": ("vision_model",), "learning_rate": 5e-4},
     },
     "classification": {
-        "default": {"epochs": 10, "batch_size": 32, "learning_rate": 1e-4, "prompts": ("一张{}的图片",)},
+        "default": {
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 1e-4,
+            "prompts": ("一张{}的图片",),
+        },
         "small": {
             **_SMALL,
             "prompts": ("{}",),
@@ -202,4 +205,4 @@ PRESETS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
 }
 
-__all__ = ["PRESETS", "TASKS", "FinetuningSettings", "LoRASettings", "Task"]
+__all__ = ["PRESETS", "TASKS", "Decay", "FinetuningSettings", "LoRASettings", "Task"]

@@ -47,15 +47,15 @@ class FinetuningTrainer(R2D2Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The authors' schedule where one was chosen, a scheduler of transformers otherwise."""
         settings = self.settings
-        if settings.schedule == "retrieval":
+        if settings.lr_scheduler_type == "retrieval":
             rate = partial(
                 retrieval_rate,
-                epochs=settings.epochs,
+                epochs=settings.num_train_epochs,
                 steps_per_epoch=self.steps_per_epoch,
-                warmup_steps=settings.warmup_of(settings.epochs * self.steps_per_epoch),
+                warmup_steps=settings.warmup_of(settings.num_train_epochs * self.steps_per_epoch),
                 start=settings.warmup_rate,
             )
-        elif settings.schedule == "matching":
+        elif settings.lr_scheduler_type == "matching":
             rate = partial(matching_rate, half_period=int(settings.warmup_steps))
         else:
             return super().create_scheduler(num_training_steps, optimizer)

@@ -1,6 +1,7 @@
 """The output folder of a run: what is refused before it starts, and what a run that is replaced leaves."""
 
 import errno
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -9,10 +10,16 @@ from .checkpoints import refuse_foreign_checkpoints, remove_checkpoint
 
 #: Where fine-tuning leaves its adapters alone, beside the merged model.
 ADAPTER_FOLDER = "adapter"
+#: What makes a folder that of an earlier run.
+MODEL = ("config.json", "*.safetensors", "checkpoint-*")
 
 
 def refuse_existing_model(
-    output: Path, overwrite: bool = False, resume: bool = False, needs: tuple[str, ...] = ()
+    output: Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    needs: Iterable[str] = (),
+    held: Iterable[str] = MODEL,
 ) -> None:
     """Nothing is overwritten by accident, and nothing of others at all.
 
@@ -21,7 +28,7 @@ def refuse_existing_model(
             asked for; or it holds somebody's files of names that the run needs.
         NotADirectoryError: a file is there.
     """
-    claim_folder(output, needs=needs, overwrite=overwrite, resume=resume)
+    claim_folder(output, held, needs, overwrite=overwrite, resume=resume)
     if overwrite:
         refuse_foreign_checkpoints(output)
 
@@ -47,9 +54,9 @@ def remove_replaced_run(output: Path) -> None:
 
     Its card stays, and so does everything that no stamp or mark of ours names.
     """
-    from ..jobs.record import remove_records
+    from .record import remove_records
 
     remove_records(output)
-    remove_owned(output, [f"{ADAPTER_FOLDER}/*"])
+    remove_owned(output, [f"{ADAPTER_FOLDER}/*", "training.json", "samples/*"])  # the last two of text-to-image
     for folder in output.glob("checkpoint-*"):
         remove_checkpoint(folder)

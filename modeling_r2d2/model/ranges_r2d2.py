@@ -42,12 +42,23 @@ def require_number(
         and (below is None or value < below)
     ):
         return
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    range_ = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    range_ = in_words(least, above, most, below)
     if least is not None and most is not None:
         range_ += f" ({least:g}..{most:g})"
     kind = "a whole number" if whole else "a finite number"
     raise ValueError(f"{name} is {value!r}; it must be {kind}{' ' * bool(range_)}{range_}")
+
+
+def in_words(
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> str:
+    """Bounds as messages and help name them: "at least 0 and below 1"."""
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
 
 def require_numbers(settings: Any, ranges: dict[str, dict[str, Any]], within: str = "") -> None:
@@ -74,4 +85,14 @@ POSITIVE: dict[str, Any] = {"above": 0}
 #: What numpy and torch both take.
 SEED: dict[str, Any] = {"least": 0, "below": 2**32, "whole": True}
 
-__all__ = ["COUNT", "COUNT_OR_NONE", "NOT_NEGATIVE", "POSITIVE", "SEED", "SHARE", "require_number", "require_numbers"]
+__all__ = [
+    "COUNT",
+    "COUNT_OR_NONE",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SEED",
+    "SHARE",
+    "in_words",
+    "require_number",
+    "require_numbers",
+]

@@ -1,7 +1,6 @@
 """Training and evaluation of `R2D2TextToImagePipeline` (extras `[diffusers]` and `[train]`)."""
 
-from importlib import import_module
-from typing import Any
+from ..processing.files.lazy import lazy_names
 
 _NAMES = {
     "components": ["adapt_pretrained", "merge_lora", "plain_text_encoder"],
@@ -13,16 +12,4 @@ _NAMES = {
     "settings": ["TextToImageSettings"],
     "training": ["train_text_to_image"],
 }
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_names(__name__, _NAMES)

@@ -1,102 +1,78 @@
 """What a text-to-image training run does."""
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, require_numbers
+from ..jobs.settings import RunSettings
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SHARE
+from ..processing.files.settings import setting
 
 #: What may change between a run and its continuation.
 _FREE = {
-    *("output", "resume", "overwrite", "workers", "caption_cache_mb", "image_cache_mb", "log_every", "save_every"),
-    *("keep", "sample_every", "sample_prompts", "sample_seeds", "sample_steps", "guidance_scale"),
+    *("output", "resume", "overwrite", "dataloader_num_workers", "caption_cache_mb", "image_cache_mb", "logging_steps"),
+    *("save_steps", "save_total_limit", "sample_every", "sample_prompts", "sample_seeds", "sample_steps"),
+    "guidance_scale",
 }
 
 
-@dataclass
-class TextToImageSettings:
+@dataclass(kw_only=True)
+class TextToImageSettings(RunSettings):
     """Settings of `train_text_to_image`; the command line has the same names.
-
-    Args:
-        output: folder of checkpoints, sheets and the finished pipeline.
-        steps, batch_size (per process), gradient_accumulation: length and size of the run.
-        max_minutes: stop training after so long, the learning rate following the clock where it is ahead of the
-            steps; such a run depends on the machine's speed and cannot be repeated bit for bit. None: no limit.
-        learning_rate, warmup, cooldown (shares of the run; linear up, cosine down), weight_decay, max_grad_norm.
-        resolution: side of the training pictures in pixels, cropped to the centre square.
-        flip: probability of mirroring a picture.
-        caption_dropout: share of captions replaced by the empty text, which guidance needs.
-        min_snr_gamma: of the loss weights (arXiv 2303.09556); None: every timestep weighs the same.
-        ema_decay: of the average of the weights that is sampled from and saved.
-        train: of the UNet "all", its "cross_attention" and text projection, or "lora" adapters of its attention.
-        text_encoder: "frozen", "lora" or "all". lora_rank: of either's adapters.
-        channels_last: memory layout of the UNet. mixed_precision: "no", "bf16" or "fp16".
-        caption_cache_mb, picture_cache_mb: keep text states and pictures in memory up to this size.
-        workers: data loader processes for pictures that are not kept.
-        log_every, save_every, sample_every: in steps; 0: never. keep: newest checkpoints to keep.
-        sample_prompts, sample_seeds, sample_steps, guidance_scale: of the sheets drawn while training.
-        resume: go on from the newest checkpoint in `output`. overwrite: replace what is there.
 
     Raises:
         ValueError: a value out of its range.
     """
 
-    output: Path
-    steps: int = 1000
-    max_minutes: float | None = None
-    batch_size: int = 64
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-4
-    warmup: float = 0.02
-    cooldown: float = 0.3
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    resolution: int = 32
-    flip: float = 0.0
-    caption_dropout: float = 0.1
-    min_snr_gamma: float | None = 5.0
-    ema_decay: float = 0.999
-    train: Literal["all", "cross_attention", "lora"] = "all"
-    text_encoder: Literal["frozen", "lora", "all"] = "frozen"
-    lora_rank: int = 8
-    channels_last: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    caption_cache_mb: int = 1024
-    image_cache_mb: int = 1024
-    workers: int = 0
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    keep: int = 2
-    sample_every: int = 0
-    sample_prompts: tuple[str, ...] = ()
-    sample_seeds: int = 4
-    sample_steps: int = 25
-    guidance_scale: float = 3.0
-    resume: bool = False
-    overwrite: bool = False
+    panel: ClassVar[str] = "Training"
+    max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
+    max_minutes: float | None = setting(
+        None,
+        "Stop training after so long; 0 means no limit. The learning rate then follows the clock where it is ahead of "
+        "the steps, so that the run depends on the speed of the machine and cannot be repeated bit for bit.",
+        bounds=NOT_NEGATIVE,
+    )
+    weight_decay: float = setting(0.01, "The weight decay of AdamW.", bounds=NOT_NEGATIVE)
+    warmup: float = setting(0.02, "The share of the run in which the learning rate rises.", bounds=SHARE)
+    cooldown: float = setting(0.3, "The share of the run in which it falls, as a cosine.", bounds=SHARE)
+    resolution: int = setting(
+        32, "The side of the training pictures in pixels; they are cropped to the center square.", bounds=COUNT
+    )
+    flip: float = setting(0.0, "The probability that a picture is mirrored.", bounds=SHARE)
+    caption_dropout: float = setting(
+        0.1, "The share of captions that are replaced by the empty text, which guidance needs.", bounds=SHARE
+    )
+    min_snr_gamma: float | None = setting(
+        5.0,
+        "Gamma of the loss weights (arXiv 2303.09556). With 0 every timestep weighs the same.",
+        bounds=NOT_NEGATIVE,
+    )
+    ema_decay: float = setting(
+        0.999, "The decay of the average of the weights that is sampled from and saved.", bounds=SHARE
+    )
+    train: Literal["all", "cross_attention", "lora"] = setting(
+        "all", "What trains of the UNet: all, its cross-attention and text projection, or adapters of its attention."
+    )
+    text_encoder: Literal["frozen", "lora", "all"] = setting("frozen", "What trains of the text encoder.")
+    lora_rank: int = setting(8, "The rank of the adapters.", bounds=COUNT)
+    channels_last: bool = setting(False, "Keep the UNet in the memory layout channels_last.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "The precision of the computation.")
+    caption_cache_mb: int = setting(1024, "Text states are kept in memory up to this size.", bounds=COUNT_OR_NONE)
+    image_cache_mb: int = setting(1024, "Pictures are kept in memory up to this size.", bounds=COUNT_OR_NONE)
+    dataloader_num_workers: int = setting(
+        0, "Processes that load the pictures that are not kept.", "--workers", bounds=COUNT_OR_NONE
+    )
+    logging_steps: int = setting(20, "Steps between logs; 0 means never.", "--log-every", bounds=COUNT_OR_NONE)
+    save_steps: int = setting(500, "Steps between checkpoints; 0 means never.", "--save-every", bounds=COUNT_OR_NONE)
+    sample_every: int = setting(0, "Steps between sheets of samples; 0 means never.", bounds=COUNT_OR_NONE)
+    sample_prompts: tuple[str, ...] = setting((), "What the sheets show. It can be repeated.")
+    sample_seeds: int = setting(4, "Pictures of each prompt on a sheet.", bounds=COUNT)
+    sample_steps: int = setting(25, "Inference steps of the sheets.", bounds=COUNT)
+    guidance_scale: float = setting(3.0, "The guidance of the sheets.", bounds=NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
-        self.output = Path(self.output)
-        counts = ("steps", "batch_size", "gradient_accumulation", "resolution", "lora_rank", "keep", "sample_seeds")
-        sizes = ("caption_cache_mb", "image_cache_mb", "workers", "log_every", "save_every", "sample_every")
-        for names, bounds in (
-            ((*counts, "sample_steps"), COUNT),
-            (sizes, COUNT_OR_NONE),
-            (("warmup", "cooldown", "flip", "caption_dropout", "ema_decay"), SHARE),
-            (("max_minutes", "learning_rate", "min_snr_gamma"), POSITIVE),
-            (("weight_decay", "max_grad_norm", "guidance_scale"), NOT_NEGATIVE),
-            (("seed",), SEED),
-        ):
-            require_numbers(self, dict.fromkeys(names, bounds))
-        for name, choices in (
-            ("train", ("all", "cross_attention", "lora")),
-            ("text_encoder", ("frozen", "lora", "all")),
-            ("mixed_precision", ("no", "bf16", "fp16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+        super().__post_init__()
+        self.max_minutes, self.min_snr_gamma = self.max_minutes or None, self.min_snr_gamma or None
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts: what should be drawn?")
 
@@ -110,13 +86,14 @@ class TextToImageSettings:
         return self.learning_rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the folder's parents."""
-        return {**asdict(self), "output": self.output.name, "sample_prompts": list(self.sample_prompts)}
+        """Plain values for JSON, without the folder's parents and what the command line has besides."""
+        own = {each.name: getattr(self, each.name) for each in fields(TextToImageSettings)}
+        return {**own, "output": self.output.name, "sample_prompts": list(self.sample_prompts)}
 
     def fixed(self) -> dict[str, Any]:
         """What the trained weights depend on: a checkpoint of other values is of another run. Where the clock ends the
         run the number of steps is only a bound."""
         held = {name: value for name, value in self.to_dict().items() if name not in _FREE}
         if self.max_minutes is not None:
-            del held["steps"]
+            del held["max_steps"]
         return held

@@ -29,28 +29,23 @@ from ..inference.pickles import refuse_unsafe_pickles
 from ..jobs.checkpoints import (
     mark_complete,
     place_checkpoint,
-    refuse_foreign_checkpoints,
-    remove_checkpoint,
     rotate_checkpoints,
 )
 from ..jobs.divergence import DivergenceGuard
-from ..jobs.outputs import refuse_replaced_source
+from ..jobs.outputs import remove_replaced_run
+from ..jobs.runs import run_folder
 from ..jobs.same_run import (
-    checkpoint_to_resume,
     describe_data,
     describe_processor,
     note_run,
-    only_run,
     plain,
     require_same_run,
 )
 from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
 from ..processing.files.writing import (
-    claim_folder,
     explained,
     make_readable,
     partial_path,
-    remove_owned,
     save_safetensors,
     staged_folder,
 )
@@ -61,8 +56,8 @@ from .settings import TextToImageSettings
 
 _STATE = "training_state.json"
 _AVERAGED = "averaged_weights.safetensors"
-#: What a run writes beside the pipeline.
-_NEEDS = ("training.json", "samples")
+#: What a run writes beside the pipeline, and what makes a folder that of an earlier run.
+_NEEDS, _HELD = ("training.json", "samples"), ("model_index.json", "checkpoint-*")
 
 
 def train_text_to_image(
@@ -86,16 +81,17 @@ def train_text_to_image(
         NotFiniteError: the run has diverged.
         OSError: another run writes to `output`.
     """
-    with only_run(settings.output):
-        return _Run(pipeline, pairs, settings, console or Console()).run()
+    source = pipeline.config.get("_name_or_path")
+    with run_folder(settings.output, settings.overwrite, settings.resume, source, _NEEDS, _HELD) as checkpoint:
+        return _Run(pipeline, pairs, settings, console or Console(), checkpoint).run()
 
 
 class _Run:
-    def __init__(self, pipeline, pairs, settings: TextToImageSettings, console: Console) -> None:
+    def __init__(
+        self, pipeline, pairs, settings: TextToImageSettings, console: Console, checkpoint: Path | None = None
+    ) -> None:
         self.pipeline, self.pairs, self.settings, self.console = pipeline, pairs, settings, console
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-        with self.accelerator.main_process_first():
-            _refuse_existing(settings, pipeline.config.get("_name_or_path"))
         set_seed(settings.seed + self.accelerator.process_index)
         self.scheduler = _training_scheduler(pipeline.scheduler)
         self.identity = self._describe()
@@ -119,8 +115,10 @@ class _Run:
         self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
         self.step, self.elapsed = 0, 0.0
         self.history: list[dict[str, float]] = []
-        if settings.resume:
-            self._load()
+        if checkpoint is not None:
+            self._load(checkpoint)
+        elif self.accelerator.is_main_process:
+            remove_replaced_run(settings.output)
         self.captions = None if self.trains_text else self._caption_features()
 
     def _describe(self) -> dict[str, Any]:
@@ -152,17 +150,17 @@ class _Run:
         feed = batches(
             self.pairs,
             settings.resolution,
-            settings.batch_size,
+            settings.per_device_train_batch_size,
             seed=settings.seed,
-            first=self.step * settings.gradient_accumulation,
+            first=self.step * settings.gradient_accumulation_steps,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            workers=settings.workers,
+            workers=settings.dataloader_num_workers,
             cache_mb=settings.image_cache_mb,
         )
         started, begun_at, losses = time.perf_counter() - self.elapsed, self.step, []
         trained = sum(parameter.numel() for parameter in self.trained)
-        self._report(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.steps}")
+        self._report(f"{trained / 1e6:.2f} M parameters train, from step {self.step} of at most {settings.max_steps}")
         while self._progress() < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.learning_rate_at(self._progress(ahead=True))
@@ -171,12 +169,12 @@ class _Run:
             self.elapsed = time.perf_counter() - started
             if accelerator.num_processes > 1:  # one clock, or the processes would stop at different steps
                 self.elapsed = accelerator.reduce(torch.tensor(self.elapsed, dtype=torch.float64), "mean").item()
-            if settings.log_every and self.step % settings.log_every == 0:
+            if settings.logging_steps and self.step % settings.logging_steps == 0:
                 self._log(losses)
                 losses = []
             if settings.sample_every and self.step % settings.sample_every == 0:
                 self._draw_sheet()
-            if settings.save_every and self.step % settings.save_every == 0:
+            if settings.save_steps and self.step % settings.save_steps == 0:
                 self._save()
         if losses:
             self._log(losses)
@@ -186,12 +184,12 @@ class _Run:
 
     def _progress(self, ahead: bool = False) -> float:
         """Share of the run that is over, by steps or by the clock; `ahead`: once the coming step is done."""
-        by_steps = (self.step + ahead) / self.settings.steps
+        by_steps = (self.step + ahead) / self.settings.max_steps
         limit = self.settings.max_minutes
         return by_steps if limit is None else max(by_steps, self.elapsed / (60 * limit))
 
     def _one_step(self, feed: Iterator[dict[str, Any]]) -> float:
-        settings, parts = self.settings, self.settings.gradient_accumulation
+        settings, parts = self.settings, self.settings.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for part in range(parts):
             last = part == parts - 1
@@ -344,10 +342,9 @@ class _Run:
         make_readable(partial)
         mark_complete(partial)
         place_checkpoint(partial, folder)
-        rotate_checkpoints(folder.parent, folder, self.settings.keep)
+        rotate_checkpoints(folder.parent, folder, self.settings.save_total_limit)
 
-    def _load(self) -> None:
-        last = checkpoint_to_resume(self.settings.output)
+    def _load(self, last: Path) -> None:
         refuse_unsafe_pickles(last)
         require_same_run(last, self.identity, lengthens=False)
         state = json.loads((last / _STATE).read_text(encoding="utf-8"))
@@ -424,16 +421,3 @@ def _training_scheduler(scheduler: Any) -> DDPMScheduler:
     if not torch.allclose(trained.alphas_cumprod.cpu(), scheduler.alphas_cumprod.cpu().to(torch.float32), atol=1e-6):
         raise ValueError(f"DDPMScheduler reads another noise schedule from the settings of {type(scheduler).__name__}")
     return trained
-
-
-def _refuse_existing(settings: TextToImageSettings, source: str | None) -> None:
-    output = settings.output
-    claim_folder(
-        output, ("model_index.json", "checkpoint-*"), overwrite=settings.overwrite, resume=settings.resume, needs=_NEEDS
-    )
-    if settings.overwrite and not settings.resume:
-        refuse_replaced_source(output, source)
-        refuse_foreign_checkpoints(output)
-        remove_owned(output, ["training.json", "samples/*"])
-        for checkpoint in output.glob("checkpoint-*"):
-            remove_checkpoint(checkpoint)

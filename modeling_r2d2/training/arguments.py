@@ -1,10 +1,12 @@
 """Training arguments with the defaults that contrastive pre-training needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from ..jobs.settings import RunSettings
 from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, require_numbers
 
 
@@ -63,3 +65,24 @@ _RANGES = {
     "grad_cache_chunk": COUNT_OR_NONE,
     "seed": SEED,
 }
+
+
+def training_arguments(settings: RunSettings, **others: Any) -> R2D2TrainingArguments:
+    """A run's settings as the Trainer takes them: those of the same name, `others`, and last its `arguments`.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    known = {each.name for each in fields(R2D2TrainingArguments)}
+    shared = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name in known}
+    return R2D2TrainingArguments(
+        **{
+            **shared,
+            "output_dir": str(settings.output),
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "logging_strategy": "steps" if settings.logging_steps else "no",
+            "logging_steps": settings.logging_steps or 500,
+            **others,
+            **getattr(settings, "arguments", {}),
+        }
+    )

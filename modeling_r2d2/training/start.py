@@ -1,6 +1,5 @@
 """Where a pre-training run starts from: an R2D2 or Wukong model, two warm towers, or random weights."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,9 @@ from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.processing_wukong import WukongProcessor
+from ..processing.files.images import turns_upright
 from ..processing.tokenization import build_character_tokenizer
-
-
-@dataclass
-class StartingPoint:
-    """Exactly one of `model`, `preset`, `config`, or `clip` with `roberta`; `tokenizer` where the model brings none;
-    `image_size` and `vision_pooling` for `clip` alone."""
-
-    model: Path | None = None
-    preset: str | None = None
-    config: Path | None = None
-    clip: str | None = None
-    roberta: str | None = None
-    tokenizer: str | None = None
-    image_size: int | None = None
-    vision_pooling: str | None = None
+from .settings import StartingPoint
 
 
 def starting_point(
@@ -44,6 +30,15 @@ def starting_point(
     Raises:
         ValueError: none or several starting points, an unknown preset, or a tokenizer that does not fit the model.
     """
+    model, processor = _start(start, pairs, ranker)
+    if start.exif_transpose not in (None, turns_upright(processor)):
+        processor.image_processor.exif_transpose = start.exif_transpose
+    return model, processor
+
+
+def _start(
+    start: StartingPoint, pairs: Any, ranker: bool | None
+) -> tuple[R2D2ForPreTraining | WukongModel, R2D2Processor]:
     ways = [start.model, start.preset, start.config, start.clip or start.roberta]
     if sum(way is not None for way in ways) != 1 or (start.clip is None) != (start.roberta is None):
         raise ValueError("name one starting point: --model, --preset, --config, or --clip together with --roberta")

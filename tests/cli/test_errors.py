@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import EXAMPLES, app, errors, main
+from modeling_r2d2.cli.commands import require_device
 from modeling_r2d2.cli.terminal import one_line, quiet_libraries
 from modeling_r2d2.inference.loading import one_line_errors
 from modeling_r2d2.processing.files.images import ImageReadError
@@ -157,11 +158,11 @@ def test_version_and_help(monkeypatch, capsys):
     assert call(monkeypatch, capsys, "--version") == (0, f"r2d2 {__version__}\n", "")
     status, out, _ = call(monkeypatch, capsys, "--help")
     assert status == 0
-    head = " ".join(out.split("Options:")[0].split())
+    head = " ".join(out.split("─ Options")[0].split())
     assert head.index("r2d2 index") < head.index("r2d2 search") < head.index("r2d2 app")
     status, out, err = call(monkeypatch, capsys)
     assert status != 0
-    assert "Commands:" in out + err
+    assert "─ Train" in out + err
 
 
 def verbs(command, name: str = "") -> dict:
@@ -215,13 +216,10 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 
 def test_device_is_taken_where_it_works(monkeypatch):
-    from modeling_r2d2.cli.options import check_device
-
-    assert check_device(None) is None
-    assert check_device("cpu") == "cpu"
+    require_device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(typer.BadParameter, match="there is: cpu, cuda:0, cuda:1"):
-        check_device("nonsense")
+    with pytest.raises(ValueError, match="there is: cpu, cuda:0, cuda:1"):
+        require_device("nonsense")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +260,7 @@ def place(tmp_path_factory):
         (["search", "{}/index", "猫", "--min-match-probability", "nan"], "a probability, from 0 to 1"),
         (["search", "{}/index", "猫", "--output", "x.xlsx"], "x.xlsx: it ends in none of .json"),
         (["search", "{}/index", "猫", "--format", "sheet", "--output", "x.jpg"], "x.jpg: it ends in none of .json"),
-        (["data", "check", "{}/pairs.jsonl", "--max-error-rate", "nan"], "--max-error-rate is nan"),
+        (["data", "check", "{}/pairs.jsonl", "--max-error-rate", "nan"], "max_error_rate is nan"),
         (["data", "check", "{}/pairs.jsonl", "--label", "zzz"], "records: {}/pairs.jsonl:1: no column 'zzz'"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

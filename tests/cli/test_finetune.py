@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.cli import app
-from modeling_r2d2.cli.finetune import _rates
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from tests.tiny import tiny_config
 
@@ -78,7 +77,7 @@ def test_tasks(data, tmp_path, task, more, kind):
         (("--validation-split", "val"), "name them with --validation"),
         (("--validation", ".", "--validation-split", "test"), "is a test split by its name"),
         (("--lora", "0", "--dora"), "trains whole weights"),
-        (("--rate", "text_model"), "write a part and a factor"),
+        (("--rate", "text_model"), "write a name and a number"),
         (("--preset", "huge"), "there are published, small"),
         (("--freeze", "poetry"), "matches no parameter"),
         (("--freeze", "text_model", "--freeze-nothing"), "not both"),
@@ -129,10 +128,6 @@ def test_a_class_that_is_held_out_whole(data, tmp_path):
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.num_labels == 8
     alike = arguments(data, tmp_path / "other", "classification", "--prompt", "一张图片")
     assert "has no {} for the class" in str(runner.invoke(app, alike).exception)
-
-
-def test_rates():
-    assert _rates(["text_model=0.1", "a=b=2"]) == {"text_model": 0.1, "a=b": 2.0}
 
 
 def test_a_folder_of_classes(data, tmp_path):

@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
-from modeling_r2d2.cli.data import check
-from modeling_r2d2.cli.options import _reading_pixels
+from modeling_r2d2.cli.commands import _reading_pixels
+from modeling_r2d2.cli.data import CheckSettings
 from modeling_r2d2.processing.files.images import ImageReadError, check_image, open_image
 from tests.helpers import tiny_image
 
@@ -19,7 +19,7 @@ VERBS = ("index", "search", "match", "pretrain", "finetune", "evaluate", "calibr
 def test_verbs_that_read_images_have_the_option(verb):
     command = next(each.callback for each in app.registered_commands if each.name == verb)
     assert "max_pixels" in inspect.signature(command).parameters
-    assert "max_pixels" in inspect.signature(check).parameters
+    assert "max_pixels" in inspect.signature(CheckSettings).parameters
 
 
 def test_the_limit_holds_for_the_call(tmp_path):

@@ -10,7 +10,7 @@ from modeling_r2d2.cli import app
 from tests.helpers import tiny_image, tiny_model, tiny_processor
 
 runner = CliRunner(env={"COLUMNS": "200"})
-READS = ["pretrain", "finetune", "evaluate", "calibrate", "index", "card", "data check", "data matching-pairs"]
+READS = ["pretrain", "finetune", "evaluate", "calibrate", "index", "data card", "data check", "data matching-pairs"]
 
 
 @pytest.mark.parametrize("verb", READS)

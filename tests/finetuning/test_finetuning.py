@@ -54,7 +54,7 @@ def test_every_task_by_its_default_preset(base, tmp_path, task):
 
 def test_the_published_schedule_drives_the_trainer(base, tmp_path):
     """Warm-up over the first epoch and a step; then constant, and lower in the last epoch."""
-    trainer, _ = run(base, settings(tmp_path / "run", epochs=4, warmup_steps=4))
+    trainer, _ = run(base, settings(tmp_path / "run", num_train_epochs=4, warmup_steps=4))
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     # logged after a step: the rate of the next one is in the scheduler, the last one's in the log
     warm = [1e-6 + 9e-6 * step / 4 for step in range(4)]
@@ -78,7 +78,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(base, tmp_path, lora):
     """With an unfrozen temperature beside the adapters, early stopping's state, dropout and augmentation."""
     if lora is not None:
         pytest.importorskip("peft")
-    options = {"epochs": 3, "lora": lora, "patience": 9, "learning_rate": 1e-3, "freeze": ()}
+    options = {"num_train_epochs": 3, "lora": lora, "patience": 9, "learning_rate": 1e-3, "freeze": ()}
     pairs, validation = Colors(16), Colors(8)
     whole, _ = run(base, settings(tmp_path / "whole", **options), pairs, validation)
     half = settings(tmp_path / "half", **options)
@@ -200,7 +200,14 @@ def test_early_stopping_keeps_the_best_weights(base, tmp_path):
     """A rate that destroys the model: the first evaluation is the best one, and its weights are kept."""
     trainer, _ = run(
         base,
-        settings(tmp_path / "run", epochs=9, learning_rate=0.3, patience=2, schedule="constant", warmup_steps=0),
+        settings(
+            tmp_path / "run",
+            num_train_epochs=9,
+            learning_rate=0.3,
+            patience=2,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+        ),
         validation=Colors(8),
     )
     recalls = [entry["eval_mean_recall"] for entry in trainer.state.log_history if "eval_mean_recall" in entry]
@@ -211,7 +218,9 @@ def test_early_stopping_keeps_the_best_weights(base, tmp_path):
 
 def test_matching_is_judged_by_its_probability(base, tmp_path):
     """Against the labelled pairs one by one; true pairs without labels get one drawn negative each."""
-    trainer, _ = run(base, settings(tmp_path / "run", "matching", epochs=1, learning_rate=1e-3), validation=Colors(8))
+    trainer, _ = run(
+        base, settings(tmp_path / "run", "matching", num_train_epochs=1, learning_rate=1e-3), validation=Colors(8)
+    )
     model, processor = trainer.model.eval(), trainer.processing_class
     labelled = trainer.eval_dataset.pairs
     assert len(labelled) == 16
@@ -230,7 +239,14 @@ def test_matching_is_judged_by_its_probability(base, tmp_path):
 def test_captions_are_learnt(processor, tmp_path):
     base = save_base(tmp_path / "base", processor, "resnet", dropout=0.0)
     pairs = Colors(8)
-    options = {"epochs": 60, "learning_rate": 5e-3, "augment": False, "freeze": (), "log_every": 60, "warmup_steps": 5}
+    options = {
+        "num_train_epochs": 60,
+        "learning_rate": 5e-3,
+        "augment": False,
+        "freeze": (),
+        "logging_steps": 60,
+        "warmup_steps": 5,
+    }
     run(
         base,
         settings(tmp_path / "run", "caption", arguments={"save_strategy": "no", "use_cpu": True}, **options),
@@ -258,7 +274,7 @@ def test_a_classifier_begins_as_zero_shot_and_classifies_in_the_stock_pipeline(b
         zero_shot = whole(**batch).logits_per_image
         torch.testing.assert_close(model.eval()(batch["pixel_values"]).logits, zero_shot, atol=1e-4, rtol=1e-4)
     begin = model.classifier.weight.clone()
-    small = settings(tmp_path / "run", "classification", "small", lora=LoRASettings(rank=2), epochs=1)
+    small = settings(tmp_path / "run", "classification", "small", lora=LoRASettings(rank=2), num_train_epochs=1)
     trainer, report = run(base, small)
     assert report.trainable.keys() == {"vision_model", "vision_projection", "temperature", "classifier"}
     assert not torch.equal(trainer.model.classifier.weight, begin)
@@ -286,10 +302,10 @@ def test_what_is_refused(base, processor, tmp_path):
     with pytest.raises(ValueError, match=r"lacks \d+ weights of a \w+, such as image_joint"):
         load_for("matching", tmp_path / "captioner")
     with pytest.raises(ValueError, match="24 pairs are fewer than a batch of 32"):
-        run(base, settings(tmp_path / "run", batch_size=32))
+        run(base, settings(tmp_path / "run", per_device_train_batch_size=32))
     with pytest.raises(ValueError, match="nothing to resume"):
         run(base, settings(tmp_path / "run", resume=True))
-    run(base, settings(tmp_path / "run", epochs=1))
+    run(base, settings(tmp_path / "run", num_train_epochs=1))
     with pytest.raises(FileExistsError, match="already holds"):
         run(base, settings(tmp_path / "run"))
     labelled = Colors()

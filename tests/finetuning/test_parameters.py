@@ -79,15 +79,23 @@ def test_matching_schedule_is_a_triangle():
 def test_published_presets_are_those_of_the_paper(tmp_path):
     retrieval = FinetuningSettings.from_preset("retrieval", tmp_path)
     assert (retrieval.learning_rate, retrieval.weight_decay, retrieval.warmup_steps) == (1e-5, 0.05, 500)
-    assert (retrieval.schedule, retrieval.batch_size, retrieval.freeze) == ("retrieval", 32, ("vision_model",))
+    assert (retrieval.lr_scheduler_type, retrieval.per_device_train_batch_size, retrieval.freeze) == (
+        "retrieval",
+        32,
+        ("vision_model",),
+    )
     matching = FinetuningSettings.from_preset("matching", tmp_path)
     assert (matching.learning_rate, matching.weight_decay, matching.warmup_steps) == (3e-6, 0.01, 3125)
-    assert (matching.schedule, matching.batch_size, matching.epochs) == ("matching", 64, 20)
-    small = FinetuningSettings.from_preset("retrieval", tmp_path, "small", epochs=3, patience=None)
+    assert (matching.lr_scheduler_type, matching.per_device_train_batch_size, matching.num_train_epochs) == (
+        "matching",
+        64,
+        20,
+    )
+    small = FinetuningSettings.from_preset("retrieval", tmp_path, "small", num_train_epochs=3, patience=None)
     assert small.lora is not None
     assert small.patience > 0
     assert small.multi_positive
-    assert (small.epochs, small.freeze) == (3, ())
+    assert (small.num_train_epochs, small.freeze) == (3, ())
     assert small.learning_rate > retrieval.learning_rate
 
 
@@ -107,17 +115,17 @@ def test_settings_that_make_no_sense(tmp_path):
     with pytest.raises(ValueError, match="no such settings: epoch"):
         FinetuningSettings.from_preset("retrieval", tmp_path, epoch=3)
     with pytest.raises(ValueError, match="batch_size must be at least 2"):
-        FinetuningSettings(tmp_path, batch_size=1)
+        FinetuningSettings(output=tmp_path, per_device_train_batch_size=1)
     with pytest.raises(ValueError, match="half the period"):
-        FinetuningSettings(tmp_path, task="matching", schedule="matching", warmup_steps=0.1)
+        FinetuningSettings(output=tmp_path, task="matching", lr_scheduler_type="matching", warmup_steps=0.1)
     with pytest.raises(ValueError, match="has no {} for the class"):
-        FinetuningSettings(tmp_path, task="classification", prompts=("{}的图片", "一张图片"))
+        FinetuningSettings(output=tmp_path, task="classification", prompts=("{}的图片", "一张图片"))
 
 
 def test_warm_up_is_steps_or_a_share_of_them(tmp_path):
-    assert FinetuningSettings(tmp_path, warmup_steps=500).warmup_of(50) == 500
-    assert FinetuningSettings(tmp_path, warmup_steps=0.1).warmup_of(55) == 6
-    assert FinetuningSettings(tmp_path, warmup_steps=0).warmup_of(55) == 0
+    assert FinetuningSettings(output=tmp_path, warmup_steps=500).warmup_of(50) == 500
+    assert FinetuningSettings(output=tmp_path, warmup_steps=0.1).warmup_of(55) == 6
+    assert FinetuningSettings(output=tmp_path, warmup_steps=0).warmup_of(55) == 0
 
 
 def test_multi_positive_loss_is_the_formula():

@@ -38,7 +38,14 @@ def test_what_trains_on_how_much(base, tmp_path):
 
 
 def test_a_sound_run_gets_no_warning(base, tmp_path):
-    sound = settings(tmp_path, batch_size=16, epochs=20, schedule="cosine", warmup_steps=0.1, patience=2)
+    sound = settings(
+        tmp_path,
+        per_device_train_batch_size=16,
+        num_train_epochs=20,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        patience=2,
+    )
     assert report_of(base, sound, validation=Colors(9)).warnings == ()
 
 
@@ -46,18 +53,30 @@ def test_a_sound_run_gets_no_warning(base, tmp_path):
     ("changes", "warning"),
     [
         ({"multi_positive": False}, "others of the same caption in a batch, and they count as negatives"),
-        ({"batch_size": 8}, "only 8 pairs are compared at a time"),
-        ({"batch_size": 8, "gradient_accumulation": 2}, "gradient_accumulation adds no negatives"),
+        ({"per_device_train_batch_size": 8}, "only 8 pairs are compared at a time"),
+        (
+            {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
+            "gradient accumulation adds no negatives",
+        ),
         ({"freeze": ("temperature",)}, "the temperature is frozen"),
-        ({"schedule": "retrieval"}, "within the 500 warm-up steps; the published ones are made for large sets"),
-        ({"schedule": "cosine", "warmup_steps": 500}, "within the 500 warm-up steps"),
-        ({"epochs": 1}, "15 steps are few"),
+        (
+            {"lr_scheduler_type": "retrieval"},
+            "within the 500 warm-up steps; the published ones are made for large sets",
+        ),
+        ({"lr_scheduler_type": "cosine", "warmup_steps": 500}, "within the 500 warm-up steps"),
+        ({"num_train_epochs": 1}, "15 steps are few"),
         ({"patience": 2}, "no validation pairs: nothing can stop early"),
     ],
 )
 def test_warnings_of_what_makes_small_runs_fail(base, tmp_path, changes, warning):
-    options = {"batch_size": 16, "epochs": 20, "schedule": "cosine", "warmup_steps": 0, **changes}
-    if changes == {"schedule": "retrieval"}:
+    options = {
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 20,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0,
+        **changes,
+    }
+    if changes == {"lr_scheduler_type": "retrieval"}:
         options["warmup_steps"] = 500
     found = report_of(base, settings(tmp_path, **options)).warnings
     assert len(found) == 1
@@ -76,7 +95,7 @@ def test_few_images_and_unknown_characters(base, processor, tmp_path):
     # 23 texts of 7 tokens and one of 5, of which two are unknown
     assert summary.unknown_share == pytest.approx(2 / (23 * 7 + 5))
     assert summary.unknown_example == "红鳄鱼"
-    warnings = report_of(base, settings(tmp_path, schedule="cosine", warmup_steps=0), Repeated()).warnings
+    warnings = report_of(base, settings(tmp_path, lr_scheduler_type="cosine", warmup_steps=0), Repeated()).warnings
     assert any("1.2 % of the text tokens are unknown to the tokenizer, as in '红鳄鱼'" in w for w in warnings)
     assert any("there are only 5" in w for w in warnings)
 
@@ -126,7 +145,7 @@ def test_validation_images_that_are_trained_on(tmp_path, monkeypatch, base):
     found = {place: trained_on(train, load_pairs(place)) for place in ("link/held.jsonl", "two/held.jsonl")}
     assert found == {"link/held.jsonl": 2, "two/held.jsonl": 1}
     warnings = report_of(
-        base, settings(tmp_path, batch_size=2), train, load_pairs(tmp_path / "one" / "held.jsonl")
+        base, settings(tmp_path, per_device_train_batch_size=2), train, load_pairs(tmp_path / "one" / "held.jsonl")
     ).warnings
     assert any("2 of 3 validation pairs show pictures that are trained on" in warning for warning in warnings)
 

@@ -41,11 +41,11 @@ FINETUNING = {
     "best_metric": 1.0,
     "settings": {
         "task": "retrieval",
-        "epochs": 3,
-        "batch_size": 16,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
         "learning_rate": 2e-5,
         "seed": 4,
-        "schedule": "cosine",
+        "lr_scheduler_type": "cosine",
     },
 }
 

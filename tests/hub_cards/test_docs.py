@@ -34,7 +34,7 @@ def test_guide(name, folders, tmp_path, monkeypatch, online):
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (line, result.output, result.exception)
             verbs.append(arguments[0])
-    assert verbs == ["evaluate", "card", "push", "push", "card"]
+    assert verbs == ["evaluate", "card", "push", "push", "data"]
     assert scope["card"].data.language == "zh"
     assert "README.md" in online.repos["owner/name"]
     assert "evaluation/retrieval-my-test-set.json" in online.repos["owner/name"]

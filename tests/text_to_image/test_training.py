@@ -45,7 +45,14 @@ def pairs(data):
 
 
 def settings(output, **changes) -> TextToImageSettings:
-    base = {"steps": 4, "batch_size": 3, "resolution": 8, "learning_rate": 1e-2, "save_every": 0, "log_every": 1}
+    base = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 3,
+        "resolution": 8,
+        "learning_rate": 1e-2,
+        "save_steps": 0,
+        "logging_steps": 1,
+    }
     return TextToImageSettings(output=output, **{**base, **changes})
 
 
@@ -63,14 +70,14 @@ def changed(before: dict, after: dict) -> set[str]:
     "changes",
     [
         {},
-        {"gradient_accumulation": 2, "flip": 0.5, "channels_last": True},
+        {"gradient_accumulation_steps": 2, "flip": 0.5, "channels_last": True},
         {"text_encoder": "all"},
         {"train": "lora", "text_encoder": "lora", "lora_rank": 2},
     ],
     ids=["plain", "accumulated", "text-encoder", "lora"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(pairs, tmp_path, changes, monkeypatch):
-    changes = {**changes, "save_every": 2}
+    changes = {**changes, "save_steps": 2}
     whole = tiny_pipeline()
     history = train_text_to_image(whole, pairs, settings(tmp_path / "whole", **changes))["history"]
 
@@ -98,10 +105,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pairs, tmp_path, changes, mon
 def test_the_written_pipeline_has_the_averaged_weights(pairs, tmp_path):
     pipeline = tiny_pipeline()
     before = weights(pipeline)
-    result = train_text_to_image(pipeline, pairs, settings(tmp_path / "out", ema_decay=0.0, steps=3))
+    result = train_text_to_image(pipeline, pairs, settings(tmp_path / "out", ema_decay=0.0, max_steps=3))
     plain = weights(pipeline)
     averaged = tiny_pipeline()
-    train_text_to_image(averaged, pairs, settings(tmp_path / "averaged", ema_decay=0.9, steps=3))
+    train_text_to_image(averaged, pairs, settings(tmp_path / "averaged", ema_decay=0.9, max_steps=3))
     assert changed(plain, weights(averaged))
     # the text encoder is frozen; all else trains
     assert changed(before, plain) == {name for name in before if name.startswith("unet.")}
@@ -113,7 +120,7 @@ def test_the_written_pipeline_has_the_averaged_weights(pairs, tmp_path):
 
 def test_it_learns(pairs, tmp_path):
     few = pairs.select([0, 1])
-    run = settings(tmp_path / "out", steps=60, batch_size=8, caption_dropout=0.0, log_every=10)
+    run = settings(tmp_path / "out", max_steps=60, per_device_train_batch_size=8, caption_dropout=0.0, logging_steps=10)
     history = train_text_to_image(tiny_pipeline(), few, run)["history"]
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
 
@@ -122,7 +129,7 @@ def test_latent_space_trains_the_unet_alone(pairs, tmp_path):
     pipeline = tiny_pipeline(latent=True)
     vae = {name: value.clone() for name, value in pipeline.vae.state_dict().items()}
     before = weights(pipeline)
-    train_text_to_image(pipeline, pairs, settings(tmp_path / "out", resolution=16, steps=2))
+    train_text_to_image(pipeline, pairs, settings(tmp_path / "out", resolution=16, max_steps=2))
     assert {name.split(".")[0] for name in changed(before, weights(pipeline))} == {"unet"}
     assert not changed(vae, pipeline.vae.state_dict())
 
@@ -217,28 +224,30 @@ def test_checkpoints_that_cannot_be_adapted(stable_diffusion, tmp_path):
 
 
 def test_nothing_is_overwritten_by_accident(pairs, tmp_path):
-    run = settings(tmp_path, steps=2, save_every=1, keep=1)
+    run = settings(tmp_path, max_steps=2, save_steps=1, save_total_limit=1)
     train_text_to_image(tiny_pipeline(), pairs, run)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     with pytest.raises(FileExistsError, match="--resume"):
-        train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2))
+        train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, max_steps=2))
     with pytest.raises(ValueError, match="batch_size 3, this run has 2"):
-        train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=2, batch_size=2, resume=True))
+        train_text_to_image(
+            tiny_pipeline(), pairs, settings(tmp_path, max_steps=2, per_device_train_batch_size=2, resume=True)
+        )
     for change, message in (
         ({"learning_rate": 2e-3}, "learning_rate .*, this run has 0.002"),
         ({"caption_dropout": 0.5}, "caption_dropout .*, this run has 0.5"),
         ({"seed": 5}, "seed 0, this run has 5"),
-        ({"steps": 3}, "steps 2, this run has 3"),
+        ({"max_steps": 3}, "max_steps 2, this run has 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, **{"steps": 2, **change}, resume=True))
+            train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, **{"max_steps": 2, **change}, resume=True))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     pipeline = tiny_pipeline()
-    again = train_text_to_image(pipeline, pairs, settings(tmp_path, steps=2, resume=True, log_every=1))
+    again = train_text_to_image(pipeline, pairs, settings(tmp_path, max_steps=2, resume=True, logging_steps=1))
     assert again["steps"] == 2  # a finished run is left alone
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not changed(weights(pipeline), weights(R2D2TextToImagePipeline.from_pretrained(tmp_path)))
-    train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, steps=1, overwrite=True))
+    train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, max_steps=1, overwrite=True))
     assert not list(tmp_path.glob("checkpoint-*"))
     with pytest.raises(ValueError, match="nothing to resume: .* holds no checkpoint"):
         train_text_to_image(tiny_pipeline(), pairs, settings(tmp_path, resume=True))
@@ -255,26 +264,26 @@ def test_others_files_in_the_folder_of_a_run(pairs, tmp_path):
 
     put("notes.txt")
     with pytest.raises(FileExistsError, match="something else"):
-        train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1))
+        train_text_to_image(tiny_pipeline(), pairs, settings(output, max_steps=1))
     (output / "notes.txt").unlink()
     before = os.umask(0o022)
     try:
-        train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=2, save_every=1, keep=1))
+        train_text_to_image(tiny_pipeline(), pairs, settings(output, max_steps=2, save_steps=1, save_total_limit=1))
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.rglob("*") if path.is_file()} == {0o644}
     put("vectors.npy", "samples/holiday.png", "checkpoint-2/notes.txt", "checkpoint-best/weights", "unet/notes")
     for name in ("samples", "checkpoint-2", "checkpoint-best"):
         with pytest.raises(FileExistsError, match=f"{name} is no"):
-            train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1, overwrite=True))
+            train_text_to_image(tiny_pipeline(), pairs, settings(output, max_steps=1, overwrite=True))
         shutil.move(output / name, tmp_path / name)
-    train_text_to_image(tiny_pipeline(), pairs, settings(output, steps=1, overwrite=True))
+    train_text_to_image(tiny_pipeline(), pairs, settings(output, max_steps=1, overwrite=True))
     assert (output / "vectors.npy").read_text() == (output / "unet" / "notes").read_text() == "mine"
     assert not list(output.glob("checkpoint-*"))
 
 
 def test_killed_while_a_checkpoint_or_the_pipeline_is_written(pairs, tmp_path, monkeypatch):
-    run = settings(tmp_path, steps=2, save_every=1)
+    run = settings(tmp_path, max_steps=2, save_steps=1)
     for place, name in ((training, "mark_complete"), (R2D2TextToImagePipeline, "save_pretrained")):
 
         def interrupted(place=place, name=name):
@@ -304,15 +313,15 @@ def test_schedulers_that_cannot_train(pairs, tmp_path):
 
 def test_sheets_while_training_change_nothing(pairs, tmp_path):
     plain, drawing = tiny_pipeline(), tiny_pipeline()
-    train_text_to_image(plain, pairs, settings(tmp_path / "plain", steps=3))
+    train_text_to_image(plain, pairs, settings(tmp_path / "plain", max_steps=3))
     sheets = {"sample_every": 1, "sample_prompts": ("一只猫",), "sample_seeds": 1, "sample_steps": 1}
-    train_text_to_image(drawing, pairs, settings(tmp_path / "drawing", steps=3, **sheets))
+    train_text_to_image(drawing, pairs, settings(tmp_path / "drawing", max_steps=3, **sheets))
     assert not changed(weights(plain), weights(drawing))
     assert len(list((tmp_path / "drawing" / "samples").glob("*.png"))) == 3
 
 
 def test_the_clock_ends_a_run(pairs, tmp_path):
-    run = settings(tmp_path / "out", steps=10_000, max_minutes=1e-9)
+    run = settings(tmp_path / "out", max_steps=10_000, max_minutes=1e-9)
     assert train_text_to_image(tiny_pipeline(), pairs, run)["steps"] == 1
 
 
@@ -325,7 +334,7 @@ def test_learning_rate():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps is 0"),
+        ({"max_steps": 0}, "max_steps is 0"),
         ({"caption_dropout": 1.5}, "0..1"),
         ({"min_snr_gamma": -1.0}, "min_snr_gamma"),
         ({"train": "some"}, "cross_attention"),
@@ -412,6 +421,6 @@ class _Silent:
 
 def test_loading_what_was_trained_by_trust(pairs, tmp_path):
     pipeline = tiny_pipeline()
-    train_text_to_image(pipeline, pairs, settings(tmp_path / "out", steps=1))
+    train_text_to_image(pipeline, pairs, settings(tmp_path / "out", max_steps=1))
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert not changed(weights(pipeline), weights(loaded))

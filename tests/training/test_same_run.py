@@ -33,7 +33,9 @@ def model(**config) -> R2D2ForPreTraining:
 
 
 def options(folder, **changes):
-    return settings(folder, **{"steps": 4, "batch_size": 4, "save_every": 1, "recipe": RECIPE, **changes})
+    return settings(
+        folder, **{"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 1, "recipe": RECIPE, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +88,14 @@ def test_a_run_that_was_killed_before_it_wrote_its_model_writes_it(finished, unf
 def test_a_moved_run_goes_on_and_what_does_not_matter_may_change(finished, unfinished, processor):  # noqa: F811
     torch.manual_seed(99)
     os.utime(unfinished / "checkpoint-3", (2e9, 2e9))  # the clock went back: it is the newest by its time
-    run = resume(unfinished, processor, log_every=2, save_every=2, workers=1)
+    run = resume(unfinished, processor, logging_steps=2, save_steps=2, dataloader_num_workers=1)
     assert_equal(weights(run.model), finished[1])
     assert names(unfinished) == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_more_steps_are_another_schedule_and_reported(unfinished, processor, caplog):  # noqa: F811
     with caplog.at_level(logging.WARNING):
-        run = resume(unfinished, processor, steps=5)
+        run = resume(unfinished, processor, max_steps=5)
     assert caplog.text.count("lengthened from 4 to 5 steps") == 1
     assert run.state.global_step == 5
     assert "missing keys" not in caplog.text  # the MLM head's weights are the text tower's, and held once
@@ -101,7 +103,7 @@ def test_more_steps_are_another_schedule_and_reported(unfinished, processor, cap
 
 def test_a_run_that_is_refused_is_not_called_lengthened(unfinished, processor, caplog):  # noqa: F811
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="learning_rate"):
-        resume(unfinished, processor, steps=5, learning_rate=2e-3)
+        resume(unfinished, processor, max_steps=5, learning_rate=2e-3)
     assert "lengthened" not in caplog.text
 
 
@@ -120,14 +122,14 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
     [
         ({"seed": 1}, "seed 0, this run has 1"),
         ({"learning_rate": 2e-3}, "learning_rate 0.001, this run has 0.002"),
-        ({"steps": 3}, "max_steps 4, this run has 3"),
-        ({"batch_size": 8}, "per_device_train_batch_size 4, this run has 8"),
-        ({"gradient_accumulation": 2}, "gradient_accumulation_steps 1, this run has 2"),
+        ({"max_steps": 3}, "max_steps 4, this run has 3"),
+        ({"per_device_train_batch_size": 8}, "per_device_train_batch_size 4, this run has 8"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1, this run has 2"),
         ({"weight_decay": 0.5}, "weight_decay 0.05, this run has 0.5"),
         ({"max_grad_norm": 0.5}, "max_grad_norm 1.0, this run has 0.5"),
-        ({"warmup": 0.5}, "warmup_steps 0.05, this run has 0.5"),
+        ({"warmup_steps": 0.5}, "warmup_steps 0.05, this run has 0.5"),
         ({"mask_ratio": 0.3}, "mask_ratio 0.15, this run has 0.3"),
-        ({"augmentation": None}, "augmentation "),
+        ({"augmentation": None, "augment": False}, "augmentation "),
         ({"recipe": Recipe(target_guided=None, momentum=0.9)}, "momentum.start 0.995, this run has 0.9"),
         ({"recipe": None}, "distillation "),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "bf16": True}}, "bf16 False, this run has True"),
@@ -220,6 +222,6 @@ def test_weights_are_known_whatever_the_threads():
 
 
 def test_settings_as_json(tmp_path):
-    held = json.loads(json.dumps(plain(FinetuningSettings(tmp_path / "out", rates={"text_model": 0.1}))))
+    held = json.loads(json.dumps(plain(FinetuningSettings(output=tmp_path / "out", rates={"text_model": 0.1}))))
     assert held["output"] == "out"
     assert held["rates"] == {"text_model": 0.1}

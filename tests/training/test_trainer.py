@@ -62,12 +62,15 @@ def settings(folder, **kwargs) -> PretrainingSettings:
     return PretrainingSettings(
         **{
             "output": folder,
-            "steps": 6,
-            "batch_size": 8,
+            "max_steps": 6,
+            "per_device_train_batch_size": 8,
             "learning_rate": 1e-3,
             "augmentation": BatchAugmentation(),
-            "workers": 0,
-            "log_every": 1,
+            "distil": False,
+            "eval_steps": 0,
+            "save_steps": 0,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
             "arguments": arguments,
             **kwargs,
         }
@@ -85,7 +88,7 @@ def assert_equal(first: dict, second: dict):
 
 
 def test_every_part_of_the_loss_is_logged(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, eval_every=3), eval_pairs=Colors())
+    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, eval_steps=3), eval_pairs=Colors())
     trainer.train()
     first = trainer.state.log_history[0]
     parts = first["loss_gcpr"] + first["loss_fgr"] + first["loss_mlm"]
@@ -111,7 +114,14 @@ def test_it_learns_and_the_best_checkpoint_is_chosen_by_recall(processor, tmp_pa
         processor,
         Colors(),
         settings(
-            tmp_path, steps=60, learning_rate=3e-3, augmentation=None, eval_every=20, save_every=20, arguments=arguments
+            tmp_path,
+            max_steps=60,
+            learning_rate=3e-3,
+            augmentation=None,
+            augment=False,
+            eval_steps=20,
+            save_steps=20,
+            arguments=arguments,
         ),
         eval_pairs=Colors(),
     )
@@ -123,7 +133,9 @@ def test_it_learns_and_the_best_checkpoint_is_chosen_by_recall(processor, tmp_pa
 
 
 def test_the_whole_gallery_is_evaluated_though_training_drops_the_last_batch(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, batch_size=10), eval_pairs=Colors())
+    trainer = build_trainer(
+        model(), processor, Colors(), settings(tmp_path, per_device_train_batch_size=10), eval_pairs=Colors()
+    )
     assert trainer.args.dataloader_drop_last
     assert sum(len(batch["image_ids"]) for batch in trainer.get_eval_dataloader()) == 24
     assert trainer.args.dataloader_drop_last
@@ -131,9 +143,13 @@ def test_the_whole_gallery_is_evaluated_though_training_drops_the_last_batch(pro
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_an_interrupted_run_equals_an_uninterrupted_one(processor, tmp_path, accumulation):
-    whole = settings(tmp_path / "whole", save_every=2, gradient_accumulation=accumulation, batch_size=4)
+    whole = settings(
+        tmp_path / "whole", save_steps=2, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4
+    )
     expected = weights(pretrain(model(), processor, Colors(), whole).model)
-    half = settings(tmp_path / "half", save_every=2, gradient_accumulation=accumulation, batch_size=4)
+    half = settings(
+        tmp_path / "half", save_steps=2, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4
+    )
     trainer = build_trainer(model(), processor, Colors(), half)
     trainer.train()
     for checkpoint in (tmp_path / "half").glob("checkpoint-*"):
@@ -149,7 +165,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(processor, tmp_path, acc
 def test_workers_change_nothing(processor, tmp_path):
     results = []
     for workers in (0, 2):
-        run = settings(tmp_path / str(workers), steps=3, workers=workers)
+        run = settings(tmp_path / str(workers), max_steps=3, dataloader_num_workers=workers)
         results.append(weights(pretrain(model(), processor, Colors(), run).model))
     assert_equal(*results)
 
@@ -202,7 +218,7 @@ def test_a_tokenizer_of_another_model_is_refused(processor, tmp_path):
 
 
 def test_a_folder_that_holds_a_model_is_refused(processor, tmp_path):
-    run = settings(tmp_path / "run", steps=1)
+    run = settings(tmp_path / "run", max_steps=1)
     pretrain(model(), processor, Colors(), run)
     with pytest.raises(FileExistsError, match="already holds config.json"):
         pretrain(model(), processor, Colors(), run)
@@ -213,7 +229,7 @@ def test_a_folder_that_holds_a_model_is_refused(processor, tmp_path):
 
 def test_prd2_trains_by_pre_ranking(processor, tmp_path):
     prd2 = R2D2ForPreTraining(tiny_config("clip", ranker=False))
-    trainer = pretrain(prd2, processor, Colors(), settings(tmp_path / "prd2", steps=2))
+    trainer = pretrain(prd2, processor, Colors(), settings(tmp_path / "prd2", max_steps=2))
     assert "loss_fgr" not in trainer.state.log_history[0]
 
 

@@ -1,0 +1,93 @@
+"""What a pre-training run does, and where it starts from; imports no torch, so that help does not wait for it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ..jobs.settings import RunSettings
+from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SHARE
+from ..processing.files.settings import setting
+
+
+@dataclass(kw_only=True)
+class StartingPoint:
+    """Exactly one of `model`, `preset`, `config`, or `clip` with `roberta`; `tokenizer` where the model brings none;
+    `image_size` and `vision_pooling` for `clip` alone."""
+
+    panel: ClassVar[str] = "Start"
+    model: Path | None = setting(None, "Start from this R2D2 or Wukong model, or checkpoint folder.")
+    preset: str | None = setting(
+        None, f"Start from random weights of a size: {', '.join([*PRESETS, *WUKONG_PRESETS])}."
+    )
+    config: Path | None = setting(None, "Start from random weights of this config.json.")
+    clip: str | None = setting(
+        None, "Start warm: the image tower comes from this CLIP folder or Hub name, the text tower from --roberta."
+    )
+    roberta: str | None = setting(None, "With --clip, the BERT or RoBERTa folder or Hub name of the text tower.")
+    tokenizer: str | None = setting(
+        None,
+        "A tokenizer's folder or vocab.txt. The default comes with the model, or is made of the texts' characters.",
+    )
+    image_size: int | None = setting(
+        None, "With --clip, the side of the pictures in pixels. The default is the tower's own.", bounds=COUNT
+    )
+    vision_pooling: Literal["cls", "mean"] | None = setting(
+        None, "With --clip, what pre-ranking reads of a tower whose kind does not imply it."
+    )
+    exif_transpose: bool | None = setting(
+        None,
+        "Turn photographs upright by their EXIF data, or take them as they are stored, as the authors did. The model "
+        "keeps which. The default is what --model says, else upright.",
+    )
+
+
+@dataclass(kw_only=True)
+class PretrainingSettings(RunSettings):
+    """What `pretrain` does; the command line has the same names.
+
+    Args:
+        augmentation: another one than the paper's, for Python alone.
+        distinct_ids: batches without two pairs of one image id, where the data allow it.
+        channels_last: memory layout of the pictures, see `R2D2PretrainingCollator`.
+        arguments: further `TrainingArguments`, by name.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    panel: ClassVar[str] = "Training"
+    recipe: Any = setting(
+        None,
+        "The objectives: r2d2, prd2 (no ranker), clip (no distillation), brivl (a queue of momentum features, no "
+        "ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The default is what the model "
+        "is made for.",
+    )
+    distil: bool = setting(True, "Train with the two-way distillation of the recipe.")
+    queue_size: int | None = setting(
+        None, "Earlier pairs in the feature queue. The default is 65,536 (brivl 9,600), at most half of the data."
+    )
+    alpha: float | None = setting(None, "The weight of the teacher in the targets. The default is 0.4.")
+    momentum: float | None = setting(None, "The momentum of the teacher. The default is 0.995, of brivl 0.99.")
+    max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
+    warmup_steps: float = setting(
+        0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE
+    )
+    mask_ratio: float | None = setting(
+        None, "The share of text tokens that are masked; with 0 there is no MLM. The default is 0.15.", bounds=SHARE
+    )
+    whole_words: bool = setting(False, "Mask whole Chinese words, which needs jieba.")
+    augment: bool = setting(True, "Augment pictures as the paper does.")
+    eval_steps: int = setting(500, "Steps between evaluations; 0 means never.", "--eval-every", bounds=COUNT_OR_NONE)
+    save_steps: int = setting(500, "Steps between checkpoints; 0 means never.", "--save-every", bounds=COUNT_OR_NONE)
+    grad_cache_chunk: int = setting(
+        0, "Pairs in memory at once while the whole batch is compared; 0 means all.", bounds=COUNT_OR_NONE
+    )
+    bf16: bool = setting(False, "Compute in bfloat16.")
+    augmentation: Any = None
+    distinct_ids: bool = True
+    channels_last: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+__all__ = ["PretrainingSettings", "StartingPoint"]
