@@ -152,7 +152,7 @@ class TwoTowerPreTrainedModel(PreTrainedModel):
 class TextTowerMixin:
     """Of models whose input embeddings are those of `text_model`."""
 
-    text_model: PreTrainedModel
+    text_model: Any  # every model's own kind
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's token embeddings."""
