@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from modeling_r2d2.figures import Hit, Query, best_hits, contact_sheet, fonts, training_curves
-from modeling_r2d2.figures.contact_sheet import _wrap
+from modeling_r2d2.figures.cells import _wrap
 from tests.helpers import tiny_image
 
 GREEN = (0x1A, 0x98, 0x50)

@@ -141,4 +141,4 @@ def test_small_images_are_enlarged_by_whole_pixels(tmp_path):
     image = Image.new("RGB", (8, 8), "red")
     image.putpixel((0, 0), (0, 0, 255))
     sheet = np.asarray(sample_sheet(["山"], [[image]]))
-    assert (sheet == (0, 0, 255)).all(axis=-1).sum() == 20 * 20
+    assert (sheet == (0, 0, 255)).all(axis=-1).sum() == 19 * 19
