@@ -79,7 +79,7 @@ class CollectionImage:
                 if self.offset is None:
                     return file.read()
                 file.seek(self.offset)
-                return file.read(self.size)
+                return file.read(-1 if self.size is None else self.size)
         except OSError as error:
             raise ImageReadError(f"{self.path}: {error.strerror or error}") from error
 
@@ -268,8 +268,8 @@ def _merged(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | P
             yield Problem(location, None, f"image_id {id!r} names {path}, and in {first[2]} it names {first[0]}")
             continue
         first[1].extend(text for text in texts if text not in first[1])
-    for id, (path, texts, location) in known.items():
-        yield _file_image(id, path, tuple(texts), location)
+    for id, (path, captions, location) in known.items():
+        yield _file_image(id, path, tuple(captions), location)
 
 
 def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) -> Iterator[CollectionImage | Problem]:
@@ -295,6 +295,8 @@ def _from_tar(path: str, label: str, records: Records) -> Iterator[CollectionIma
         if isinstance(item, Problem):
             yield item
             continue
+        assert item.member is not None  # of an archive
+        assert isinstance(item.image, bytes)
         again = item.member.offset is not None
         yield CollectionImage(
             id=item.image_id or f"{label}/{item.member.name}",

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 from ..processing.datasets.report import Problem
 from ..processing.files.images import ImageReadError
@@ -106,7 +106,8 @@ class Plan:
         """Rows that the index loses once pictures of the ids `fresh` are encoded: those that are pruned, and whose id
         another picture bears now. A picture that has changed and cannot be read stays as it was."""
         taken = {*self.prune, *fresh, *self.resumed_ids, *self._kept_ids(self.known)}
-        return sorted(each.place for id, each in self.known.items() if id in taken and each.place not in self.keep)
+        own = ((id, cast(int, each.place)) for id, each in self.known.items())  # in the index, rows
+        return sorted(place for id, place in own if id in taken and place not in self.keep)
 
     def _kept_ids(self, known: dict[str, Known]) -> set[str]:
         return {(self.keep[each.place] or each.image).id for each in known.values() if each.place in self.keep}
@@ -289,25 +290,26 @@ class _Comparison:
     def _under_another_id(self, item: CollectionImage) -> Known | None:
         """A picture that is the same but for its id, which the source has not named so far: of a file that is gone, so
         that it has been renamed or moved to this one; or of this very file, where the source named it otherwise."""
-        if self._missing is None:
-            self._look_for_places()
+        missing = self._look_for_places() if self._missing is None else self._missing
         alike = list(self._by_place.get((item.path, item.offset), ()))
-        if item.size in self._missing_sizes:
-            alike += self._missing.get(_digest(item), ())
+        if item.size in self._missing_sizes and (content := _digest(item)) is not None:
+            alike += missing.get(content, ())
         for known in alike:
             if known.place not in self.kept and known.image.id not in self.seen and known.same(item):
                 return known
         return None
 
-    def _look_for_places(self) -> None:
+    def _look_for_places(self) -> dict[str, list[Known]]:
         """Sort what is known by content where files are gone, and by place where the source was named otherwise."""
-        self._missing = {}
+        missing: dict[str, list[Known]] = {}
         for known in (*self.known.values(), *self.pending.values()):
             if known.image.state() == "missing":
-                self._missing.setdefault(known.content, []).append(known)
+                missing.setdefault(known.content, []).append(known)
                 self._missing_sizes.add(known.image.size)
             elif known.image.path is not None and self._is_own(known):
                 self._by_place.setdefault((known.image.path, known.image.offset), []).append(known)
+        self._missing = missing
+        return missing
 
 
 def _digest(image: CollectionImage) -> str | None:
