@@ -153,7 +153,8 @@ def make_report(
     """Look at model, data and settings.
 
     Args:
-        workers: processes that share a batch. validation: the pairs that the run is judged by.
+        workers: processes that share a batch.
+        validation: the pairs that the run is judged by.
     """
     validation_pairs = 0 if validation is None else len(validation)
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * workers
