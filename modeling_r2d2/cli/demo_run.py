@@ -110,7 +110,8 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
     Raises:
         FileExistsError: the output folder holds a model already.
         ImportError: the demo set's packages are not installed; says how.
-        NotFiniteError: the run has diverged. OSError: another run writes there.
+        NotFiniteError: the run has diverged.
+        OSError: another run writes there.
     """
     settings = replace(settings, recipe=settings.recipe or DEMO_RECIPE)
     written = ("results.json", "training_curves.png", "contact_sheet.png", "README.md")

@@ -117,7 +117,8 @@ class IndexProgress:
     alone, of archives and tables their bytes too.
 
     Args:
-        source, reading: as for `IndexBuilder.add`. source None: nothing is counted.
+        source: as for `IndexBuilder.add`; None: nothing is counted.
+        reading: as for `IndexBuilder.add`.
     """
 
     def __init__(self, source: str | list[str] | None, reading: dict[str, Any]):

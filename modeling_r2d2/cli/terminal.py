@@ -19,7 +19,8 @@ class Terminal(Console):
     path can be copied. A table is as wide as its content, whatever the terminal's width is, for the same reason.
 
     Args:
-        stderr: write there. file: write to this file instead.
+        stderr: write there.
+        file: write to this file instead.
     """
 
     def __init__(self, stderr: bool = False, file: IO[str] | None = None):

@@ -48,7 +48,9 @@ Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]
 class Evaluation:
     """A data set opened once for any number of models.
 
-    classes: what classification reads. pairs: what the other tasks read, and classification of pairs.
+    Attributes:
+        classes: what classification reads.
+        pairs: what the other tasks read, and classification of pairs.
 
     Raises:
         ValueError, FileNotFoundError, DataRefusedError: data that do not fit the task, or as `load_pairs`.

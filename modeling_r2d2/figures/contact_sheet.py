@@ -31,7 +31,9 @@ def best_hits(scores: Tensor, positives: Tensor, contents: Sequence[Content], co
     """The `count` best of a gallery for one query, as `Hit`s.
 
     Args:
-        scores: (G,). positives: (G,) boolean. contents: the G pictures or texts of the gallery.
+        scores: (G,).
+        positives: (G,) boolean.
+        contents: the G pictures or texts of the gallery.
     """
     values, places = scores.float().topk(min(count, len(scores)))
     return [
@@ -53,8 +55,10 @@ def contact_sheet(
     Args:
         queries: one row each; all with the same ways of searching, which become blocks of columns.
         path: where to write the PNG (folders are made); None: nowhere.
-        title, subtitle: above the sheet; Chinese is fine.
-        tile: side of a picture; scale: pixels per unit, 2 for sharp display.
+        title: above the sheet; Chinese is fine.
+        subtitle: below the title.
+        tile: side of a picture.
+        scale: pixels per unit, 2 for sharp display.
 
     Returns:
         the sheet, RGB.

@@ -19,10 +19,15 @@ TASKS: tuple[str, ...] = get_args(Task)
 class LoRASettings:
     """Low-rank adapters through PEFT.
 
-    rank, alpha, dropout: of LoRA; the update is scaled by alpha / rank. dora: weight-decomposed (DoRA). targets:
-    patterns on module names whose linear layers (and convolutions) get an adapter; None: all that are not frozen.
-    train_also: patterns of parameters that train besides the adapters, whole (those of the default where the model
-    has them).
+    Args:
+        rank: of LoRA.
+        alpha: the update is scaled by alpha / rank.
+        dropout: of LoRA.
+        dora: weight-decomposed (DoRA).
+        targets: patterns on module names whose linear layers (and convolutions) get an adapter; None: all that are not
+            frozen.
+        train_also: patterns of parameters that train besides the adapters, whole (those of the default where the model
+            has them).
 
     Raises:
         ValueError: a number out of its range.

@@ -38,9 +38,11 @@ class DemoSettings:
     """What the demo takes.
 
     Args:
-        r2d2: folder whose text tower and tokenizer the generator reads. judge: folder of another R2D2, of another
-            seed, that judges; None: no judgement.
-        seeds: pictures per name that are judged. vendors: whose drawings are trained on, concepts: which ones.
+        r2d2: folder whose text tower and tokenizer the generator reads.
+        judge: folder of another R2D2, of another seed, that judges; None: no judgement.
+        seeds: pictures per name that are judged.
+        vendors: whose drawings are trained on.
+        concepts: which ones.
     """
 
     training: TextToImageSettings
@@ -121,7 +123,8 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict[str
         what `results.json` holds.
 
     Raises:
-        ImportError: the demo set's packages are not installed. OSError: no R2D2 in the named folder.
+        ImportError: the demo set's packages are not installed.
+        OSError: no R2D2 in the named folder.
         FileExistsError: as `train_text_to_image`, or somebody's files of these names.
     """
     console = console or Console()

@@ -156,7 +156,8 @@ def pretrain(
     Raises:
         FileExistsError: `output` holds a model already.
         ValueError: as `build_trainer`; no checkpoint to resume, one of another run or another vocabulary.
-        NotFiniteError: the run has diverged. OSError: another run writes to `output`.
+        NotFiniteError: the run has diverged.
+        OSError: another run writes to `output`.
     """
     source = model.config.name_or_path
     with run_folder(settings.output, settings.overwrite, settings.resume, source) as checkpoint:

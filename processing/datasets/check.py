@@ -57,15 +57,18 @@ class Spread:
 class DataCheck:
     """What `check_pairs` found.
 
-    same_pictures: pictures whose decoded pixels are those of another id's.
-
     Args:
-        records: looked at, good or bad. pairs, pictures, texts: good ones; pictures by id.
+        records: looked at, good or bad.
+        pairs: good ones.
+        images: good ones, by id.
+        texts: good ones.
         problems: the first bad records with file and line.
         errors: how many in all.
         duplicates: captions that describe several pictures -> how many.
-        widths: pixels, area: megapixels.
-        heights: pixels, area: megapixels.
+        widths: in pixels.
+        heights: in pixels.
+        area: in megapixels.
+        same_images: pictures whose decoded pixels are those of another id's.
         characters: of a text.
         labels: how many pairs of each.
         same_pairs: pairs with the pixels and the text of an earlier one.

@@ -1,5 +1,6 @@
-"""The site has a page for every public name."""
+"""The site has a page for every public name, and its reader of docstrings understands each of them."""
 
+import logging
 import re
 
 import pytest
@@ -28,7 +29,7 @@ def package(config, tmp_path_factory):
         search_paths=[hooks.link_packages(tmp_path_factory.mktemp("packages") / "all")],
         docstring_parser="google",
         docstring_options=options["docstring_options"],
-        extensions=griffe.load_extensions(hooks.LazyNames),
+        extensions=griffe.load_extensions(hooks.LazyNames, hooks.DeclaredSettings),
     )
 
 
@@ -67,3 +68,17 @@ def test_every_page_is_in_the_navigation():
         for page in (ROOT / "docs" / part).glob("*.md")
     }
     assert {page for page in pages if ".zh." not in page} <= listed
+
+
+def test_docstrings_are_read_whole(package, caplog):
+    """Each has one argument a line, of the signature."""
+    crowded = []
+    with caplog.at_level(logging.WARNING, "griffe"):
+        for item in everything(package):
+            for section in item.docstring.parsed if item.docstring else []:
+                if section.kind in (griffe.DocstringSectionKind.parameters, griffe.DocstringSectionKind.attributes):
+                    names = "|".join(re.escape(each.name) for each in section.value)
+                    others = rf"[.;] (?:{names}|\w+_\w+|\w+(?:, \w+)+): "
+                    crowded += [item.path for each in section.value if re.search(others, each.description)]
+    assert not caplog.messages
+    assert not crowded
