@@ -15,7 +15,7 @@ from pathlib import Path
 import griffe
 
 ROOT = Path(__file__).parents[1]
-_LAZY = re.compile(r"(?:^_NAMES = |lazy_names\(\s*__name__,\s*)(\{.*?\})", re.MULTILINE | re.DOTALL)
+_LAZY = re.compile(r"^_NAMES = (\{.*?\})", re.MULTILINE | re.DOTALL)
 _LANGUAGE_LINK = re.compile(r"^\[(中文|English)\]\(\S+\)\n", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
