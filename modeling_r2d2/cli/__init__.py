@@ -3,7 +3,8 @@
 import importlib.metadata
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _data = typer.Typer(cls=VerbGroup, no_args_is_help=True)
-_VERBS = {
+_VERBS: dict[str, dict[str, Callable[[Any], None]]] = {
     "Search": {"index": index, "search": search, "app": app_page, "match": match},
     "Train": {"demo": demo, "pretrain": pretrain, "finetune": finetune},
     "Measure": {"evaluate": evaluate, "calibrate": calibrate},
@@ -44,7 +45,12 @@ _VERBS = {
 for panel, verbs in _VERBS.items():
     for name, verb in verbs.items():
         add_verb(app, name, verb, EXAMPLES[name], panel)
-for name, verb in {"check": data.check, "card": data.card, "matching-pairs": data.matching_pairs}.items():
+_DATA_VERBS: dict[str, Callable[[Any], None]] = {
+    "check": data.check,
+    "card": data.card,
+    "matching-pairs": data.matching_pairs,
+}
+for name, verb in _DATA_VERBS.items():
     add_verb(_data, name, verb, EXAMPLES[f"data {name}"])
 app.add_typer(
     _data, name="data", help="Check a data set, write its card, make lists of matching pairs.", rich_help_panel="Data"

@@ -123,7 +123,7 @@ def _parameter(each: Field, hint: Any, owner: type, unset: bool) -> inspect.Para
     elif _has_default(each):
         default = each.default if each.default_factory is MISSING else each.default_factory()
         default = list(default) if isinstance(default, tuple | dict) else default
-    annotation = Annotated[_typed(hint), info]
+    annotation: Any = Annotated[_typed(hint), info]
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

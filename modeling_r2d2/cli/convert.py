@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..processing.files.settings import setting
 from .options import Trusting
@@ -45,11 +46,10 @@ def convert(settings: ConversionSettings) -> None:
     if wukong and settings.head:
         raise ValueError("--head: a Wukong has no MLM head")
     config_class, presets = (WukongConfig, WUKONG_PRESETS) if wukong else (R2D2Config, PRESETS)
-    if settings.config is None:
-        configuration = None
-    elif settings.config in presets:
+    configuration: Any = None
+    if settings.config in presets:
         configuration = config_class.from_preset(settings.config)
-    else:
+    elif settings.config is not None:
         configuration = load_config(config_class, settings.config)
     names = ("vocab", "allow_unknown", "overwrite", "source", "exif_transpose")
     options = {name: getattr(settings, name) for name in names} | {"config": configuration}

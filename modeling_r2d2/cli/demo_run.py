@@ -7,6 +7,7 @@ Twitter and Windows are test vendors and were never tuned on.
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -122,10 +123,11 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> dict:
 def _run_demo(settings: DemoSettings, console: Console) -> dict:
     vendors = [vendor for vendor in TRAINING_VENDORS if vendor not in settings.held_out]
     galleries = {vendor: EmojiPairs([vendor]) for vendor in settings.held_out}
-    trainer = demo_trainer(settings, EmojiPairs(vendors, calibration="exclude"), galleries)
-    model, processor = trainer.model, trainer.processing_class
+    pairs = EmojiPairs(vendors, calibration="exclude")
+    trainer = demo_trainer(settings, pairs, galleries)
+    model, processor = cast(R2D2ForPreTraining, trainer.model), cast(R2D2Processor, trainer.processing_class)
     console.print(
-        f"[bold]R2D2 demo[/bold]: {len(trainer.train_dataset.pairs):,} pictures by {', '.join(vendors)}; held out: "
+        f"[bold]R2D2 demo[/bold]: {len(pairs):,} pictures by {', '.join(vendors)}; held out: "
         f"{', '.join(settings.held_out)}; {count_parameters(model) / 1e6:.2f} M parameters, {settings.max_steps} steps"
     )
     started = time.perf_counter()
@@ -133,7 +135,7 @@ def _run_demo(settings: DemoSettings, console: Console) -> dict:
     seconds = time.perf_counter() - started
     trainer.save_model()
     trainer.save_state()
-    _write_record(settings, trainer.train_dataset.pairs, vendors)
+    _write_record(settings, pairs, vendors)
     figures = {
         name: evaluate_demo(model, processor, gallery, settings.candidates) for name, gallery in galleries.items()
     }
@@ -171,13 +173,15 @@ def _draw(folder: Path, history: list[dict], galleries: dict, figures: dict[str,
     training_curves(history, folder / "training_curves.png", title="R2D2 demo: pre-training on emoji")
     vendor, gallery = next(iter(galleries.items()))
     result = figures[vendor]
+    best, both = result.two_stage, result.text_to_image_scores
+    assert best is not None  # the demo's model ranks
+    assert both is not None
     names, images = gallery.names(), [gallery.image(index) for index in range(len(gallery))]
     queries = []
     for place in torch.linspace(0, len(names) - 1, 10).round().long().tolist()[1:-1]:
         positives = torch.arange(len(names)) == place
-        scores = {"pre-ranking": result.cosine[place], "pre-ranking + ranking": result.text_to_image_scores[place]}
+        scores = {"pre-ranking": result.cosine[place], "pre-ranking + ranking": both[place]}
         queries.append(Query(names[place], {way: best_hits(s, positives, images) for way, s in scores.items()}))
-    best = result.two_stage
     contact_sheet(
         queries,
         folder / "contact_sheet.png",

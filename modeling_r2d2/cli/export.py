@@ -76,9 +76,10 @@ def _readable(source: Path) -> tuple[_Opened, list[str]]:
     """The first `RANGE_PICTURES` that can be read, and what is wrong with those before that cannot."""
     from ..processing.datasets.report import Problem
     from ..processing.files.images import ImageReadError
-    from ..search.images import list_images
+    from ..search.images import CollectionImage, list_images
 
-    found, problems = [], []
+    found: list[CollectionImage] = []
+    problems: list[str] = []
     for image in list_images(str(source)):
         if len(found) == RANGE_IMAGES:
             break

@@ -58,7 +58,7 @@ def pretrain(settings: PretrainingRun) -> None:
     data = TrainingData.of(settings.data, pairs, settings.split)
     record = RunRecord([data], *describe_start(settings), objectives=str(settings.recipe))
     trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, settings.resume)])
-    if message := pairs.report.tell():  # what turned out bad while training
+    if pairs.report is not None and (message := pairs.report.tell()):  # what turned out bad while training
         console.print(message)
     if held_out is not None:
         done, history = trainer.state.global_step, trainer.state.log_history

@@ -54,7 +54,7 @@ def search(settings: SearchSettings) -> None:
 
     format, output = _format(settings.format, settings.output), settings.output
     refuse_output(output, settings.index, *settings.image, settings.model)
-    if format == "sheet":
+    if format == "sheet" and output is not None:
         refuse_foreign_sheet(output)
     elif output is not None:
         refuse_foreign_hits(output)
@@ -72,7 +72,7 @@ def search(settings: SearchSettings) -> None:
     )
     note_gone(results, settings.index)
     note_unknown(retriever.processor.tokenizer, retriever.model.config, settings.texts)
-    if format == "sheet":
+    if format == "sheet" and output is not None:
         files = write_sheet(results, output)
         Terminal(stderr=True).print(f"written: {', '.join(map(str, files))}")
         return

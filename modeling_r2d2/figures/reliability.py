@@ -11,9 +11,12 @@ from .drawings import save_drawing
 class Curve(Protocol):
     """A reliability diagram: mean probability and true share of each bin, and the expected calibration error."""
 
-    probability: Sequence[float]
-    true_share: Sequence[float]
-    error: float
+    @property
+    def probability(self) -> Sequence[float]: ...
+    @property
+    def true_share(self) -> Sequence[float]: ...
+    @property
+    def error(self) -> float: ...
 
 
 def reliability_plot(curves: Mapping[str, Curve], path: str | PathLike, title: str = "Reliability") -> Path:

@@ -79,10 +79,11 @@ def load_for(
         config.label2id = {name: number for number, name in enumerate(classes)}
     model, info = load_with_report(MODEL_CLASSES[task], source, config=config)
     check_loading(model, info, source, fresh=FRESH)
-    if task == "caption":
+    if isinstance(model, R2D2ForConditionalGeneration):
         model.set_special_tokens(processor.tokenizer)
     untrained_head = any(name.startswith("classifier.") for name in info["missing_keys"])
-    if task == "classification" and prompts and untrained_head:  # a second round goes on with its head
+    # a second round goes on with its head
+    if isinstance(model, R2D2ForImageClassification) and classes and prompts and untrained_head:
         whole = load_whole(R2D2Model, source)
         model.init_classifier(class_embeddings(whole, processor, [[name] for name in classes], prompts))
     return model, processor
@@ -113,8 +114,7 @@ def build_trainer(
     start = weights_digest(model, leave_out=FRESH)
     if frozen := (*settings.freeze, *UNREAD.get(settings.task, ())):
         freeze(model, frozen)
-    if settings.lora is not None:
-        model = add_adapters(model, settings.lora)
+    trained: Any = model if settings.lora is None else add_adapters(model, settings.lora)
     arguments = _arguments(settings)
     step_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * arguments.world_size
     pairs, validation = as_pairs(pairs), None if validation is None else as_pairs(validation)
@@ -135,7 +135,7 @@ def build_trainer(
             arguments.metric_for_best_model, arguments.greater_is_better = f"eval_{metric}", greater
             callbacks.append(EarlyStoppingCallback(settings.patience))
     return FinetuningTrainer(
-        model=model,
+        model=trained,
         args=arguments,
         train_dataset=train_data,
         eval_dataset=evaluation,
@@ -277,8 +277,9 @@ def finetune(
             trainer.args.world_size,
             validation,
         )
-        for line in report.lines() if print_line is not None else ():
-            print_line(line)
+        if print_line is not None:
+            for line in report.lines():
+                print_line(line)
         if train(trainer, checkpoint, begin=lambda: _write_report(trainer, report, record)):
             if data is not None and bad is not None:  # some turn out bad while training
                 data.bad_records = bad.errors
@@ -291,9 +292,10 @@ def _save(trainer: FinetuningTrainer, processor: R2D2Processor, report: Finetuni
     trainer.check_weights()
     if trainer.args.should_save:
         if trainer.settings.lora is not None:
+            adapted: Any = trainer.model  # a PeftModel
             with staged_folder(output, "finetune") as folder:
-                save_adapter(trainer.model, folder / ADAPTER_FOLDER)
-            trainer.model = merge_adapter(trainer.model)
+                save_adapter(adapted, folder / ADAPTER_FOLDER)
+            trainer.model = merge_adapter(adapted)
         with staged_folder(output, "finetune", stale=("model*.safetensors*",)) as folder:
             trainer.model.save_pretrained(folder)
             processor.save_pretrained(folder)

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..training.trainer import R2D2Trainer
 from .adapters import load_extra_weights, save_extra_weights
+from .data import FinetuningDataset
 from .parameters import frozen_modules, parameter_groups
 from .schedules import factor, matching_rate, retrieval_rate
 from .settings import FinetuningSettings
@@ -24,6 +25,8 @@ class FinetuningTrainer(R2D2Trainer):
         settings: of the run.
         steps_per_epoch: optimiser steps in a pass over the data.
     """
+
+    train_dataset: FinetuningDataset
 
     def __init__(self, *args: Any, settings: FinetuningSettings, steps_per_epoch: int, **kwargs: Any):
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
@@ -60,7 +63,9 @@ class FinetuningTrainer(R2D2Trainer):
         else:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor(rate, settings.learning_rate))
+            chosen = optimizer or self.optimizer
+            assert chosen is not None  # made before its schedule
+            self.lr_scheduler = LambdaLR(chosen, factor(rate, settings.learning_rate))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -77,7 +82,8 @@ class FinetuningTrainer(R2D2Trainer):
 
     def _save_beside(self, folder: Path) -> None:
         if self._adapted:
-            save_extra_weights(self.model, folder)
+            adapted: Any = self.model  # a PeftModel
+            save_extra_weights(adapted, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -86,7 +92,7 @@ class FinetuningTrainer(R2D2Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self._adapted:
+        if self._adapted and self.state.best_model_checkpoint is not None:
             load_extra_weights(self.model, self.state.best_model_checkpoint)
 
 
