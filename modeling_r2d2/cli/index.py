@@ -1,10 +1,8 @@
 """`r2d2 index`: make an index of pictures, add to it, take from it."""
 
-import threading
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..model.ranges_r2d2 import COUNT
 from ..processing.files.progress import bar
@@ -60,7 +58,7 @@ def index(settings: IndexSettings) -> None:
     reading = settings.reading()
     images = settings.images
     source = None if not images else images if len(images) > 1 else images[0]
-    with IndexProgress(source, reading) as progress:
+    with IndexProgress() as progress:
         builder = IndexBuilder(
             network,
             processor,
@@ -110,49 +108,32 @@ def index(settings: IndexSettings) -> None:
 
 
 class IndexProgress:
-    """A bar of the pictures that are done, given the number of all as soon as they are counted.
+    """A bar of the pictures that are done, given the number of all as soon as it is planned.
 
-    Called as `IndexBuilder` calls: with how many were done since the last call, and with what was done to them. The
-    counting goes through the source while the first pictures are encoded: of folders and lists it reads the names
-    alone, of archives and tables their bytes too.
-
-    Args:
-        source: as for `IndexBuilder.add`; None: nothing is counted.
-        reading: as for `IndexBuilder.add`.
+    Called as `IndexBuilder` calls: with how many were done since the last call, and with what was done to them.
     """
 
-    def __init__(self, source: str | list[str] | None, reading: dict[str, Any]):
-        self._source, self._reading = source, reading
-        self._done: dict[str, int] = {}
-
     def __enter__(self) -> "IndexProgress":
-        self._bar = bar(doing="indexing", unit="pictures")
-        if self._source is not None and not self._bar.disable:
-            threading.Thread(target=self._count, daemon=True).start()
+        self._bar, self._done = bar(doing="indexing", unit="pictures"), {}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def __call__(self, count: int, doing: str) -> None:
-        self._done[doing] = self._done.get(doing, 0) + count
-        if count == 0:  # a step that has no pictures of its own
+        if doing == "planned":
+            self._bar.total = count + sum(self._done.values())
+        elif count == 0:  # a step that has no pictures of its own
             self._bar.set_description(doing, refresh=False)
-            return
-        shown = {name: number for name, number in self._done.items() if name != "encoding" and number}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(count)
-
-    def _count(self) -> None:
-        from ..search.images import list_images
-
-        with suppress(Exception):  # the indexing itself says what is wrong
-            # the indexing itself says what is ignored, too
-            self._bar.total = sum(1 for _ in list_images(self._source, **self._reading, note=lambda _: None))
+        else:
+            self._done[doing] = self._done.get(doing, 0) + count
+            shown = {name: number for name, number in self._done.items() if name != "encoding"}
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(count)
 
 
 def _accelerator():
-    """Under `accelerate launch` or torchrun with several processes, each encodes its share of the shards."""
+    """Under `accelerate launch` or torchrun with several processes, each encodes its share of the pictures."""
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -145,7 +146,7 @@ def list_images(
         raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
     if encoding is not None:
         named_codec(encoding)
-    reading = Reading(columns, encoding, captions=False, image_root=None if image_root is None else Path(image_root))
+    reading = Reading(columns, encoding, False, None if image_root is None else Path(image_root), metadata=True)
     if hasattr(source, "features") and hasattr(source, "num_rows") or hasattr(source, "keys"):
         table = choose_split(source, split, "the data set")
         found: Iterator[CollectionImage | Problem] = _from_table(read_table(table, reading), reading, {})
@@ -234,11 +235,11 @@ def _labels(paths: Sequence[str]) -> dict[str, str]:
     return {path: "/".join(p[-length:] if twice[p[-1]] > 1 else p[-1:]).lstrip("/") for path, p in parts.items()}
 
 
-_Placed = tuple[str, Path, tuple[str, ...], str]
+_Placed = tuple[str, Path, tuple[str, ...], str, str | None]
 
 
 def _from_files(records: Records, root: Path, prefix: str) -> Iterator[_Placed | Problem]:
-    """Id, file, captions and place in the source of each record."""
+    """Id, file, captions, place in the source and other columns of each record."""
     for item in records:
         item = item if isinstance(item, Problem) else located(item, root)
         if isinstance(item, Problem):
@@ -247,7 +248,7 @@ def _from_files(records: Records, root: Path, prefix: str) -> Iterator[_Placed |
             yield Problem(item.source, item.line, "the image is bytes, not a path")
         else:
             id = item.image_id or f"{prefix}{Path(os.path.normpath(item.image)).as_posix()}"
-            yield id, root / item.image, item.texts, _location(item)
+            yield id, root / item.image, item.texts, _location(item), item.metadata
 
 
 def _each(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | Problem]:
@@ -256,20 +257,20 @@ def _each(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | Pro
 
 
 def _merged(images: Iterable[_Placed | Problem]) -> Iterator[CollectionImage | Problem]:
-    """Pictures with the captions of all their lines; the place of one is that of its first line."""
-    known: dict[str, tuple[Path, list[str], str]] = {}
+    """Pictures with the captions of all their lines; place and other columns of one are those of its first line."""
+    known: dict[str, tuple[Path, list[str], str, str | None]] = {}
     for item in images:
         if isinstance(item, Problem):
             yield item
             continue
-        id, path, texts, location = item
-        first = known.setdefault(id, (path, [], location))
+        id, path, texts, location, metadata = item
+        first = known.setdefault(id, (path, [], location, metadata))
         if os.path.normpath(first[0]) != os.path.normpath(path):
             yield Problem(location, None, f"image_id {id!r} names {path}, and in {first[2]} it names {first[0]}")
             continue
         first[1].extend(text for text in texts if text not in first[1])
-    for id, (path, captions, location) in known.items():
-        yield _file_image(id, path, tuple(captions), location)
+    for id, (path, captions, location, metadata) in known.items():
+        yield _file_image(id, path, tuple(captions), location, metadata)
 
 
 def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) -> Iterator[CollectionImage | Problem]:
@@ -281,11 +282,14 @@ def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) ->
             continue
         prefix = prefixes.get(item.source, "")
         if isinstance(item.image, str):
-            yield _file_image(item.image_id or f"{prefix}{item.image}", root / item.image, item.texts, _location(item))
+            id = item.image_id or f"{prefix}{item.image}"
+            yield _file_image(id, root / item.image, item.texts, _location(item), item.metadata)
         else:
             row = number if item.line is None else item.line
             id = item.image_id or f"{prefix}{row:08}-{(item.member and item.member.name) or 'picture'}"
-            yield CollectionImage(id, None, item.image, texts=item.texts, location=_location(item))
+            yield CollectionImage(
+                id, None, item.image, texts=item.texts, location=_location(item), metadata=item.metadata
+            )
 
 
 def _from_tar(path: str, label: str, records: Records) -> Iterator[CollectionImage | Problem]:
@@ -307,6 +311,7 @@ def _from_tar(path: str, label: str, records: Records) -> Iterator[CollectionIma
             mtime_ns=mtime if again else None,
             texts=item.texts,
             location=f"{path}/{item.member.name}",
+            metadata=item.metadata,
         )
 
 
@@ -314,18 +319,21 @@ def _location(item: RawPair) -> str:
     return item.source if item.line is None else f"{item.source}:{item.line}"
 
 
-def _file_image(id: str, path: Path, texts: tuple[str, ...] = (), location: str = "") -> CollectionImage:
-    try:
+def _file_image(
+    id: str, path: Path, texts: tuple[str, ...] = (), location: str = "", metadata: str | None = None
+) -> CollectionImage:
+    size, mtime_ns = None, None
+    with suppress(OSError, ValueError):  # found out, and reported, when it is read
         status = os.stat(path)
-    except (OSError, ValueError):  # found out, and reported, when it is read
-        return CollectionImage(id, os.path.abspath(path), texts=texts, location=location or str(path))
+        size, mtime_ns = status.st_size, status.st_mtime_ns
     return CollectionImage(
         id,
         os.path.abspath(path),
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         texts=texts,
         location=location or str(path),
+        metadata=metadata,
     )
 
 

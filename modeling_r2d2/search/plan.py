@@ -6,8 +6,8 @@ picture is the same. Applied, a plan leaves nothing to do: the plan of the same 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -58,39 +58,39 @@ class Known:
         return None if same else replace(found, data=None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """What a change makes of an index.
+    """What a change makes of an index; `make_plan` makes it.
 
     Attributes:
         source: The source's `source_words`.
+        known: What the index holds, by id.
+        pending: What an interrupted run has encoded, by id.
         encode: Pictures that are new or have changed, in the order of the source, without their bytes.
         keep: The rows that the source still has, with the picture to remember instead where its place has changed.
-        known: What the index holds, by id.
-        pending: What an interrupted run holds, by id.
         prune: Ids to remove, since the source no longer has them.
-        not_pruned: Why none is, though that was asked for.
+        not_pruned: Why none is removed, though that was asked for.
         gone: Ids of the index that the source does not name and whose files are no longer where they were.
         unchanged: How many.
         resumed: How many.
-        moved: How many of these have another place now.
+        moved: How many of these have another place now, or another id.
         seen: Ids of the source with their numbers in it.
         problems: Entries for the report of unreadable pictures, each with its number in the source.
     """
 
     source: str
-    encode: tuple[CollectionImage, ...]
-    keep: dict[Place, CollectionImage | None]
     known: dict[str, Known]
     pending: dict[str, Known]
-    prune: frozenset[str]
-    not_pruned: str | None
-    gone: frozenset[str]
-    unchanged: int
-    resumed: int
-    moved: int
-    seen: dict[str, int]
-    problems: tuple[tuple[int, dict], ...]
+    encode: list[CollectionImage] = field(default_factory=list)
+    keep: dict[Place, CollectionImage | None] = field(default_factory=dict)
+    prune: frozenset[str] = frozenset()
+    not_pruned: str | None = None
+    gone: frozenset[str] = frozenset()
+    unchanged: int = 0
+    resumed: int = 0
+    moved: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
+    problems: list[tuple[int, dict]] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -156,25 +156,18 @@ def make_plan(
             are gone; unless the source has errors or is empty.
         progress: Called with how many pictures need no work, and why.
     """
-    comparison = _Comparison(known, pending or {}, tried or {}, source, progress)
-    encode = tuple(replace(image, data=None) for image in comparison.to_encode(items))
-    gone = frozenset(comparison.gone())
-    pruned, reason = comparison.pruned(gone) if prune else (frozenset(), None)
-    return Plan(
-        source=source,
-        encode=encode,
-        keep=comparison.kept,
-        known=known,
-        pending=comparison.pending,
-        prune=pruned,
-        not_pruned=reason,
-        gone=gone - pruned,
-        unchanged=comparison.unchanged,
-        resumed=comparison.resumed,
-        moved=comparison.moved,
-        seen=comparison.seen,
-        problems=tuple(comparison.problems),
-    )
+    plan = Plan(source, known, pending or {})
+    comparison = _Comparison(plan, tried or {}, progress)
+    for number, item in enumerate(items):
+        comparison.take(number, item)
+    unnamed = [id for id in known if id not in plan.seen and id not in comparison.renamed]
+    plan.gone = frozenset(id for id in unnamed if known[id].image.state() == "missing")
+    if prune:
+        wanted = frozenset(id for id in unnamed if id in plan.gone or comparison.is_own(known[id]))
+        plan.not_pruned = comparison.unsure_of(wanted)
+        plan.prune = wanted if plan.not_pruned is None else frozenset()
+        plan.gone -= plan.prune
+    return plan
 
 
 def problem_of(image: CollectionImage, reason: str) -> dict:
@@ -184,7 +177,7 @@ def problem_of(image: CollectionImage, reason: str) -> dict:
 
 
 class _Comparison:
-    """Goes through a source once; its arguments and attributes are those of `make_plan` and `Plan`.
+    """Takes the pictures of a source one by one and writes down in a plan what is to be done with each.
 
     Attributes:
         renamed: Ids of the index whose pictures have another id now.
@@ -192,99 +185,81 @@ class _Comparison:
         folders_without: Folders that the source names and in which it has found no picture so far.
     """
 
-    def __init__(
-        self,
-        known: dict[str, Known],
-        pending: dict[str, Known],
-        tried: dict[str, dict],
-        source: str,
-        progress: Progress,
-    ):
-        self.known, self.pending, self.tried = known, pending, tried
-        self.source, self.progress = source, progress
-        self.kept: dict[Place, CollectionImage | None] = {}
+    def __init__(self, plan: Plan, tried: dict[str, dict], progress: Progress):
+        self.plan, self.tried, self.progress = plan, tried, progress
         self.renamed: set[str] = set()
-        self.resumed = self.unchanged = self.moved = 0
-        self.seen: dict[str, int] = {}
         self.damaged = False
-        self.problems: list[tuple[int, dict]] = []
-        self.folders_without: list[str] = [place for place in places_of(source) if os.path.isdir(place)]
-        self._covers = cache(partial(covers, source))
+        self.folders_without: list[str] = [place for place in places_of(plan.source) if os.path.isdir(place)]
+        self._covers = cache(partial(covers, plan.source))
         self._missing: dict[str, list[Known]] | None = None
         self._missing_sizes: set[int | None] = set()
         self._by_place: dict[tuple[str | None, int | None], list[Known]] = {}
 
-    def to_encode(self, items: Iterable[CollectionImage | Problem]) -> Iterator[CollectionImage]:
-        """The pictures of a source that have to be encoded, in its order."""
-        for number, item in enumerate(items):
-            if isinstance(item, Problem):
-                self.damaged = True
-                self.problems.append((number, {"id": None, "location": item.location, "reason": item.reason}))
-                continue
-            item = replace(item, source=self.source)
-            if self.folders_without and item.path is not None:
-                self.folders_without = [folder for folder in self.folders_without if not _is_in(item.path, folder)]
-            if item.id in self.seen:
-                self.problems.append((number, problem_of(item, "a picture of this id came before in the source")))
-                continue
-            self.seen[item.id] = number
-            published, left = self._free(self.known, item.id), self._free(self.pending, item.id)
-            if self.damaged and published is not None and set(item.texts) < set(published.image.texts):
-                item = replace(item, texts=published.image.texts)  # the other captions may be behind the damage
-            if published is not None and published.same(item):
-                self._keep(published, item)
-            elif left is not None and left.same(item):
-                self._keep(left, item)
-            elif (entry := self.tried.get(item.id)) is not None and problem_of(item, entry["reason"]) == entry:
-                self.problems.append((number, entry))
-                self.progress(1, "resumed")
-            elif published is not None and not self._is_own(published) and (other := published.elsewhere(item)):
-                reason = f"the index holds {other} by this id: index both folders in one command, or --remove it"
-                self.problems.append((number, problem_of(item, reason)))
-            elif (same := self._under_another_id(item)) is not None:
-                self._keep(same, item)
-            else:
-                yield item
+    def take(self, number: int, item: CollectionImage | Problem) -> None:
+        """Decide about one picture."""
+        plan = self.plan
+        if isinstance(item, Problem):
+            self.damaged = True
+            plan.problems.append((number, {"id": None, "location": item.location, "reason": item.reason}))
+            return
+        item = replace(item, source=plan.source)
+        if self.folders_without and item.path is not None:
+            self.folders_without = [folder for folder in self.folders_without if not _is_in(item.path, folder)]
+        if item.id in plan.seen:
+            plan.problems.append((number, problem_of(item, "a picture of this id came before in the source")))
+            return
+        plan.seen[item.id] = number
+        published, left = self._free(plan.known, item.id), self._free(plan.pending, item.id)
+        if self.damaged and published is not None and set(item.texts) < set(published.image.texts):
+            item = replace(item, texts=published.image.texts)  # the other captions may be behind the damage
+        if published is not None and published.same(item):
+            self._keep(published, item)
+        elif left is not None and left.same(item):
+            self._keep(left, item)
+        elif (entry := self.tried.get(item.id)) is not None and problem_of(item, entry["reason"]) == entry:
+            plan.problems.append((number, entry))
+            self.progress(1, "resumed")
+        elif published is not None and not self.is_own(published) and (other := published.elsewhere(item)):
+            reason = f"the index holds {other} by this id: index both folders in one command, or --remove it"
+            plan.problems.append((number, problem_of(item, reason)))
+        elif (same := self._under_another_id(item)) is not None:
+            self._keep(same, item)
+        else:
+            plan.encode.append(replace(item, data=None))
 
-    def gone(self) -> frozenset[str]:
-        """Ids of the index that the source does not name and whose files are no longer where they were."""
-        return frozenset(id for id in self._unnamed() if self.known[id].image.state() == "missing")
-
-    def pruned(self, gone: frozenset[str]) -> tuple[frozenset[str], str | None]:
-        """Ids to remove: those that were listed from this source, and those that are gone; or why none is removed."""
+    def unsure_of(self, wanted: frozenset[str]) -> str | None:
+        """Why these ids are not to be removed although the source does not name them; None: they are."""
         if self.damaged:
-            return frozenset(), "the source has errors, and what it does not name may be behind them"
-        if not self.seen:
-            return frozenset(), "the source is empty: is everything mounted that should be?"
-        pruned = frozenset(id for id in self._unnamed() if id in gone or self._is_own(self.known[id]))
+            return "the source has errors, and what it does not name may be behind them"
+        if not self.plan.seen:
+            return "the source is empty: is everything mounted that should be?"
+        places = [path for id in wanted if (path := self.plan.known[id].image.path) is not None]
         for folder in self.folders_without:  # it held some and now holds none at all, as an unmounted one
-            if any((path := self.known[id].image.path) is not None and _is_in(path, folder) for id in pruned):
-                return frozenset(), f"{folder} is empty: is everything mounted that should be?"
-        return pruned, None
+            if any(_is_in(path, folder) for path in places):
+                return f"{folder} is empty: is everything mounted that should be?"
+        return None
 
     def _free(self, among: dict[str, Known], id: str) -> Known | None:
         """What is known by an id, unless it has got another one meanwhile."""
         known = among.get(id)
-        return None if known is None or known.place in self.kept else known
+        return None if known is None or known.place in self.plan.keep else known
 
-    def _is_own(self, known: Known) -> bool:
+    def is_own(self, known: Known) -> bool:
         """Whether a picture was listed from this source, as it is now or was before."""
         return self._covers(known.image.source)
 
-    def _unnamed(self) -> list[str]:
-        return [id for id in self.known if id not in self.seen and id not in self.renamed]
-
     def _keep(self, same: Known, item: CollectionImage) -> None:
-        moved = self.kept[same.place] = same.moved(item)
+        plan = self.plan
+        moved = plan.keep[same.place] = same.moved(item)
         if moved is not None and (moved.id, moved.path) != (same.image.id, same.image.path):
-            self.moved += 1
-        if self.known.get(same.image.id) is same:
+            plan.moved += 1
+        if plan.known.get(same.image.id) is same:
             if item.id != same.image.id:
                 self.renamed.add(same.image.id)
-            self.unchanged += 1
+            plan.unchanged += 1
             self.progress(1, "unchanged")
         else:
-            self.resumed += 1
+            plan.resumed += 1
             self.progress(1, "resumed")
 
     def _under_another_id(self, item: CollectionImage) -> Known | None:
@@ -295,18 +270,18 @@ class _Comparison:
         if item.size in self._missing_sizes and (content := _digest(item)) is not None:
             alike += missing.get(content, ())
         for known in alike:
-            if known.place not in self.kept and known.image.id not in self.seen and known.same(item):
+            if known.place not in self.plan.keep and known.image.id not in self.plan.seen and known.same(item):
                 return known
         return None
 
     def _look_for_places(self) -> dict[str, list[Known]]:
         """Sort what is known by content where files are gone, and by place where the source was named otherwise."""
         missing: dict[str, list[Known]] = {}
-        for known in (*self.known.values(), *self.pending.values()):
+        for known in (*self.plan.known.values(), *self.plan.pending.values()):
             if known.image.state() == "missing":
                 missing.setdefault(known.content, []).append(known)
                 self._missing_sizes.add(known.image.size)
-            elif known.image.path is not None and self._is_own(known):
+            elif known.image.path is not None and self.is_own(known):
                 self._by_place.setdefault((known.image.path, known.image.offset), []).append(known)
         self._missing = missing
         return missing

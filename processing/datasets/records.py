@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -48,12 +49,14 @@ class Reading:
         encoding: of text files; None: UTF-8, UTF-16 or GB18030, see `text_files`.
         captions: whether a record without a caption is bad. An index takes pictures without.
         image_root: where relative paths begin, if not in the folder of the file.
+        metadata: whether records hold the other columns too.
     """
 
     columns: Columns = None
     encoding: str | None = None
     captions: bool = True
     image_root: Path | None = None
+    metadata: bool = False
 
 
 #: No names, the encoding found out, captions needed.
@@ -80,6 +83,7 @@ class RawPair:
         label: 1 where picture and text match, 0 where not, in sets of labelled pairs.
         text_id: identity of the text where the set gives one.
         row: the picture's place where it is held elsewhere, if not the record's own number.
+        metadata: the other columns as JSON, where `Reading.metadata` asks for them and there are any.
     """
 
     source: str
@@ -92,6 +96,7 @@ class RawPair:
     text_id: str | None = None
     row: int | None = None
     member: Member | None = None
+    metadata: str | None = None
 
 
 def stable_id(key: str | int | bytes) -> int:
@@ -291,11 +296,13 @@ def make_pair(
     source: str,
     line: int | None,
     reading: Reading = PLAIN,
+    held: Mapping | None = None,
 ) -> RawPair | Problem:
     """A record from one row's values, or what is wrong with it. Pictures are not looked at.
 
     Args:
         columns: what `resolve_columns` found; without a text, the record has none.
+        held: whose other columns are kept; default: the row's.
     """
     image = image_reference(row.get(columns["image"]))
     if image is None or image == "" or image == b"":
@@ -315,4 +322,20 @@ def make_pair(
     image_id = None if image_id is None or image_id == "" else str(image_id)
     if image_id is not None and ("\0" in image_id or not is_unicode(image_id)):
         return Problem(source, line, "the image_id holds a NUL character or is not valid Unicode")
-    return RawPair(source, line, image, texts, image_id, empty, label)
+    metadata = other_columns(row if held is None else held, columns) if reading.metadata else None
+    return RawPair(source, line, image, texts, image_id, empty, label, metadata=metadata)
+
+
+def other_columns(row: Mapping, columns: Mapping[str, str]) -> str | None:
+    """What a row holds beside image, text and id, as JSON; None where that is nothing.
+
+    Empty values and NaN are left out, bytes too; what JSON has no word for, such as a date, is written as a string.
+    """
+    used = {*columns, *columns.values()}
+    kept = {
+        name: value
+        for name, value in row.items()
+        if name not in used and not isinstance(value, bytes) and value not in (None, "") and value == value
+    }
+    text = json.dumps(kept, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode() if kept else None

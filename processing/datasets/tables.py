@@ -144,7 +144,13 @@ def read_table(
     resolved = resolve_columns(dataset.column_names, reading)
     yield from guess_notes(resolved, reading, name, dataset.column_names)
     feature = dataset.features[resolved["image"]] if dataset.features else None
-    table = dataset.select_columns(list(resolved.values())).with_format(None)
+    wanted = [
+        column
+        for column in dataset.column_names
+        if column in resolved.values()
+        or (reading.metadata and "binary" not in str(dataset.data.schema.field(column).type))  # no other pictures
+    ]
+    table = dataset.select_columns(wanted).with_format(None)
     if isinstance(feature, library.Image):
         table = table.cast_column(resolved["image"], library.Image(decode=False))
     row_number = 0

@@ -157,6 +157,7 @@ class _SampleMaker:
     def _record(self, source: str, texts: Mapping[str, bytes], image: bytes) -> Iterator[RawPair | Problem]:
         number, encoding = self.number, self.reading.encoding
         row: dict = {}
+        held: dict = {}
         try:
             if self.describe is not None:
                 if "json" not in texts:
@@ -170,6 +171,7 @@ class _SampleMaker:
                 if not isinstance(row, dict):
                     yield Problem(source, number, f"its .json is a {type(row).__name__}, not an object")
                     return
+            held = row
             if "txt" in texts:  # the caption; of the .json the columns that are no text
                 row = self._without_text(row)
                 row["text"], codec = decode_text(texts["txt"], encoding)
@@ -194,7 +196,7 @@ class _SampleMaker:
             lone = "no .txt and no .json of this name: " if not texts else ""
             yield Problem(source, number, f"{lone}{error}")
             return
-        yield make_pair(row, self._resolved[names], source, number, self.reading)
+        yield make_pair(row, self._resolved[names], source, number, self.reading, held)
 
     def _without_text(self, row: dict) -> dict:
         named = self.reading.columns if isinstance(self.reading.columns, Mapping) else {}

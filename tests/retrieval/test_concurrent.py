@@ -93,5 +93,6 @@ def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):
     try:
         index = ImageIndex(tmp_path / "index")
         assert np.concatenate(list(index.all_embeds())).shape == (60, model.config.projection_dim)
+        assert not os.path.isdir("/proc/self/fd") or len(os.listdir("/proc/self/fd")) <= open_now
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

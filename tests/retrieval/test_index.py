@@ -15,7 +15,17 @@ import torch
 from modeling_r2d2 import R2D2Processor, R2D2Retriever
 from modeling_r2d2.inference.identity import ModelIdentity
 from modeling_r2d2.processing.files.locking import only_writer
-from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, IndexLockedError, OtherModelError, building
+from modeling_r2d2.search import (
+    CacheOptions,
+    ImageIndex,
+    IndexFileError,
+    IndexLockedError,
+    OtherModelError,
+    building,
+    publishing,
+    store,
+    to_json,
+)
 from modeling_r2d2.search.building import IndexBuilder
 from tests.helpers import tiny_image, tiny_model, tiny_processor
 from tests.retrieval.conftest import NAMES, save_images
@@ -163,6 +173,84 @@ def test_adding_changing_pruning_removing(builder, model, processor, images, tmp
         with torch.no_grad():
             want = model.get_image_features(pixels).last_hidden_state[0]
         torch.testing.assert_close(states[row].float(), want, atol=2e-2, rtol=1e-2, msg=id)
+
+
+def test_removed_images_are_marked_and_the_files_written_again_later(builder, model, processor, images, tmp_path):
+    (images / "captions.txt").write_text("".join(f"{name}#0\t图{name}\n" for name in NAMES), encoding="utf-8")
+    root = tmp_path / "index"
+    builder(vectors="ivf").add(images)
+    whole = files_of(root)
+    builder(vectors="ivf").remove(["a.png", "f.bmp"])
+    index = ImageIndex(root)
+    after = files_of(root)
+    assert (index.manifest.rows, index.manifest.removed, len(index)) == (9, 2, 7)
+    changed = {name for name in after if after[name] != whole.get(name)}
+    assert changed == {"manifest.json", index.manifest.alive}
+    assert whole.keys() <= after.keys()
+    (images / "a.png").unlink()
+    (images / "f.bmp").unlink()
+
+    def check():
+        index, fresh = ImageIndex(root), ImageIndex(tmp_path / "fresh")
+        for find in ({"texts": "一只猫"}, {"images": images / "e.PNG", "find": "texts"}):
+            hits = [R2D2Retriever(model, processor, each).search(**find, top_k=99)[0].hits for each in (index, fresh)]
+            assert {hit.id: pytest.approx(hit.score, abs=1e-4) for hit in hits[0]} == {h.id: h.score for h in hits[1]}
+        assert index.manifest.slots == index.manifest.rows or index.manifest.removed
+        return index
+
+    builder("fresh").add(images)
+    check()
+    builder(vectors="ivf").remove(["b c/d.webp"])  # the third of nine
+    builder("fresh").remove(["b c/d.webp"])
+    index = check()
+    assert (index.manifest.rows, index.manifest.removed, index.manifest.alive) == (6, 0, None)
+    assert not whole.keys() & {name for name in files_of(root) if name.startswith(("data/", "vectors"))}
+    states = root / index.manifest.states[0]
+    assert states.stat().st_size == 6 * len(whole["data/00000000.states"]) // 9
+
+
+def test_a_full_disk_while_files_are_written_again_keeps_the_removal(builder, images, tmp_path, monkeypatch):
+    builder().add(images)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(building, "compacted", full)
+    with pytest.raises(OSError, match="is full"):
+        builder().remove(NAMES[:5])
+    assert len(ImageIndex(tmp_path / "index")) == 4
+    monkeypatch.undo()
+    for name in NAMES[:5]:
+        (images / name).unlink()
+    built = builder().add(images)
+    assert (built.unchanged, built.images, ImageIndex(tmp_path / "index").manifest.rows) == (4, 4, 4)
+
+
+def test_many_changes_and_pieces_make_few_files(builder, images, tmp_path, monkeypatch):
+    """What is kept in files of four records, rows in batches of three; pictures come one by one."""
+    record = np.dtype([(name, kind, shape) for name, kind, shape in builder().encoder.layout])
+    monkeypatch.setattr(store, "STATES_BYTES", 4 * record.itemsize)
+    for place in (store, publishing, building):
+        monkeypatch.setattr(place, "PIECE", 3)
+    for number in range(24):
+        save_images(images, [f"new{number}.png"], first_seed=100 + number)
+        builder().add(images)
+    builder("fresh").add(images)
+    opened = [ImageIndex(tmp_path / root) for root in ("index", "fresh")]
+    assert len(opened[0]) == len(opened[1]) == 33
+    assert len(opened[0].manifest.tables) <= 5
+    assert len(opened[0].manifest.states) == 9
+    found = [dict(zip(each.column("id").to_pylist(), range(33), strict=True)) for each in opened]
+    order = np.array([found[0][id] for id in found[1]])
+    states = [each.cached(rows)["states"].float() for each, rows in zip(opened, (order, np.arange(33)), strict=True)]
+    torch.testing.assert_close(*states, atol=1e-2, rtol=1e-2)
+    ids = list(found[0])[::2]
+    builder().remove(ids)
+    kept = ImageIndex(tmp_path / "index")
+    assert (len(kept), len(kept.manifest.states), len(kept.manifest.tables)) == (16, 4, 1)
+    rows = np.array([found[0][id] for id in kept.column("id").to_pylist()])
+    assert torch.equal(kept.cached(np.arange(16))["states"], opened[0].cached(rows)["states"])
+    assert np.array_equal(np.concatenate(list(kept.all_embeds())), opened[0].embeds(rows))
 
 
 def test_a_second_folder_with_the_same_names(builder, images, tmp_path):
@@ -416,6 +504,44 @@ class TestSources:
         builder("parquet").add(tmp_path / "pictures.parquet")
         ids = [f"0000000{number}-picture" for number in (1, 2, 3)]
         self.check(model, processor, images, tmp_path / "parquet", ids)
+
+    @pytest.mark.parametrize("kind", ["jsonl", "csv", "tar", "parquet", "folder"])
+    def test_other_columns_are_kept(self, builder, model, processor, images, tmp_path, kind):
+        import datasets
+
+        rows = [{"image": name, "text": "猫", "年": 2020 + n, "класс": "cat"} for n, name in enumerate(NAMES[:3])]
+        source = images / f"list.{kind}"
+        if kind == "jsonl":
+            source.write_text("\n".join(map(json.dumps, [*rows, {"image": NAMES[3], "none": None}])), encoding="utf-8")
+        elif kind == "csv":
+            lines = [",".join(map(str, each)) for each in (rows[0], *(row.values() for row in rows))]
+            source.write_text("\n".join(lines), encoding="utf-8")
+        elif kind == "folder":
+            lines = [json.dumps({"file_name": row.pop("image"), **row}) for row in rows]
+            (images / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+            source = images
+        elif kind == "parquet":
+            held = [{**row, "image": {"bytes": (images / row["image"]).read_bytes(), "path": None}} for row in rows]
+            features = {"image": datasets.Image(), "text": datasets.Value("string"), "年": datasets.Value("int64")}
+            features = datasets.Features({**features, "класс": datasets.Value("string"), "other": datasets.Image()})
+            held = [{**row, "other": row["image"]} for row in held]
+            datasets.Dataset.from_list(held, features=features).to_parquet(source)
+        else:
+            with tarfile.open(source, "w") as archive:
+                for n, row in enumerate(rows):
+                    archive.add(images / row.pop("image"), f"{n}.png")
+                    (tmp_path / "t.json").write_text(json.dumps(row), encoding="utf-8")
+                    archive.add(tmp_path / "t.json", f"{n}.json")
+        builder().add(source)
+        before = files_of(tmp_path / "index")
+        builder().add(source)
+        assert files_of(tmp_path / "index") == before
+        result = R2D2Retriever.open(tmp_path / "index", model, processor).search("猫", top_k=9)[0]
+        found = [hit.metadata for hit in result.hits if hit.metadata is not None]
+        year = str if kind == "csv" else int
+        assert sorted(each["年"] for each in found) == [year(2020), year(2021), year(2022)]
+        assert all(each == {"年": each["年"], "класс": "cat"} for each in found)
+        assert [hit["metadata"] for hit in json.loads(to_json([result]))[0]["hits"] if "metadata" in hit] == found
 
     def test_folder_with_captions(self, builder, model, processor, images, tmp_path):
         lines = [f"{NAMES[0]}#0\t猫", f"{NAMES[0]}#1\t两只猫", f"{NAMES[2]}#0\t狗"]
