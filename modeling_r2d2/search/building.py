@@ -176,7 +176,8 @@ class IndexBuilder:
         plan = make_plan(list_images(source, **reading), known, words, pending_known, tried, prune, self.progress)
         self.progress(len(plan.encode), "planned")
         self._wait()  # nobody writes before all have seen what is there
-        if self._number == 0:
+        idle = plan.is_empty and left is None and self.vectors in (None, before.vectors.get("kind"))
+        if self._number == 0 and not idle:
             building.begin(self.root, self._of_run(building, index.manifest, pending))
         self._wait()
         states = StatesWriter(self.root, index.manifest, self.encoder.layout, building.first)

@@ -39,7 +39,7 @@ def only_writer(root: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"the disk of {root} is full ({os.strerror(error.errno)}). What was there before is intact; make room and "
-            "run the same command again: it goes on from the last finished shard",
+            "run the same command again: it goes on where this one ended",
         ) from error
     finally:
         lock.release()

@@ -84,7 +84,7 @@ def test_a_writer_publishes_in_an_opening(model, processor, images, tmp_path, mo
     assert sorted(hit.id for hit in found.hits) == sorted(opened.index.place_of)
 
 
-def test_an_index_of_many_shards_needs_few_handles(model, processor, tmp_path):
+def test_an_index_of_many_parts_needs_few_handles(model, processor, tmp_path):
     images = save_images(tmp_path / "many", [f"{number:03}.png" for number in range(60)])
     IndexBuilder(model, processor, tmp_path / "index", batch_size=1, part_size=1).add(images)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.cli import app
 from modeling_r2d2.inference.identity import ModelIdentity, canonical
-from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, OtherModelError
+from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, OtherModelError, building
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from tests.helpers import tiny_image, tiny_model
@@ -27,7 +27,7 @@ pytest.importorskip("faiss")  # of the extra [retrieval]
 
 @pytest.fixture
 def builder(model, processor, tmp_path):
-    """Makes a builder of small shards that counts what it encodes."""
+    """Makes a builder of small parts that counts what it encodes."""
 
     def make(root="index", **options):
         def progress(count, doing):
@@ -51,7 +51,7 @@ def state_of(root):
 
 
 def content_of(root):
-    """What an index holds of each id, in whatever shard: place, hash, captions; and embedding, kept states."""
+    """What an index holds of each id, in whatever row: place, hash, captions; and embedding, kept states."""
     index = ImageIndex(root)
     ids = index.table.column("id").to_pylist()
     assert len(ids) == len(set(ids)), "two rows of one id"
@@ -281,15 +281,21 @@ class TestModelMoved:
 class TestKilled:
     """A process that ends before its n-th rename, removal or bringing to the disk, for every n."""
 
-    def killed(self, change, number):
-        """Run in a child that ends at once at the given step; whether it got so far."""
+    def killed(self, change, number, begin=None):
+        """Run in a child that ends at once at the given step, counted once `begin` of the builder's module is called;
+        whether it got so far."""
         child = os.fork()
         if child:
             status = os.waitpid(child, 0)[1]
             assert os.WIFEXITED(status)
             assert os.WEXITSTATUS(status) in (0, 77)
             return os.WEXITSTATUS(status) == 77
-        steps = 0
+        steps = -(10**9) if begin else 0
+
+        def started(*args):
+            nonlocal steps
+            steps = 0
+            return kept(*args)
 
         def counted(step):
             def run(*args, **kwargs):
@@ -302,6 +308,9 @@ class TestKilled:
             return run
 
         try:
+            if begin:
+                kept = getattr(building, begin)
+                setattr(building, begin, started)
             for name in ("replace", "unlink", "fsync", "truncate"):
                 setattr(os, name, counted(getattr(os, name)))
             torch.set_num_threads(1)
@@ -343,6 +352,34 @@ class TestKilled:
         assert reports[0] == reports[1]
         found = {path.relative_to(root).as_posix() for path in (root / "data").iterdir()}
         assert found == {name for name in Manifest.load(root).files if name.startswith("data/")}
+
+    def test_at_each_step_of_publishing(self, builder, images, tmp_path):
+        """Pictures are added, changed, moved and removed, so many that all files are written again after that."""
+        before, root, step = tmp_path / "before", tmp_path / "index", 0
+        builder("before", vectors="hnsw").add(images)
+        first = content_of(before)
+        for seed, name in enumerate(("a.png", "new.png"), start=80):
+            tiny_image(seed).save(images / name)
+        (images / "e.PNG").rename(images / "renamed.png")
+        (images / "f.bmp").unlink()
+        (images / "g.png").unlink()
+        builder("after", vectors="hnsw").add(images, prune=True)
+        second = content_of(tmp_path / "after")
+        assert Manifest.load(tmp_path / "after").removed == 0
+        killed = True
+        while killed:
+            step += 1
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(before, root)
+            killed = self.killed(lambda: builder(vectors="hnsw").add(images, prune=True), step, "changed")
+            assert content_of(root).keys() in (first.keys(), second.keys())
+            ImageIndex(root, verify=True)
+            again = builder(vectors="hnsw")
+            assert (again.add(images, prune=True).images, again.encoded) == (8, 0)
+            assert_equal(root, tmp_path / "after")
+            found = {path.relative_to(root).as_posix() for path in (root / "data").iterdir()}
+            assert found == {name for name in Manifest.load(root).files if name.startswith("data/")}
+        assert step > 25
 
     def test_a_changed_image_is_there_once(self, builder, images, tmp_path):
         assert self.killed(lambda: builder().add(images), 20)

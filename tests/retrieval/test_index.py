@@ -35,7 +35,7 @@ pytest.importorskip("faiss")  # of the extra [retrieval]
 
 @pytest.fixture
 def builder(model, processor, tmp_path):
-    """Makes a builder of small shards."""
+    """Makes a builder of small parts."""
 
     def make(root="index", **options):
         settings = {"cache": CacheOptions("states"), "batch_size": 2, "part_size": 2, **options}
@@ -569,7 +569,7 @@ def _pixels(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_workers_share_the_shards_and_make_the_same_index(builder, images, tmp_path):
+def test_workers_share_the_parts_and_make_the_same_index(builder, images, tmp_path):
     """Two processes, played by two threads that meet at the barrier."""
     import threading
 

@@ -29,7 +29,7 @@ FOREIGN = {
 
 @pytest.fixture
 def make(model, processor, tmp_path):
-    """A builder of small shards in a folder."""
+    """A builder of small parts in a folder."""
     return lambda name="index", **options: IndexBuilder(
         model, processor, tmp_path / name, **{"batch_size": 2, "part_size": 2, **options}
     )

@@ -89,7 +89,7 @@ def test_what_a_token_wise_model_cannot_do(pairs, tmp_path):
         retriever.search("猫", find="texts")
     with pytest.raises(ValueError, match="match probabilities"):
         retriever.search("猫", min_match_probability=0.5)
-    with pytest.raises(ValueError, match="no match probability"):
+    with pytest.raises(ValueError, match="a match probability needs a ranker"):
         retriever.match(tiny_image(1), "猫")
     with pytest.raises(ValueError, match="compares token by token"):
         R2D2Retriever.build(pairs, folder, tmp_path / "other", vectors="hnsw")
