@@ -71,38 +71,38 @@ def index(settings: IndexSettings) -> None:
         )
         removed, noted = 0, ErrorReport()
         if settings.remove:
-            built = builder.remove(settings.remove)
-            removed = built.removed
+            outcome = builder.remove(settings.remove)
+            removed = outcome.removed
         if settings.images:
-            built = builder.add(source, settings.prune, settings.rebuild, note=noted.add, **reading)
-            built = replace(built, removed=built.removed + removed)
+            outcome = builder.add(source, settings.prune, settings.rebuild, note=noted.add, **reading)
+            outcome = replace(outcome, removed=outcome.removed + removed)
     if accelerator is not None and not accelerator.is_main_process:
         return
-    parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(built, what))]
-    moved = f", {built.moved:,} of them in a new place" if built.moved else ""
-    parts += [f"{built.unchanged:,} unchanged{moved}"] if built.unchanged else []
-    console.print(f"{settings.output}: {built.images:,} pictures ({', '.join(parts) or 'nothing to do'})")
-    if built.resumed:
-        console.print(f"{built.resumed:,} of them were taken over from an interrupted run")
-    if built.duplicates:
-        console.print(f"pictures with the same content as another: {built.duplicates:,}")
+    parts = [f"{number:,} {what}" for what in ("added", "changed", "removed") if (number := getattr(outcome, what))]
+    moved = f", {outcome.moved:,} of them in a new place" if outcome.moved else ""
+    parts += [f"{outcome.unchanged:,} unchanged{moved}"] if outcome.unchanged else []
+    console.print(f"{settings.output}: {outcome.images:,} pictures ({', '.join(parts) or 'nothing to do'})")
+    if outcome.resumed:
+        console.print(f"{outcome.resumed:,} of them were taken over from an interrupted run")
+    if outcome.duplicates:
+        console.print(f"pictures with the same content as another: {outcome.duplicates:,}")
     for note in noted.notes:
         console.print(note)
-    if built.not_pruned:
-        console.print(f"nothing was removed: {built.not_pruned}", style="yellow")
-    if built.gone:
-        examples = ", ".join(built.gone[:3]) + (", …" if len(built.gone) > 3 else "")
+    if outcome.not_pruned:
+        console.print(f"nothing was removed: {outcome.not_pruned}", style="yellow")
+    if outcome.gone:
+        examples = ", ".join(outcome.gone[:3]) + (", …" if len(outcome.gone) > 3 else "")
         console.print(
-            f"{len(built.gone):,} are no longer where they were, such as {examples}: index them from where they are "
+            f"{len(outcome.gone):,} are no longer where they were, such as {examples}: index them from where they are "
             "now, or remove them with --prune",
             style="yellow",
         )
-    if built.unreadable:
-        console.print(f"{len(built.unreadable):,} could not be read and were skipped:", style="yellow")
-        for entry in built.unreadable[:20]:
+    if outcome.unreadable:
+        console.print(f"{len(outcome.unreadable):,} could not be read and were skipped:", style="yellow")
+        for entry in outcome.unreadable[:20]:
             line = f"  {entry['location']}: {entry['reason']}"
             console.print(line)
-        more = len(built.unreadable) - 20
+        more = len(outcome.unreadable) - 20
         rest = f"… and {more:,} more; " if more > 0 else ""
         console.print(f"  {rest}all in {settings.output / 'unreadable.jsonl'}")
 

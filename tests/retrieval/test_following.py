@@ -84,9 +84,9 @@ class TestMoved:
         moved = images.rename(tmp_path / "elsewhere")
         assert set(hits_of(root, model, processor).values()) == {"missing"}
         again = builder(vectors="hnsw")
-        built = again.add(moved)
-        assert (built.images, built.unchanged, built.moved, built.added, built.removed) == (9, 9, 9, 0, 0)
-        assert (again.encoded, built.gone) == (0, [])
+        outcome = again.add(moved)
+        assert (outcome.images, outcome.unchanged, outcome.moved, outcome.added, outcome.removed) == (9, 9, 9, 0, 0)
+        assert (again.encoded, outcome.gone) == (0, [])
         assert set(hits_of(root, model, processor).values()) == {None}
         builder("fresh", vectors="hnsw").add(moved)
         assert_equal(root, tmp_path / "fresh")
@@ -103,8 +103,8 @@ class TestMoved:
         (images / "e.PNG").unlink()
         (tmp_path / "copy" / "e.PNG").unlink()
         again = builder()
-        built = again.add(tmp_path / "copy")
-        assert (built.unchanged, built.moved, built.gone, again.encoded) == (8, 1, ["e.PNG"], 0)
+        outcome = again.add(tmp_path / "copy")
+        assert (outcome.unchanged, outcome.moved, outcome.gone, again.encoded) == (8, 1, ["e.PNG"], 0)
         index = ImageIndex(tmp_path / "index")
         assert index.image(index.place_of["a.png"]).path == str(tmp_path / "copy" / "a.png")
         assert index.image(index.place_of["f.bmp"]).path == str(images / "f.bmp")  # the place that is known holds
@@ -127,8 +127,8 @@ class TestMoved:
         (images / "a.png").rename(images / "A.png")
         (images / "b c").rename(images / "B C")
         again = builder()
-        built = again.add(images)
-        assert (built.images, built.moved, built.added, built.gone, again.encoded) == (9, 3, 0, [], 0)
+        outcome = again.add(images)
+        assert (outcome.images, outcome.moved, outcome.added, outcome.gone, again.encoded) == (9, 3, 0, [], 0)
         assert set(hits_of(tmp_path / "index", model, processor)) == {
             *(name for name in NAMES if name != "a.png" and not name.startswith("b c")),
             "A.png",
@@ -140,8 +140,8 @@ class TestMoved:
         builder().add(images)
         os.replace(images / "g.png", images / "a.png")
         again = builder()
-        built = again.add(images)
-        assert (built.images, again.encoded) == (8, 0)
+        outcome = again.add(images)
+        assert (outcome.images, again.encoded) == (8, 0)
         builder("fresh").add(images)
         assert_equal(tmp_path / "index", tmp_path / "fresh")
 
@@ -156,8 +156,8 @@ class TestMoved:
         assert state_of(tmp_path / "index") == before
         os.utime(images / "a.png")
         again = builder()
-        built = again.add(images)
-        assert (built.unchanged, built.moved, again.encoded) == (9, 0, 0)
+        outcome = again.add(images)
+        assert (outcome.unchanged, outcome.moved, again.encoded) == (9, 0, 0)
         index = ImageIndex(tmp_path / "index")
         assert index.image(index.place_of["a.png"]).state() is None
 
@@ -183,8 +183,8 @@ class TestMoved:
             moved = tmp_path / f"moved{number}"
             moved.mkdir()
             again = builder(root.name)
-            built = again.add(source(moved))
-            assert (built.images, built.moved, built.gone, again.encoded) == (3, 3, [], 0)
+            outcome = again.add(source(moved))
+            assert (outcome.images, outcome.moved, outcome.gone, again.encoded) == (3, 3, [], 0)
             assert set(hits_of(root, model, processor).values()) == {None}
 
     def test_one_of_two_folders(self, builder, images, tmp_path):
@@ -194,8 +194,8 @@ class TestMoved:
         builder().add([first, second])
         moved = first.rename(tmp_path / "A" / "fotos")
         again = builder()
-        built = again.add([moved, second])
-        assert (built.images, built.moved, built.added, built.gone, again.encoded) == (4, 4, 0, [], 0)
+        outcome = again.add([moved, second])
+        assert (outcome.images, outcome.moved, outcome.added, outcome.gone, again.encoded) == (4, 4, 0, [], 0)
         builder("fresh").add([moved, second])
         assert_equal(tmp_path / "index", tmp_path / "fresh")
         again = builder()
@@ -212,8 +212,8 @@ class TestMoved:
         builder().add(listed)
         write("1", "2", "three", "4")
         again = builder()
-        built = again.add(listed)
-        assert (built.images, built.moved, again.encoded) == (4, 1, 0)
+        outcome = again.add(listed)
+        assert (outcome.images, outcome.moved, again.encoded) == (4, 1, 0)
         write("0", "1", "2", "4")
         builder().add(listed, prune=True)
         builder("fresh").add(listed)
@@ -385,8 +385,8 @@ class TestKilled:
         assert self.killed(lambda: builder().add(images), 20)
         tiny_image(99).save(images / "a.png")
         (images / "b c" / "d.webp").unlink()
-        built = builder().add(images)
-        assert (built.images, built.resumed > 0) == (8, True)
+        outcome = builder().add(images)
+        assert (outcome.images, outcome.resumed > 0) == (8, True)
         builder("fresh").add(images)
         assert_equal(tmp_path / "index", tmp_path / "fresh")
 
@@ -405,13 +405,13 @@ class TestUnreadable:
         assert [entry["id"] for entry in builder().add(images).unreadable] == ["worse.png"]
         other = save_images(tmp_path / "other", ["x.png"], 70)
         (other / "torn.png").write_bytes(b"\\x89PNG")
-        built = builder().add(other)
-        assert {entry["id"] for entry in built.unreadable} == {"worse.png", "torn.png"}  # of both sources
+        outcome = builder().add(other)
+        assert {entry["id"] for entry in outcome.unreadable} == {"worse.png", "torn.png"}  # of both sources
         (images / "worse.png").unlink()
         assert [entry["id"] for entry in builder().add(other).unreadable] == ["torn.png"]
         tiny_image(71).save(other / "torn.png")
-        built = builder().add(other)
-        assert (built.added, built.unreadable) == (1, [])
+        outcome = builder().add(other)
+        assert (outcome.added, outcome.unreadable) == (1, [])
         assert (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8") == ""
 
     def test_lines_of_lists_that_were_named_otherwise_or_are_gone(self, builder, images, tmp_path):
@@ -421,8 +421,8 @@ class TestUnreadable:
         assert len(builder().add(first).unreadable) == 1
         assert len(builder().add([first, second]).unreadable) == 2  # the broken line once, though named twice
         second.unlink()
-        built = builder().add(images)
-        assert [entry["location"] for entry in built.unreadable] == [f"{first}:2"]
+        outcome = builder().add(images)
+        assert [entry["location"] for entry in outcome.unreadable] == [f"{first}:2"]
         first.unlink()
         assert builder().add(images).unreadable == []
 
@@ -471,9 +471,9 @@ class TestNothingToDo:
         before, generation = state_of(tmp_path / "index"), Manifest.load(tmp_path / "index").generation
         for _ in range(2):
             again = builder(vectors="hnsw")
-            built = again.add(source)
-            assert (built.images, built.unchanged, again.encoded) == (first.images, first.images, 0)
-            assert built.unreadable == first.unreadable
+            outcome = again.add(source)
+            assert (outcome.images, outcome.unchanged, again.encoded) == (first.images, first.images, 0)
+            assert outcome.unreadable == first.unreadable
             assert state_of(tmp_path / "index") == before
             assert Manifest.load(tmp_path / "index").generation == generation
 
@@ -496,9 +496,9 @@ class TestPrune:
         builder().add(listed)
         rows[3] = '"e.PNG","图'
         listed.write_text("\n".join(["image,text", *rows]), encoding="utf-8")
-        built = builder().add(listed, prune=True)
-        assert (built.images, built.removed) == (9, 0)
-        assert "errors" in built.not_pruned
+        outcome = builder().add(listed, prune=True)
+        assert (outcome.images, outcome.removed) == (9, 0)
+        assert "errors" in outcome.not_pruned
         arguments = ["index", str(listed), "--output", str(tmp_path / "index"), "--prune"]
         result = CliRunner().invoke(app, arguments)
         assert "nothing was removed: the source has errors" in result.output
@@ -513,8 +513,8 @@ class TestPrune:
             builder(f"index{number}").add(source)
             whole = source.read_bytes()
             source.write_bytes(whole[: len(whole) // 2])
-            built = builder(f"index{number}").add(source, prune=True)
-            assert (built.images, built.removed, bool(built.not_pruned)) == (9, 0, True)
+            outcome = builder(f"index{number}").add(source, prune=True)
+            assert (outcome.images, outcome.removed, bool(outcome.not_pruned)) == (9, 0, True)
 
     def test_an_empty_or_a_missing_source(self, builder, images, tmp_path):
         builder().add(images)
@@ -522,9 +522,9 @@ class TestPrune:
         with pytest.raises(FileNotFoundError):
             builder().add(images, prune=True)
         images.mkdir()
-        built = builder().add(images, prune=True)
-        assert (built.images, built.removed, len(built.gone)) == (9, 0, 9)
-        assert "empty" in built.not_pruned
+        outcome = builder().add(images, prune=True)
+        assert (outcome.images, outcome.removed, len(outcome.gone)) == (9, 0, 9)
+        assert "empty" in outcome.not_pruned
         images.rmdir()
         away.rename(images)
         assert builder().add(images, prune=True).gone == []
@@ -535,12 +535,12 @@ class TestPrune:
         for name in ("x.png", "y.png", "z.png"):
             (other / name).rename(tmp_path / name)
         (images / "a.png").unlink()
-        built = builder().add([images, other], prune=True)
-        assert (built.images, built.removed, len(built.gone)) == (12, 0, 4)
-        assert str(other) in built.not_pruned
+        outcome = builder().add([images, other], prune=True)
+        assert (outcome.images, outcome.removed, len(outcome.gone)) == (12, 0, 4)
+        assert str(other) in outcome.not_pruned
         (tmp_path / "x.png").rename(other / "x.png")
-        built = builder().add([images, other], prune=True)
-        assert (built.images, built.removed, built.not_pruned) == (9, 3, None)
+        outcome = builder().add([images, other], prune=True)
+        assert (outcome.images, outcome.removed, outcome.not_pruned) == (9, 3, None)
         os.symlink(images, tmp_path / "link")
         (other / "x.png").unlink()
         assert builder().add([tmp_path / "link", other], prune=True).not_pruned.startswith(str(other))
@@ -551,12 +551,12 @@ class TestPrune:
         builder().add(other)
         (images / "a.png").unlink()
         (other / "x.png").unlink()
-        built = builder().add(images)
-        assert (built.removed, set(built.gone)) == (0, {"a.png", "x.png"})
+        outcome = builder().add(images)
+        assert (outcome.removed, set(outcome.gone)) == (0, {"a.png", "x.png"})
         shutil.move(other / "y.png", tmp_path / "y.png")
         (other / "y.png").write_bytes(b"")  # not gone, and none of this source
-        built = builder().add(images, prune=True)
-        assert (built.removed, built.images, built.gone) == (2, 10, [])
+        outcome = builder().add(images, prune=True)
+        assert (outcome.removed, outcome.images, outcome.gone) == (2, 10, [])
         assert {"y.png", "z.png"} < set(content_of(tmp_path / "index"))
 
     def test_a_range_that_has_grown_and_lost_one(self, builder, images, tmp_path):
@@ -570,8 +570,8 @@ class TestPrune:
         builder().add(str(tmp_path / "s-{0..1}.tar"))
         write(1, NAMES[4:5])
         write(2, NAMES[6:8])
-        built = builder().add(str(tmp_path / "s-{0..2}.tar"), prune=True)
-        assert (built.removed, built.added, built.images) == (1, 2, 5)
+        outcome = builder().add(str(tmp_path / "s-{0..2}.tar"), prune=True)
+        assert (outcome.removed, outcome.added, outcome.images) == (1, 2, 5)
 
     def test_removed_by_hand_comes_back_with_its_source(self, builder, images, tmp_path):
         builder().add(images)

@@ -70,8 +70,8 @@ def expected_embeds(model, processor, folder, names=NAMES):
 
 
 def test_every_image_with_its_embedding(builder, model, processor, images, tmp_path):
-    built = builder().add(images)
-    assert (built.images, built.added, built.unreadable) == (9, 9, [])
+    outcome = builder().add(images)
+    assert (outcome.images, outcome.added, outcome.unreadable) == (9, 9, [])
     found, wanted = embeds_by_id(tmp_path / "index"), expected_embeds(model, processor, images)
     assert list(found) == [
         "a.png",
@@ -139,8 +139,8 @@ def test_an_interrupted_run_is_no_run_of_another_model(builder, model, processor
         builder("mixed", part_size=1, progress=stop).add(images)
     torch.manual_seed(5)
     other = IndexBuilder(tiny_model(), processor, tmp_path / "mixed", batch_size=2, part_size=2)
-    built = other.add(images)
-    assert (built.resumed, built.images) == (0, 9)
+    outcome = other.add(images)
+    assert (outcome.resumed, outcome.images) == (0, 9)
 
 
 def test_adding_changing_pruning_removing(builder, model, processor, images, tmp_path):
@@ -153,16 +153,16 @@ def test_adding_changing_pruning_removing(builder, model, processor, images, tmp
     (images / "g.png").unlink()
     tiny_image(77).save(images / "a.png")
     os.utime(images / "e.PNG")  # touched, but of the same content
-    built = builder().add(images)
-    assert (built.added, built.changed, built.removed, built.unchanged, built.images) == (1, 1, 0, 7, 10)
+    outcome = builder().add(images)
+    assert (outcome.added, outcome.changed, outcome.removed, outcome.unchanged, outcome.images) == (1, 1, 0, 7, 10)
     names = [*(n for n in NAMES if n != "g.png"), "new.png"]
     found, wanted = embeds_by_id(root), expected_embeds(model, processor, images, names)
     assert set(found) == {*names, "g.png"}
     for name in names:
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
     assert builder().add(images, prune=True).removed == 1
-    built = builder().remove(["马.png", "b c/d.webp"])
-    assert (built.removed, built.images) == (2, 7)
+    outcome = builder().remove(["马.png", "b c/d.webp"])
+    assert (outcome.removed, outcome.images) == (2, 7)
     assert set(embeds_by_id(root)) == set(names) - {"马.png", "b c/d.webp"}
     with pytest.raises(ValueError, match="nirgends"):
         builder().remove(["a.png", "nirgends"])
@@ -222,8 +222,8 @@ def test_a_full_disk_while_files_are_written_again_keeps_the_removal(builder, im
     monkeypatch.undo()
     for name in NAMES[:5]:
         (images / name).unlink()
-    built = builder().add(images)
-    assert (built.unchanged, built.images, ImageIndex(tmp_path / "index").manifest.rows) == (4, 4, 4)
+    outcome = builder().add(images)
+    assert (outcome.unchanged, outcome.images, ImageIndex(tmp_path / "index").manifest.rows) == (4, 4, 4)
 
 
 def test_many_changes_and_pieces_make_few_files(builder, images, tmp_path, monkeypatch):
@@ -261,10 +261,10 @@ def test_a_second_folder_with_the_same_names(builder, images, tmp_path):
     other.mkdir()
     for seed, name in enumerate(("a.png", "e.PNG"), 90):
         tiny_image(seed).save(other / name)
-    built = builder().add(other)
-    assert (built.added, built.changed, built.images) == (0, 0, 9)
-    assert {entry["id"] for entry in built.unreadable} >= {"a.png", "e.PNG"}
-    assert any(f"the index holds {images / 'a.png'} by this id" in entry["reason"] for entry in built.unreadable)
+    outcome = builder().add(other)
+    assert (outcome.added, outcome.changed, outcome.images) == (0, 0, 9)
+    assert {entry["id"] for entry in outcome.unreadable} >= {"a.png", "e.PNG"}
+    assert any(f"the index holds {images / 'a.png'} by this id" in entry["reason"] for entry in outcome.unreadable)
     (tmp_path / "link").symlink_to(images)
     assert builder().add(tmp_path / "link").unchanged == 9
     assert files_of(tmp_path / "index").keys() >= before.keys() - {"unreadable.jsonl"}
@@ -275,14 +275,14 @@ def test_a_second_folder_with_the_same_names(builder, images, tmp_path):
 def test_unreadable_images_are_skipped_listed_and_tried_again(builder, images, tmp_path):
     (images / "torn.png").write_bytes((images / "a.png").read_bytes()[:60])
     (images / "link.png").symlink_to(tmp_path / "nowhere.png")
-    built = builder().add(images)
-    assert (built.images, built.added) == (9, 9)
-    assert {entry["id"] for entry in built.unreadable} == {"torn.png", "link.png"}
+    outcome = builder().add(images)
+    assert (outcome.images, outcome.added) == (9, 9)
+    assert {entry["id"] for entry in outcome.unreadable} == {"torn.png", "link.png"}
     report = (tmp_path / "index" / "unreadable.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["id"]: json.loads(line)["reason"] for line in report}.keys() == {"torn.png", "link.png"}
     tiny_image(50).save(images / "torn.png")
-    built = builder().add(images)
-    assert (built.added, [entry["id"] for entry in built.unreadable]) == (1, ["link.png"])
+    outcome = builder().add(images)
+    assert (outcome.added, [entry["id"] for entry in outcome.unreadable]) == (1, ["link.png"])
 
 
 def test_links_loops_and_duplicates(builder, images, tmp_path):
@@ -290,8 +290,8 @@ def test_links_loops_and_duplicates(builder, images, tmp_path):
     outside = save_images(tmp_path / "outside", ["x.png"], first_seed=30)
     (images / "elsewhere").symlink_to(outside, target_is_directory=True)
     shutil.copy(images / "a.png", images / "copy.png")
-    built = builder().add(images)
-    assert (built.images, built.duplicates) == (11, 1)
+    outcome = builder().add(images)
+    assert (outcome.images, outcome.duplicates) == (11, 1)
     assert {"elsewhere/x.png", "copy.png"} < set(embeds_by_id(tmp_path / "index"))
 
 
@@ -338,8 +338,8 @@ def test_full_disk_leaves_the_old_index(builder, images, tmp_path, monkeypatch):
     assert not [name for name in after if "partial" in name]
     assert len(ImageIndex(tmp_path / "index")) == 9
     monkeypatch.undo()
-    built = builder().add(images)
-    assert (built.added, built.resumed) == (3, 2)
+    outcome = builder().add(images)
+    assert (outcome.added, outcome.resumed) == (3, 2)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -443,8 +443,8 @@ class TestSources:
         ]
         file = images / "list.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines) + "\nno json\n", encoding="utf-8")
-        built = builder().add(file)
-        assert [entry["location"].rsplit(":", 1)[1] for entry in built.unreadable] == ["5", "6"]
+        outcome = builder().add(file)
+        assert [entry["location"].rsplit(":", 1)[1] for entry in outcome.unreadable] == ["5", "6"]
         texts = [("一只猫", "两只猫"), (), ("狗",)]
         self.check(model, processor, images, tmp_path / "index", [NAMES[0], NAMES[1], "17"], texts)
         assert builder().add(file).unchanged == 3
@@ -453,8 +453,8 @@ class TestSources:
     def test_delimited(self, builder, model, processor, images, tmp_path, suffix, mark):
         rows = [mark.join(row) for row in (("text", "image"), *((f"图{n}", name) for n, name in enumerate(NAMES[:3])))]
         (tmp_path / f"list.{suffix}").write_text("\n".join([*rows, "only one"]), encoding="utf-8")
-        built = builder().add(tmp_path / f"list.{suffix}", image_root=images)
-        assert len(built.unreadable) == 1
+        outcome = builder().add(tmp_path / f"list.{suffix}", image_root=images)
+        assert len(outcome.unreadable) == 1
         self.check(model, processor, images, tmp_path / "index", NAMES[:3], [("图0",), ("图1",), ("图2",)])
         (tmp_path / f"wrong.{suffix}").write_text("a,b\n1,2\n", encoding="utf-8")
         with pytest.raises(ValueError, match="no column for the image"):
@@ -476,14 +476,14 @@ class TestSources:
             cut = archive.getmembers()[2].offset_data + 20
         data = shard.read_bytes()
         (tmp_path / "torn.tar").write_bytes(data[: len(data) * 2 // 3] if packed else data[:cut])
-        built = builder("torn").add(tmp_path / "torn.tar", format="webdataset")
-        assert "cannot be read from here on" in built.unreadable[-1]["reason"]
+        outcome = builder("torn").add(tmp_path / "torn.tar", format="webdataset")
+        assert "cannot be read from here on" in outcome.unreadable[-1]["reason"]
 
     def test_a_image_that_a_table_names_in_vain_is_named(self, builder, images, tmp_path):
         (images / "none.png").write_text("none")
         (images / "list.csv").write_text("image\na.png\nmissing.png\nnone.png\n", encoding="utf-8")
-        built = builder().add(images / "list.csv")
-        for entry, name in zip(built.unreadable, ("missing.png", "none.png"), strict=True):
+        outcome = builder().add(images / "list.csv")
+        for entry, name in zip(outcome.unreadable, ("missing.png", "none.png"), strict=True):
             assert "list.csv:" in entry["location"]
             assert str(images / name) in entry["reason"]
 
@@ -558,9 +558,9 @@ class TestSources:
     def test_two_ids_and_one_id_for_two(self, builder, images, tmp_path):
         lines = [{"image": NAMES[0], "image_id": "x"}, {"image": NAMES[1], "image_id": "x"}]
         (images / "list.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-        built = builder().add(images / "list.jsonl")
-        assert built.images == 1
-        assert "'x'" in built.unreadable[0]["reason"]
+        outcome = builder().add(images / "list.jsonl")
+        assert outcome.images == 1
+        assert "'x'" in outcome.unreadable[0]["reason"]
 
 
 def _pixels(path):
@@ -586,13 +586,13 @@ def test_workers_share_the_parts_and_make_the_same_index(builder, images, tmp_pa
             barrier.wait(timeout=60)
 
     encoded = [0, 0]
-    built = [None, None]
+    outcome = [None, None]
 
     def run(number):
         def progress(count, doing):
             encoded[number] += count * (doing == "encoding")
 
-        built[number] = builder("shared", accelerator=Worker(number), progress=progress).add(images)
+        outcome[number] = builder("shared", accelerator=Worker(number), progress=progress).add(images)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -600,5 +600,5 @@ def test_workers_share_the_parts_and_make_the_same_index(builder, images, tmp_pa
     for thread in threads:
         thread.join(120)
     assert encoded == [5, 4]
-    assert built[0].images == built[1].images == 9
+    assert outcome[0].images == outcome[1].images == 9
     assert files_of(tmp_path / "shared") == files_of(tmp_path / "alone")

@@ -59,8 +59,8 @@ def test_output_that_is_or_contains_its_source(make, images, tmp_path):
         with pytest.raises(FileExistsError, match="holds no index"):
             make(root).add(images)
     assert held(images) == before
-    built = make(images / "index").add(images)  # within it there is room for one
-    assert built.images == make(images / "index").add(images).unchanged == 9
+    outcome = make(images / "index").add(images)  # within it there is room for one
+    assert outcome.images == make(images / "index").add(images).unchanged == 9
 
 
 def test_torn_or_foreign_manifest_is_refused(make, images, tmp_path):

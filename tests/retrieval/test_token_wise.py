@@ -47,8 +47,8 @@ def assert_best(similarity, found, given):
 def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
     pytest.importorskip("faiss")
     folder = saved_wukong(tmp_path / "model", kind, text_padding=padding)
-    built = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, part_size=2)
-    assert built.images == len(TEXTS)
+    outcome = R2D2Retriever.build(pairs, folder, tmp_path / "index", batch_size=2, part_size=2)
+    assert outcome.images == len(TEXTS)
     retriever = R2D2Retriever.open(tmp_path / "index")
     images = [tiny_image(number, 30 + number, 40) for number in range(len(TEXTS))]
     per_text, per_image, _ = score_both_ways(retriever.model, retriever.processor, images, TEXTS)
