@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from .datasets.records import stable_id
 from .files.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
 from .masking import IGNORE_INDEX, TextMasking
 from .sampling import batched_permutation
+
+if TYPE_CHECKING:
+    from ..model.processing_r2d2 import R2D2Processor
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class SampleEncoder:
 
     def __init__(
         self,
-        processor: Any,
+        processor: R2D2Processor,
         augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         first_text: bool = False,
@@ -138,7 +141,7 @@ class SampleEncoder:
             logger.warning("a text of %d tokens was truncated to %d: %.40s", whole, length, text)
 
 
-def tower_size(processor: Any) -> tuple[tuple[int, int], int | None]:
+def tower_size(processor: R2D2Processor) -> tuple[tuple[int, int], int | None]:
     """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
     before it crops the centre; None: it squashes.
 
@@ -190,7 +193,7 @@ class PretrainingDataset(Dataset):
     def __init__(
         self,
         pairs: Any,
-        processor: Any,
+        processor: R2D2Processor,
         augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         seed: int = 0,
@@ -299,7 +302,7 @@ class StreamingPretrainingDataset(IterableDataset):
     def __init__(
         self,
         pairs: Any,
-        processor: Any,
+        processor: R2D2Processor,
         augmentation: Augmentation | BatchAugmentation | None = None,
         masking: TextMasking | None = None,
         seed: int = 0,
@@ -340,7 +343,7 @@ class R2D2PretrainingCollator:
             default: torch 2.13 corrupts memory in the backward pass of a strided 1 × 1 convolution of 8 channels.
     """
 
-    def __init__(self, processor: Any, channels_last: bool = False) -> None:
+    def __init__(self, processor: R2D2Processor, channels_last: bool = False) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         image = processor.image_processor
         mean, std = (np.asarray(v, dtype=np.float64) for v in (image.image_mean, image.image_std))

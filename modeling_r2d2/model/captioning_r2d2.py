@@ -12,7 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
+from transformers import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerBase,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -208,7 +215,7 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
         """Replace the vocabulary projection."""
         self.mlm_head.decoder = new_embeddings
 
-    def set_special_tokens(self, tokenizer) -> None:
+    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the ids that begin ([CLS]), end ([SEP]) and pad a caption from a BERT tokenizer."""
         self.generation_config.bos_token_id = tokenizer.cls_token_id
         self.generation_config.eos_token_id = tokenizer.sep_token_id

@@ -33,6 +33,7 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
 
     model: Any  # an R2D2Model, also one of remote code
     image_processor: Any
+    tokenizer: Any
     _load_processor: Any = False
     _load_image_processor: Any = True
     _load_feature_extractor: Any = False

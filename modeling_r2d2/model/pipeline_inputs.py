@@ -1,6 +1,6 @@
 """What both pipelines do with their inputs: read pictures of every mode, cut texts to the model's length.
 
-This file travels with a saved pipeline, so it imports only PIL, httpx (of transformers), transformers and flat
+This file travels with a saved pipeline, so it imports only PIL, httpx (of transformers), torch, transformers and flat
 siblings.
 """
 
@@ -9,6 +9,8 @@ import os
 
 import httpx
 from PIL import Image
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .images_r2d2 import MAX_FILE_BYTES, open_image
@@ -44,7 +46,7 @@ def read_image(
     return open_image(source if data is None else data, name=name, exif_transpose=exif_transpose)
 
 
-def text_limit(tokenizer, config) -> int:
+def text_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """Tokens that a text may have: the least of what tokenizer, model and position table say."""
     return min(
         tokenizer.model_max_length,
@@ -53,7 +55,7 @@ def text_limit(tokenizer, config) -> int:
     )
 
 
-def unknown_parts(tokenizer, texts: list[str], limit: int | None = None) -> list[str]:
+def unknown_parts(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int | None = None) -> list[str]:
     """What of the texts (of their first `limit` tokens) the vocabulary lacks, each part once: it is read as [UNK].
     Nothing of a tokenizer that does not tell where its tokens come from (one written in Python)."""
     if not tokenizer.is_fast:
@@ -68,7 +70,7 @@ def unknown_parts(tokenizer, texts: list[str], limit: int | None = None) -> list
     return list(dict.fromkeys(parts))
 
 
-def tokenize(tokenizer, config, texts: list[str]):
+def tokenize(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, texts: list[str]) -> BatchEncoding:
     """Token tensors of `texts`, padded to the longest and cut to `text_limit`, which is reported by a warning."""
     limit = text_limit(tokenizer, config)
     lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
@@ -85,7 +87,7 @@ def _report_cut(text: str, tokens: int, limit: int):
         )
 
 
-def refuse_not_finite(model, scores) -> None:
+def refuse_not_finite(model: PreTrainedModel, scores: Tensor) -> None:
     """Scores of a model, a tensor of any shape, that are NaN or infinite.
 
     Raises:

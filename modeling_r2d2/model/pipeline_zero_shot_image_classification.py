@@ -30,6 +30,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
 
     model: Any  # an R2D2Model or a WukongModel, also one of remote code
     image_processor: Any
+    tokenizer: Any
 
     # Every pipeline has a call, a `preprocess`, `_forward` and `postprocess` of its own signature.
     def __call__(  # type: ignore[override]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
@@ -64,6 +64,8 @@ class R2D2Processor(ProcessorMixin):
         tokenizer: a BERT tokenizer.
     """
 
+    image_processor: Any  # of either backend, which have their settings as attributes
+    tokenizer: PreTrainedTokenizerBase
     valid_processor_kwargs = R2D2ProcessorKwargs
     _auto_class = "AutoProcessor"
 
@@ -72,7 +74,9 @@ class R2D2Processor(ProcessorMixin):
         _require_finite_scaling(image_processor)
 
     @classmethod
-    def build(cls, tokenizer, image_size: int = 224, max_length: int = 64, **image_kwargs: Any) -> "R2D2Processor":
+    def build(
+        cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 224, max_length: int = 64, **image_kwargs: Any
+    ) -> "R2D2Processor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
         `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `crop_size`, …). `exif_transpose=False` among

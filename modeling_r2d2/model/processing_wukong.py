@@ -5,6 +5,8 @@ This file travels to the Hub beside the weights, so it imports only transformers
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from .processing_r2d2 import R2D2Processor, clip_image_processor
 
 
@@ -20,7 +22,9 @@ class WukongProcessor(R2D2Processor):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def build(cls, tokenizer, image_size: int = 224, max_length: int = 32, **image_kwargs: Any) -> "WukongProcessor":
+    def build(
+        cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 224, max_length: int = 32, **image_kwargs: Any
+    ) -> "WukongProcessor":
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
         `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `image_std`, …; `exif_transpose=False` as in

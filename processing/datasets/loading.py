@@ -144,7 +144,7 @@ def _from_table(
     report: ErrorReport,
     reading: Reading,
     check_images: CheckImages,
-    background: Any,
+    background: str | tuple[int, int, int] | None,
 ) -> PairDataset:
     image_column = resolve_columns(dataset.column_names, reading)["image"]
     root = reading.image_root or Path()

@@ -28,7 +28,7 @@ def load_published(
     streaming: bool,
     *,
     reading: Reading,
-    background: Any = None,
+    background: str | tuple[int, int, int] | None = None,
 ) -> PairDataset | StreamingPairs:
     """What `load_pairs` does for the formats of `BENCHMARKS`; see there.
 

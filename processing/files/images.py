@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import TypeVar
 
 from ...model.images_r2d2 import (
     ImageReadError,
@@ -17,6 +17,7 @@ from ...model.images_r2d2 import (
     upright_rgb,
 )
 
+_Pairs = TypeVar("_Pairs")
 #: Suffixes of the files that are taken for pictures, in lower case.
 IMAGE_SUFFIXES = frozenset(
     "." + suffix
@@ -27,7 +28,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-def as_processor_reads(pairs: Any, processor: Any) -> Any:
+def as_processor_reads(pairs: _Pairs, processor: object) -> _Pairs:
     """A set of pictures or pairs that opens its pictures as a processor takes them: upright, or as they are stored.
 
     Args:
