@@ -1,5 +1,6 @@
 """`r2d2 index`: make an index of pictures, add to it, take from it."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -114,7 +115,7 @@ class IndexProgress:
     """
 
     def __enter__(self) -> "IndexProgress":
-        self._bar, self._done = bar(doing="indexing", unit="pictures"), {}
+        self._bar, self._done = bar(doing="indexing", unit="pictures"), Counter[str]()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,11 +123,11 @@ class IndexProgress:
 
     def __call__(self, count: int, doing: str) -> None:
         if doing == "planned":
-            self._bar.total = count + sum(self._done.values())
+            self._bar.total = count + self._done.total()
         elif count == 0:  # a step that has no pictures of its own
             self._bar.set_description(doing, refresh=False)
         else:
-            self._done[doing] = self._done.get(doing, 0) + count
+            self._done[doing] += count
             shown = {name: number for name, number in self._done.items() if name != "encoding"}
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(count)
