@@ -3,7 +3,7 @@
     python benchmarks/indexing.py [--quick]
 
 Both decode the same files and run the same tower in the same batches; the index also hashes contents, keeps states,
-writes its shards with their checksums and publishes. `encode_images` is what is compared with.
+writes its files with their checksums and publishes. `encode_images` is what is compared with.
 """
 
 import shutil

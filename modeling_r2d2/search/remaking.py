@@ -16,8 +16,8 @@ def source_words(source: Any, reading: Mapping[str, Any]) -> str:
     """A source as words of a command line, its paths in full: the same words for the same source, from anywhere.
 
     Args:
-        source: of `list_pictures`.
-        reading: of `list_pictures`.
+        source: of `list_images`.
+        reading: of `list_images`.
 
     Returns:
         the words, quoted for a shell; empty for a data set in memory.
