@@ -67,8 +67,8 @@ class RankedImages:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
         elif bool((steps == 0).all()):
             part = rows[:1]
-        keys, values = (None if t is None else t[part] for t in (self.keys, self.values))
-        return RankedImages(self.states[part], self.queries[part], keys, values)
+        # queries may be missing where the text-image encoder alone is asked
+        return RankedImages(*cast(list[Tensor], [None if t is None else t[part] for t in vars(self).values()]))
 
 
 @dataclass
