@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -203,6 +202,8 @@ def fit_calibration(
 def _fit(z: np.ndarray, y: np.ndarray, method: str) -> tuple[float, float]:
     """Slope and intercept of most likelihood. Platt's targets ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)), which keep them
     finite where the classes can be told apart entirely, are shares of every pair that count as true."""
+    from sklearn.linear_model import LogisticRegression  # takes a second, and a search only applies what was fitted
+
     true = y.sum()
     targets = np.where(y == 1, (true + 1) / (true + 2), 1 / (len(y) - true + 2))
     fit = LogisticRegression(
