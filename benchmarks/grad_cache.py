@@ -49,7 +49,8 @@ def one_step(kind: str, rows: int, chunk: int, queue: int) -> dict[str, float]:
     if kind == "similarities":
         image, text = (normalize(torch.randn(rows, config.projection_dim)) for _ in range(2))
         state._local = (image, text)
-        guidance = state._target_guidance(batch["image_ids"], model.current_temperature(), 0.4)
+        placement, temperature = state.target_guided.reliability, model.current_temperature()
+        guidance = state._target_guidance(placement, batch["image_ids"], temperature, 0.4)
         _, losses = model.compare_pairs(image.requires_grad_(), text.requires_grad_(), batch["image_ids"], guidance)
         losses["loss_tgd"].backward()
     else:
