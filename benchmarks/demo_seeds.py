@@ -25,6 +25,10 @@ KS = (1, 5, 10)
 WANTED = {"pre_ranking": 50.0, "two_stage": 55.0}
 
 
+#: Settings that the table names.
+_SHOWN = ("max_steps", "per_device_train_batch_size", "learning_rate", "candidates")
+
+
 def results_of(seed: int, runs: Path, steps: int | None = None) -> dict[str, Any]:
     """A seed's results.json, from an earlier run or by running the demo now.
 
@@ -39,10 +43,10 @@ def results_of(seed: int, runs: Path, steps: int | None = None) -> dict[str, Any
     if file.is_file():
         results = json.loads(file.read_text(encoding="utf-8"))
         found = results["settings"]
-        for name in ("seed", "steps", "batch_size", "learning_rate", "weight_decay", "candidates"):
-            if found[name] != getattr(settings, name):
+        for name in ("seed", "weight_decay", *_SHOWN):
+            if found.get(name) != getattr(settings, name):
                 raise ValueError(
-                    f"{output.name}/results.json was made with {name} {found[name]}, the demo now has "
+                    f"{output.name}/results.json was made with {name} {found.get(name)}, the demo now has "
                     f"{getattr(settings, name)}: remove that folder to run the seed again"
                 )
         return results
@@ -73,8 +77,7 @@ def table_of(results: dict[int, dict[str, Any]], quick: bool = False) -> Table:
                     name = f"{vendor}, {way_name} R@1 by {stage_name}, mean of {len(seeds)} seeds, %"
                     checks.append(Check(name, statistics.mean(figures[1]), WANTED[stage], ">=", ".1f"))
     minutes = [results[s]["training_seconds"] / 60 for s in seeds]
-    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "candidates")
-    settings = {name: first["settings"][name] for name in names}
+    settings = {name: first["settings"][name] for name in _SHOWN}
     gallery = next(iter(first["vendors"].values()))["images"]
     return Table(
         "demo_seeds",

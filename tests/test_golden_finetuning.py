@@ -25,7 +25,7 @@ def test_retrieval_rates():
     rates = [
         retrieval_rate(
             step,
-            num_train_epochs=recorded["epochs"],
+            epochs=recorded["epochs"],
             steps_per_epoch=recorded["steps_per_epoch"],
             base=settings["base_lr"],
             warmup_steps=settings["warmup_steps"],
