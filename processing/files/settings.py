@@ -24,7 +24,7 @@ def setting(
         help: whole sentences. They say what the option does, and what its default means where the value does not.
         aliases: further names of the option, such as `--steps`.
         bounds: the range of a number, as `require_number` takes it.
-        argument: it is told by its place in the command, not by its name.
+        argument: its place in the command says what it is, not a name.
     """
     metadata = {"help": help, "aliases": list(aliases), "range": bounds, "argument": argument}
     if isinstance(default, list | dict):
