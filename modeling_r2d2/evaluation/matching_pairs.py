@@ -22,7 +22,7 @@ import torch
 
 from ..inference.encoding import encode_images, encode_texts
 from ..inference.negatives import draw_negatives, similarity_logits
-from ..inference.ranker import FastRanker
+from ..inference.ranker import ranker_of
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.datasets.gallery import Gallery, text_positives
@@ -169,7 +169,7 @@ def pair_probabilities(
     Raises:
         ValueError: a model without a ranker (PRD2).
     """
-    ranker = FastRanker(model)
+    ranker = ranker_of(model)
     places = np.asarray(image_index, dtype=np.int64)
     order = np.argsort(places, kind="stable")
     result = np.empty(len(order))

@@ -20,7 +20,7 @@ from ..inference.encoding import (
     is_token_wise,
     pre_ranking_scores,
 )
-from ..inference.ranker import FastRanker
+from ..inference.ranker import ranker_of
 from ..inference.recall import recall_both_ways
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
@@ -205,7 +205,7 @@ def two_stage_scores(
 def _match_probabilities(model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor) -> Tensor:
     """(T, I) float32 where `pairs` (T, I) asks for it, NaN elsewhere."""
     probability = torch.full(pairs.shape, torch.nan)
-    probability[pairs] = FastRanker(model).match_probabilities(texts, images, *pairs.nonzero(as_tuple=True))
+    probability[pairs] = ranker_of(model).match_probabilities(texts, images, *pairs.nonzero(as_tuple=True))
     return probability
 
 

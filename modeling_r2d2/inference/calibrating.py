@@ -15,7 +15,7 @@ from .encoding import encode_images, encode_texts
 from .identity import identity_of_weights
 from .models import load_model
 from .negatives import draw_negatives, similarity_logits
-from .ranker import FastRanker
+from .ranker import ranker_of
 
 Negatives = Literal["uniform", "hard"]
 #: Wrong pairs for each true one: uniform ones are cheap, and show how improbable wrong pairs are.
@@ -124,7 +124,7 @@ def calibrate_model(
         ValueError: a model without a ranker; as `load_model`, `draw_pairs`, `fit_calibration`.
     """
     network, processor = load_model(model)
-    ranker = FastRanker(network)
+    ranker = ranker_of(network)
 
     def measured(part: Gallery) -> tuple[Tensor, PairList]:
         images, texts = encode_images(network, processor, part.images), encode_texts(network, processor, part.texts)

@@ -291,3 +291,50 @@ class FastRanker:
                 attended = cross.over_keys_values(states, keys, values, mask)
             states = layer.rest(states, attended)
         return self.model.image_text_match_head(states[:, 0])
+
+
+class PlainRanker:
+    """Match probabilities by `R2D2Model.rank` itself, for layers that cannot be rearranged (adapters, quantised ones).
+
+    Args:
+        model: with a ranker.
+        chunk: pairs at a time.
+    """
+
+    def __init__(self, model: R2D2Model, chunk: int = 64):
+        require_ranker(model.config)
+        self.model, self.chunk = model, chunk
+
+    @torch.inference_mode()
+    def match_probabilities(
+        self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """As `FastRanker.match_probabilities`."""
+        model, probability = self.model, torch.empty(len(text_index))
+        lengths = texts.attention_mask.sum(dim=1).cpu()
+        text_index, image_index = text_index.cpu(), image_index.cpu()
+        with bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
+            for pairs in lengths[text_index].argsort(stable=True).split(self.chunk):
+                rows, own_text = text_index[pairs].unique(return_inverse=True)
+                places, own_image = image_index[pairs].unique(return_inverse=True)
+                longest = int(lengths[rows].max())
+                found = model.rank(
+                    texts.states[rows, :longest].to(model.device),
+                    images.states[places].to(model.device),
+                    attention_mask=texts.attention_mask[rows, :longest].to(model.device),
+                    text_index=own_text.to(model.device),
+                    image_index=own_image.to(model.device),
+                    cls_only=True,
+                )
+                require_finite(found.match_probability, f"match probabilities of {name_of(model)}")
+                probability[pairs] = found.match_probability.float().cpu()
+                shown.update(len(pairs))
+        return probability
+
+
+def ranker_of(model: R2D2Model) -> FastRanker | PlainRanker:
+    """The fast ranker, or the model's own `rank` where its layers are not plain `nn.Linear`."""
+    try:
+        return FastRanker(model)
+    except TypeError:
+        return PlainRanker(model)

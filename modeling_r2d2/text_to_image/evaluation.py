@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..inference.encoding import encode_images, encode_texts
-from ..inference.ranker import FastRanker
+from ..inference.ranker import ranker_of
 from ..inference.recall import first_hit_ranks, recall_at
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.pipeline_text_to_image import R2D2TextToImagePipeline
@@ -108,7 +108,7 @@ def evaluate_generated(
     probability = other = None
     if ranked:
         text_index = torch.cat([columns, (columns + 1) % len(names)])
-        both = FastRanker(judge).match_probabilities(texts, pil_images, text_index, rows.repeat(2))
+        both = ranker_of(judge).match_probabilities(texts, pil_images, text_index, rows.repeat(2))
         probability, other = both.chunk(2)
     return GeneratedResult(
         images=len(images),

@@ -1,5 +1,6 @@
 """Encoding and two-stage scores against one pair at a time."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from modeling_r2d2.evaluation import (
     recall_at,
     two_stage_scores,
 )
-from modeling_r2d2.inference.ranker import FastRanker
+from modeling_r2d2.inference.ranker import FastRanker, PlainRanker, ranker_of
 from modeling_r2d2.inference.recall import first_hit_ranks
 from modeling_r2d2.processing.datasets.gallery import positive_pairs
 from tests.helpers import tiny_image, tiny_model, tiny_processor
@@ -168,6 +169,30 @@ def test_evaluate_retrieval(model, processor, pil_images, one_by_one):
     torch.testing.assert_close(result.text_to_image_scores, cosine + probability, atol=1e-5, rtol=0)
     torch.testing.assert_close(result.image_to_text_scores, (cosine + probability).t(), atol=1e-5, rtol=0)
     assert json.loads(json.dumps(result.to_dict()))["texts"] == len(TEXTS)
+
+
+def test_layers_that_cannot_be_rearranged_are_ranked_by_the_model(
+    model, processor, pil_images, one_by_one, monkeypatch
+):
+    """Adapters and quantised layers: the same probabilities, by the model's own `rank`."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model = copy.deepcopy(model)
+    attention = model.text_image_encoder.layers[0].self_attn
+    adapted = Adapted(attention.q_proj.in_features, attention.q_proj.out_features)
+    adapted.load_state_dict(attention.q_proj.state_dict())
+    attention.q_proj = adapted
+    ranker = ranker_of(model)
+    assert isinstance(ranker, PlainRanker)
+    ranker.chunk = 5
+    images, texts = encode_images(model, processor, pil_images), encode_texts(model, processor, TEXTS)
+    pairs = torch.cartesian_prod(torch.arange(len(TEXTS)), torch.arange(len(pil_images)))[
+        torch.randperm(len(TEXTS) * len(pil_images))
+    ]
+    found = ranker.match_probabilities(texts, images, *pairs.T)
+    torch.testing.assert_close(found, one_by_one[1][pairs[:, 0], pairs[:, 1]], atol=1e-5, rtol=0)
 
 
 def test_shared_pass_equals_each_direction_alone(model, processor, pil_images):
