@@ -238,9 +238,9 @@ def test_after_a_flood_the_next_visitor_is_answered(address):
         states = list(threads.map(flood, range(200)))
     assert set(states) <= {200, 503}
     start = time.monotonic()
-    status, answer = post(address, "search", ["马", 3, 0, 0])
+    status, body = post(address, "search", ["马", 3, 0, 0])
     if status == 200:
-        _, events = ask(f"{address}gradio_api/call/search/{json.loads(answer)['event_id']}")
+        _, events = ask(f"{address}gradio_api/call/search/{json.loads(body)['event_id']}")
         assert any(words in answer(events.decode()) for words in ("8 张图片", "稍后再试"))
     else:
         assert status == 503
