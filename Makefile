@@ -7,7 +7,7 @@ EXTRAS ?= dev
 # test processes; each runs torch on one thread
 JOBS   ?= 2
 OUTPUT ?= runs/demo
-# extra arguments: make test ARGS="tests/modeling -k fgr", make demo ARGS="--seed 1 --overwrite"
+# extra arguments: make test ARGS="tests/model -k fgr", make demo ARGS="--seed 1 --overwrite"
 ARGS   ?=
 
 VENV  := .venv

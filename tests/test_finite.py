@@ -36,8 +36,8 @@ from modeling_r2d2.inference.finite import (
 from modeling_r2d2.inference.matching import matching_metrics
 from modeling_r2d2.model.ranges_r2d2 import require_number
 from modeling_r2d2.search.building import IndexBuilder
-from tests.conversion.official_files import official_tensors, wide_config
 from tests.helpers import tiny_image, tiny_model, tiny_processor
+from tests.integrations.conversion.official_files import official_tensors, wide_config
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])

@@ -24,10 +24,10 @@ from .pages import PAGES, ROOT, in_chinese, python_blocks, shell_commands, text_
 
 #: Guide -> the test that runs it, shell lines included.
 ELSEWHERE = {
-    "docs/deploy": "tests/export/test_docs.py",
+    "docs/deploy": "tests/integrations/onnx/test_docs.py",
     "docs/publish": "tests/hub_cards/test_docs.py",
-    "docs/search": "tests/retrieval/test_docs.py",
-    "docs/sentence_transformers": "tests/interoperation/test_sentence_transformers.py",
+    "docs/search": "tests/search/test_docs.py",
+    "docs/sentence_transformers": "tests/integrations/sentence_transformers/test_sentence_transformers.py",
 }
 TEXTS = ["一只小狗", "一只小猫", "红色的车", "绿色的树", "蓝色的天", "白色的云", "黑色的马", "黄色的花"]
 
@@ -54,7 +54,7 @@ def readme(scope, monkeypatch):
 
 def load(scope, monkeypatch):
     from modeling_r2d2 import R2D2Model
-    from tests.conversion.official_files import official_tensors, wide_config
+    from tests.integrations.conversion.official_files import official_tensors, wide_config
 
     readme(scope, monkeypatch)
     torch.save({"model": official_tensors(R2D2Model(wide_config()))}, "r2d2_vitb.pth")

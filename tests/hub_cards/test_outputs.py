@@ -15,8 +15,8 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.hub_cards import plan_push
 from modeling_r2d2.hub_cards.checking import load_card
 from modeling_r2d2.integrations import convert_to_folder
-from tests.conversion.official_files import official_tensors, wide_config
 from tests.hub_cards.conftest import FINETUNING
+from tests.integrations.conversion.official_files import official_tensors, wide_config
 from tests.tiny import tiny_config
 
 TEXTS = ["一只小狗", "一只小猫", "红色的汽车", "绿色的树", "蓝色的天空", "白色的云", "黑色的夜晚", "黄色的花"]

@@ -12,8 +12,8 @@ from modeling_r2d2.cli import app
 from modeling_r2d2.integrations.official import CheckpointError
 from modeling_r2d2.integrations.wukong import convert_wukong_state_dict, infer_wukong_config, is_wukong_state_dict
 from modeling_r2d2.integrations.wukong_names import model_names
-from tests.conversion.official_files import official_tensors, wide_config
 from tests.helpers import tiny_image
+from tests.integrations.conversion.official_files import official_tensors, wide_config
 from tests.wukong import reference
 from tests.wukong.tiny import tiny_wukong
 

@@ -28,7 +28,7 @@ from modeling_r2d2.search import (
 )
 from modeling_r2d2.search.building import IndexBuilder
 from tests.helpers import tiny_image, tiny_model, tiny_processor
-from tests.retrieval.conftest import NAMES, save_images
+from tests.search.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 

@@ -15,7 +15,7 @@ from modeling_r2d2 import R2D2Retriever
 from modeling_r2d2.inference.models import load_model
 from modeling_r2d2.search import Calibration, to_csv, to_json, write_sheet
 from tests.helpers import tiny_image, tiny_model, tiny_processor
-from tests.retrieval.conftest import NAMES, save_images
+from tests.search.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 

@@ -16,8 +16,8 @@ from modeling_r2d2.integrations import build_tokenizer, convert_to_folder, find_
 from modeling_r2d2.integrations import official_folder as folder
 from modeling_r2d2.processing.files.digests import digest_of_file
 from modeling_r2d2.processing.files.writing import is_partial
-from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 from tests.helpers import die, killed
+from tests.integrations.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -11,7 +11,7 @@ from modeling_r2d2.search import ImageIndex, IndexFileError, OtherModelError, pu
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.milvus import MilvusVectors
 from modeling_r2d2.search.vectors import FaissVectors, build_vectors, choose_kind
-from tests.retrieval.conftest import NAMES, save_images
+from tests.search.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 

@@ -23,7 +23,7 @@ from modeling_r2d2.integrations.sentence_transformers import (
 )
 
 TEXTS = ["一只猫", "两条红色的鱼在水", "船"]
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def save(folder, model):

@@ -19,7 +19,7 @@ from modeling_r2d2.integrations import (
 )
 from modeling_r2d2.integrations.official_names import model_name, official_name, unused_reason
 from tests import golden
-from tests.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
+from tests.integrations.conversion.official_files import head_tensors, official_tensors, training_leftovers, wide_config
 
 convert = partial(convert_official_checkpoint, return_report=True)
 

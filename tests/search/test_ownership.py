@@ -11,7 +11,7 @@ from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from modeling_r2d2.search.ownership import BUILDING
 from tests.helpers import die, killed
-from tests.retrieval.conftest import save_images
+from tests.search.conftest import save_images
 
 FOREIGN = {
     "vectors.npy": b"1",

@@ -20,7 +20,7 @@ from modeling_r2d2.search import CacheOptions, ImageIndex, IndexFileError, Other
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from tests.helpers import tiny_image, tiny_model
-from tests.retrieval.conftest import NAMES, save_images
+from tests.search.conftest import NAMES, save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 

@@ -13,7 +13,7 @@ from modeling_r2d2.search import ImageIndex
 from modeling_r2d2.search.building import IndexBuilder
 from modeling_r2d2.search.manifest import Manifest
 from modeling_r2d2.search.vectors import FaissVectors
-from tests.retrieval.conftest import save_images
+from tests.search.conftest import save_images
 
 pytest.importorskip("faiss")  # of the extra [retrieval]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("name", ["deploy.md", "deploy.zh.md"])
