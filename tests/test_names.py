@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("modeling_r2d2", "processing", "hub_cards", "benchmarks", "examples", "docs", "tests")
 
+#: Folders that 0.1 saved name a class by this path.
+SAVED = "modeling_r2d2/interoperation/"
 #: word -> the one that is used instead
 RETIRED = {
     **dict.fromkeys(("picture", "pictures"), "image, images"),
@@ -15,6 +17,7 @@ RETIRED = {
     **dict.fromkeys(("centre", "centres", "centred"), "center"),
     **dict.fromkeys(("colour", "colours", "coloured", "grey"), "color, gray"),
     **dict.fromkeys(("normalise", "normalised", "normalisation", "initialise", "initialised"), "-ize"),
+    "interoperation": "integrations",
     **dict.fromkeys(("aside", "anew", "built", "told", "say", "said"), "what the thing is"),
 }
 
@@ -36,6 +39,7 @@ def names(path: Path) -> Iterator[tuple[str, str]]:
 
 def test_no_name_has_a_retired_word():
     files = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    files = [path for path in files if not path.relative_to(ROOT).as_posix().startswith(SAVED)]
     found = [
         f"{where}: {name} (instead of {word!r}: {RETIRED[word]})"
         for path in files
