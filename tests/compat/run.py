@@ -68,7 +68,8 @@ def environment(end: str, python: str, pins: list[str]) -> Path:
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
         pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", str(constraints), "-e", PROJECT, "hypothesis", "pytest", "pytest-xdist"], check=True)
+        for_tests = ["hypothesis", "pytest", "pytest-xdist"]
+        subprocess.run([*pip, "-c", str(constraints), "-e", PROJECT, *for_tests], check=True)
         stamp.write_text(wanted)
     return interpreter
 
