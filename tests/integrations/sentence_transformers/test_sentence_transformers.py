@@ -220,6 +220,20 @@ def test_save_and_load(kind, encoder, ranker, folder, pil_images, expected, tmp_
         model[0].save(str(tmp_path), safe_serialization=False)
 
 
+@pytest.mark.parametrize("kind", ["encoder", "ranker"])
+def test_folders_of_0_1_name_the_classes_by_another_path(kind, encoder, ranker, tmp_path):
+    {"encoder": encoder, "ranker": ranker}[kind].save(str(tmp_path), create_model_card=False)
+    named = 0
+    for path in tmp_path.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        named += text.count("modeling_r2d2.integrations.")
+        path.write_text(text.replace("modeling_r2d2.integrations.", "modeling_r2d2.interoperation."), encoding="utf-8")
+    assert named
+    load, of = {"encoder": (SentenceTransformer, R2D2Encoder), "ranker": (CrossEncoder, R2D2Ranker)}[kind]
+    again = load(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
+    assert type(again[0]) is of
+
+
 def test_a_loss_of_the_library_trains_it(folder, pil_images):
     """Text and picture columns through MultipleNegativesRankingLoss: finite, and it falls on one batch."""
     model = sentence_transformer(folder, device="cpu").train()
