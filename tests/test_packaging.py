@@ -1,6 +1,9 @@
 """What is installed: one top-level name, every sub-package, the data files, importable from anywhere."""
 
+import ast
 import configparser
+import importlib.metadata
+import re
 import subprocess
 import sys
 import zipfile
@@ -107,8 +110,6 @@ def test_editable_install_imports_from_anywhere(where, tmp_path):
 
 
 def test_version_is_stated_once_and_agrees():
-    import importlib.metadata
-
     import modeling_r2d2
 
     version = SETUP_CFG["metadata"]["version"]
@@ -131,3 +132,30 @@ def test_constraints_pin_every_requirement():
         wanted.update(_lines("options.extras_require", extra))
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~ ]", item)[0]).lower() for item in wanted}
     assert names - {"modeling-r2d2"} - set(pins) == set()
+
+
+def test_what_the_package_imports_is_declared():
+    """httpx came with huggingface_hub, until it did not: an installed package then failed at its first pipeline."""
+    needed = SETUP_CFG["options"]["install_requires"].splitlines()
+    for lines in SETUP_CFG["options.extras_require"].values():
+        needed += lines.splitlines()
+    # what huggingface_hub always brings may be used
+    needed += [each for each in importlib.metadata.requires("huggingface_hub") or [] if "extra ==" not in each]
+    needed.append("starlette")  # of gradio, in the page
+    declared = {_plain(re.split(r"[\s<>=!~;\[]", line.strip())[0]) for line in needed if line.strip()}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for folder in _package_dirs().values():
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module or ""]
+                for name in {each.partition(".")[0] for each in names} - sys.stdlib_module_names:
+                    if declared.isdisjoint(map(_plain, distributions.get(name, [name]))):
+                        undeclared.add(f"{path.relative_to(ROOT)}: {name}")
+    assert not undeclared
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")

@@ -226,7 +226,7 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
         return self._encode_images(pixel_values)[0]
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # position_ids is among TransformersKwargs too, as in the library
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -239,7 +239,7 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         smoothing: float = 0.0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """Next-token prediction on captions of B pictures.
 

@@ -196,7 +196,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         )
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # position_ids is among TransformersKwargs too, as in the library
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -204,7 +204,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         return_loss: bool | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2Output:
         """Pre-ranking: every image against every text; their numbers may differ.
 

@@ -256,7 +256,7 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
         return mask
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # position_ids is among TransformersKwargs too, as in the library
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -265,7 +265,7 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
         image_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> WukongOutput:
         """Every image against every text; their numbers may differ.
 

@@ -1,13 +1,13 @@
 """What both pipelines do with their inputs: read pictures of every mode, cut texts to the model's length.
 
-This file travels with a saved pipeline, so it imports only PIL, httpx (of transformers), torch, transformers and flat
+This file travels with a saved pipeline, so it imports only PIL, huggingface_hub, torch, transformers and flat
 siblings.
 """
 
 import base64
 import os
 
-import httpx
+from huggingface_hub.utils import httpx  # httpx or httpx2, whichever is installed with it; as transformers does
 from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -284,7 +284,7 @@ class R2D2ForPreTraining(R2D2Model):
         masked_input_ids: Tensor | None = None,
         feature: Literal["projection", "tower"] | None = None,
         token_type_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2PairFeatures:
         """The towers on whole images, and on whole and masked texts in one pass; that pass serves FgD, MLM and the
         ranking of enhanced training alike.
@@ -300,17 +300,17 @@ class R2D2ForPreTraining(R2D2Model):
                 "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
                 "(TextMasking in the collation, mask_ratio above 0)"
             )
-        kwargs["return_dict"] = True  # whatever the configuration says
-        vision = self.get_image_features(pixel_values, **kwargs)
+        more = {**kwargs, "return_dict": True}  # whatever the configuration says
+        vision = self.get_image_features(pixel_values, **more)
         image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
         if masked_input_ids is None or not (self.can_rank or feature):
-            text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **more)
             return R2D2PairFeatures(image_states, image_embeds, text.last_hidden_state, normalize(text.pooler_output))
         text = self.get_text_features(
             torch.cat([input_ids, masked_input_ids]),
             None if attention_mask is None else attention_mask.repeat(2, 1),
             token_type_ids=None if token_type_ids is None else token_type_ids.repeat(2, 1),
-            **kwargs,
+            **more,
         )
         text_states, masked_states = text.last_hidden_state.chunk(2)
         text_embeds = normalize(text.pooler_output[: len(input_ids)])
