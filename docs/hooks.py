@@ -70,7 +70,8 @@ def command_line() -> str:
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8").stdout
 
 
-def on_config(config):
+def on_startup(**kwargs):
+    """Before the plugins look for the packages: a path that is not there by then is left out."""
     link_packages(ROOT / ".cache" / "packages")
 
 
