@@ -288,7 +288,7 @@ def test_texts_of_every_sequence():
     column = Dataset.from_dict({"text": texts})["text"]
     for given in (tuple(texts), np.array(texts), (text for text in texts), column):
         assert torch.equal(processor(text=given, return_tensors="pt")["input_ids"], expected)
-    with pytest.raises(ValueError, match="string or list of strings"):
+    with pytest.raises(ValueError, match="string or list of strings|text input must be of type"):
         processor(text=3)
 
 
