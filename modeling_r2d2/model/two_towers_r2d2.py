@@ -81,9 +81,10 @@ class TwoTowerPreTrainedModel(PreTrainedModel):
         if not (torch.is_grad_enabled() and self.temperature.requires_grad):
             return self.temperature.float().clamp(low, high)
         # Tensors that torch.func hands in are the caller's. By `data`, since graphs of earlier forward passes hold the
-        # parameter's version, and their values stay right: only an optimizer step can have left the bounds. An exported
-        # program holds no such change.
-        if self.training and isinstance(self.temperature, nn.Parameter) and not torch.compiler.is_exporting():
+        # parameter's version, and their values stay right: only an optimizer step can have left the bounds. A program
+        # that is exported without dynamo cannot hold such a change. (In torch 2.10 dynamo takes itself for an export.)
+        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if self.training and isinstance(self.temperature, nn.Parameter) and not exporting:
             self.temperature.data.clamp_(low, high)
         temperature = self.temperature.float()
         return temperature.detach().clamp(low, high) + (temperature - temperature.detach())
