@@ -36,13 +36,33 @@ from .matching_pairs import MatchingPairs, pair_probabilities
 from .models import load_model
 from .results import EvaluationResult
 from .retrieval import score_both_ways
-from .settings import _OF_FOLDERS, EvaluationSettings, _split_of
+from .settings import EvaluationSettings
 from .zero_shot import ClassificationSet, classification_folder, classification_metrics, classification_pairs
 from .zero_shot import classify as classify_images
 
 #: Part of every cache key: raise it when a metric changes its value.
 _VERSION = 2
 Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]
+
+#: Options of `load_pairs` that a folder of classes has too.
+_OF_FOLDERS = ("max_error_rate", "encoding", "on_error", "check_images")
+
+
+def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
+    """The folder of classes, or its sub-folder of the split.
+
+    Raises:
+        ValueError: what only lists of pairs have.
+        FileNotFoundError: no such sub-folder.
+    """
+    for name, option in (("image_root", "--image-root"), ("columns", "--label")):
+        if reading.get(name) is not None:
+            raise ValueError(f"{option} belongs to lists of pairs; {folder} is a folder of classes")
+    if (split := reading.get("split")) is None:
+        return folder
+    if not (folder / split).is_dir():
+        raise FileNotFoundError(f"{folder} has no folder of the split {split!r}")
+    return folder / split
 
 
 class Evaluation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..inference.bootstrap import Bootstrap
 from ..processing.datasets.formats import BENCHMARKS
@@ -13,7 +13,8 @@ from ..processing.files.digests import digest_of_file
 from .matching_pairs import MatchingPairs
 from .zero_shot import PROMPTS
 
-TASKS = ("retrieval", "matching", "classification", "captioning")
+Task = Literal["retrieval", "matching", "classification", "captioning"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass
@@ -94,27 +95,3 @@ class EvaluationSettings:
         elif self.task == "captioning":
             values |= {"captions": digest_of_file(self.captions)} if self.captions else {"generation": self.generation}
         return values
-
-
-Task = Literal["retrieval", "matching", "classification", "captioning"]
-
-
-#: Options of `load_pairs` that a folder of classes has too.
-_OF_FOLDERS = ("max_error_rate", "encoding", "on_error", "check_images")
-
-
-def _split_of(folder: Path, reading: dict[str, Any]) -> Path:
-    """The folder of classes, or its sub-folder of the split.
-
-    Raises:
-        ValueError: what only lists of pairs have.
-        FileNotFoundError: no such sub-folder.
-    """
-    for name, option in (("image_root", "--image-root"), ("columns", "--label")):
-        if reading.get(name) is not None:
-            raise ValueError(f"{option} belongs to lists of pairs; {folder} is a folder of classes")
-    if (split := reading.get("split")) is None:
-        return folder
-    if not (folder / split).is_dir():
-        raise FileNotFoundError(f"{folder} has no folder of the split {split!r}")
-    return folder / split
