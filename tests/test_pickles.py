@@ -16,7 +16,7 @@ from modeling_r2d2.finetuning import LoRASettings, load_adapter
 from modeling_r2d2.finetuning.adapters import add_adapters, save_adapter
 from modeling_r2d2.hub_cards.facts import read_training_arguments
 from modeling_r2d2.inference.pickles import load_tensors, refuse_unsafe_pickles
-from modeling_r2d2.integrations.official import CheckpointError, read_checkpoint
+from modeling_r2d2.integrations.checkpoints import CheckpointError, read_checkpoint
 from modeling_r2d2.text_to_image.training import train_text_to_image
 from modeling_r2d2.training.pretraining import pretrain
 from tests.helpers import save_pairs, tiny_model, tiny_processor

@@ -35,7 +35,7 @@ class ConversionSettings(Trusting):
 def convert(settings: ConversionSettings) -> None:
     """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
     from ..inference.loading import load_config
-    from ..integrations.official import read_checkpoint
+    from ..integrations.checkpoints import read_checkpoint
     from ..integrations.official_folder import convert_to_folder
     from ..integrations.wukong import convert_wukong_to_folder, is_wukong_state_dict
     from ..model.configuration_r2d2 import R2D2Config

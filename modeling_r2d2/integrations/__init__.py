@@ -1,13 +1,7 @@
 """Weights from and for elsewhere: official checkpoints, Wukong, warm starts, ONNX, sentence-transformers."""
 
-from .official import (
-    CheckpointError,
-    ConversionReport,
-    convert_official_checkpoint,
-    convert_state_dict,
-    infer_config,
-    read_checkpoint,
-)
+from .checkpoints import CheckpointError, ConversionReport, read_checkpoint
+from .official import convert_official_checkpoint, convert_state_dict, infer_config
 from .official_folder import build_tokenizer, convert_to_folder, find_vocabulary
 from .warm_start import from_vision_text_pretrained
 

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..hub_cards.cards import PIPELINE_TAG, TAGS, fill
 from ..model.configuration_r2d2 import R2D2Config
-from .official import ConversionReport
+from .checkpoints import ConversionReport
 
 
 def converted_card(

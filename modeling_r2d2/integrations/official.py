@@ -6,22 +6,19 @@ authors' loader skips tensors of another shape without a word.)
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..inference.finite import require_finite_weights
-from ..inference.loading_errors import LoadingError
-from ..inference.pickles import load_tensors
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
+from .checkpoints import CheckpointError, ConversionReport, described, listed, model_of, read_checkpoint
 from .official_names import RANKER_PREFIXES, head_name, model_name, official_name, unused_reason
 
 logger = logging.getLogger(__name__)
@@ -30,43 +27,6 @@ logger = logging.getLogger(__name__)
 HEAD_WIDTH = 64
 
 _CONFIG_HINT = "give the configuration: config=R2D2Config(...), or --config on the command line"
-
-
-class CheckpointError(ValueError):
-    """The file is no official checkpoint, or not all of it fits."""
-
-
-@dataclass
-class ConversionReport:
-    """What became of every tensor of an official checkpoint.
-
-    Args:
-        used: official name -> name in the model.
-        unused: official name -> why nothing reads it.
-        unknown: names that no official checkpoint has (only with `allow_unknown`).
-        has_head: whether the MLM head was taken.
-    """
-
-    used: dict[str, str] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    has_head: bool = False
-
-    def unused_by_reason(self) -> dict[str, list[str]]:
-        """Reason -> the official names it holds for, unknown tensors included."""
-        grouped: dict[str, list[str]] = {}
-        for name, reason in self.unused.items():
-            grouped.setdefault(reason, []).append(name)
-        if self.unknown:
-            grouped["unknown tensor, left out as allowed"] = list(self.unknown)
-        return grouped
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.used)} tensors used, {len(self.unused) + len(self.unknown)} not used"]
-        for reason, names in self.unused_by_reason().items():
-            lines.append(f"  {reason}:")
-            lines.extend(f"    {name}" for name in names)
-        return "\n".join(lines)
 
 
 @overload
@@ -124,58 +84,14 @@ def convert_official_checkpoint(
         tensors, report = convert_state_dict(state_dict, config, head=head, allow_unknown=allow_unknown)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    # a copy: the file's own tensors may be mapped from disk
-    tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     if report.has_head:
         config.tie_word_embeddings = _is_tied(tensors)
-    model_class: Any = R2D2ForPreTraining if report.has_head else R2D2Model
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
-    left = {kind: names for kind, names in info.items() if names}
-    if left:  # convert_state_dict has checked names and shapes
-        raise CheckpointError(f"{path}: {left}")
+    model = model_of(R2D2ForPreTraining if report.has_head else R2D2Model, config, tensors, path)
     if return_report:
         return model, report
     if report.unused or report.unknown:
         logger.warning("%s: %s", path, report)
     return model
-
-
-def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
-    """The state dict of an official checkpoint file: name -> tensor on the CPU, mapped from disk where possible.
-
-    Raises:
-        CheckpointError: unreadable, or with objects beyond tensors and plain Python values. FileNotFoundError.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder, not an official checkpoint file (a converted one loads by R2D2Model.from_pretrained)"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = load_tensors(path)
-    except LoadingError as error:
-        raise CheckpointError(str(error)) from error
-    state_dict = content
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            state_dict = content[key]
-            break
-    if not isinstance(state_dict, Mapping) or not any(isinstance(v, Tensor) for v in state_dict.values()):
-        found = f"keys {_listed(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{path} is not an R2D2 checkpoint: expected a state dict, bare or under the key 'model', found {found}"
-        )
-    other = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
-    if other:
-        raise CheckpointError(f"{path}: these entries of the state dict are not tensors: {_listed(other)}")
-    stripped = {str(name).removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    if len(stripped) != len(state_dict):
-        raise CheckpointError(f"{path}: some tensors occur twice, with and without the prefix 'module.'")
-    return stripped
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> R2D2Config:
@@ -282,7 +198,7 @@ def convert_state_dict(
         else:
             report.unknown.append(name)
     problems = [
-        f"misshapen tensor: {name} is {_described(state_dict[name])}, expected {expected[target]}"
+        f"misshapen tensor: {name} is {described(state_dict[name])}, expected {expected[target]}"
         + (
             f" (trained at another image size? {_CONFIG_HINT}; the model itself interpolates to other sizes)"
             if name == "visual_encoder.embeddings.position_embedding.weight"
@@ -293,14 +209,14 @@ def convert_state_dict(
     ]
     missing = [official_name(target) for target in expected if target not in converted]
     if missing:
-        problems.append(f"missing tensors: {_listed(missing)}")
+        problems.append(f"missing tensors: {listed(missing)}")
         if all(name.startswith(RANKER_PREFIXES) for name in missing) and not any(
             name.startswith(RANKER_PREFIXES) for name in state_dict
         ):
             problems.append("this is a PRD2, pre-ranking only: its configuration has cross_encoder_config=None")
     if report.unknown and not allow_unknown:
         problems.append(
-            f"unknown tensors: {_listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
+            f"unknown tensors: {listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
         )
     head_problem = _take_head(state_dict, head_parts, config, head, converted, report)
     if head and head_problem:
@@ -376,22 +292,10 @@ def _refuse_other_models(state_dict: Mapping[str, Tensor]):
     if lacking:
         raise CheckpointError(
             f"not an R2D2 or PRD2 checkpoint: no tensor is named {' or '.join(f'{p}*' for p in lacking)}; "
-            f"found {_listed(state_dict, 5)}"
+            f"found {listed(state_dict, 5)}"
         )
 
 
 def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
-    decoder = tensors["mlm_head.decoder.weight"]
-    return torch.equal(decoder, tensors["text_model.embeddings.word_embeddings.weight"])
-
-
-def _described(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
-    return f"{tuple(tensor.shape)}{kind}"
-
-
-def _listed(names: Iterable[str], limit: int = 30) -> str:
-    """The names, the first `limit` of them where there are more."""
-    names = list(names)
-    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    decoder, embeddings = tensors["mlm_head.decoder.weight"], tensors["text_model.embeddings.word_embeddings.weight"]
+    return torch.equal(decoder.float(), embeddings.float())

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from transformers import BertTokenizer, PreTrainedTokenizerBase
+from huggingface_hub import ModelCard
+from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.loading import load_tokenizer
 from ..model.configuration_r2d2 import R2D2Config
@@ -13,8 +15,9 @@ from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.digests import digest_of_file
 from ..processing.files.progress import bar
 from ..processing.files.writing import claim_folder, staged_folder
+from .checkpoints import ConversionReport
 from .converted_card import converted_card
-from .official import ConversionReport, convert_official_checkpoint
+from .official import convert_official_checkpoint
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCABULARY_HINT = (
@@ -56,7 +59,7 @@ def convert_to_folder(
         ValueError: a vocabulary that does not belong to the checkpoint.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
-    _refuse_occupied(output_dir, overwrite)
+    refuse_occupied(output_dir, overwrite)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
     tokenizer = build_tokenizer(vocab)
@@ -65,12 +68,7 @@ def convert_to_folder(
         checkpoint, config, head=head, allow_unknown=allow_unknown, return_report=True
     )
     shown.update()
-    vocab_size = model.config.text_config.vocab_size
-    if len(tokenizer) != vocab_size:
-        raise ValueError(
-            f"the vocabulary has {len(tokenizer)} tokens, but the checkpoint's token embeddings have {vocab_size} "
-            f"rows: they do not belong together ({_VOCABULARY_HINT})"
-        )
+    require_vocabulary(tokenizer, model.config, f" ({_VOCABULARY_HINT})")
     max_length = min(model.config.max_text_length, model.config.text_config.max_position_embeddings)
     stored = {} if exif_transpose else {"exif_transpose": False}
     processor = R2D2Processor.build(tokenizer, model.config.vision_config.image_size, max_length, **stored)
@@ -84,11 +82,27 @@ def convert_to_folder(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     shown.update()
-    with shown, staged_folder(output_dir, "convert", stale=["*"]) as folder:
+    with shown:
+        write_converted(output_dir, model, processor, card)
+    return report
+
+
+def write_converted(output_dir: Path, model: PreTrainedModel, processor: R2D2Processor, card: ModelCard) -> None:
+    """Write what a conversion made: all of it or nothing, in place of an earlier one's."""
+    with staged_folder(output_dir, "convert", stale=["*"]) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         card.save(folder / "README.md")
-    return report
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, hint: str = "") -> None:
+    """Raise `ValueError`, with a hint at its end, unless the vocabulary has a token for each embedding."""
+    vocab_size = config.text_config.vocab_size
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"the vocabulary has {len(tokenizer)} tokens, but the checkpoint's token embeddings have {vocab_size} "
+            f"rows: they do not belong together{hint}"
+        )
 
 
 def build_tokenizer(vocab: str | PathLike | None = None) -> PreTrainedTokenizerBase:
@@ -142,6 +156,7 @@ def _read_vocabulary(path: Path) -> Mapping[str, int]:
     return vocabulary
 
 
-def _refuse_occupied(folder: Path, overwrite: bool):
+def refuse_occupied(folder: Path, overwrite: bool) -> None:
+    """Claim the folder of a conversion, see `claim_folder`."""
     names = ("config.json", "tokenizer.json", "processor_config.json", "*.safetensors", "*.bin")
     claim_folder(folder, names, needs=["README.md"], overwrite=overwrite)

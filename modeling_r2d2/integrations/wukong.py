@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -22,9 +22,9 @@ from ..model.modeling_wukong import WukongModel
 from ..model.processing_wukong import WukongProcessor
 from ..processing.files.digests import digest_of_file
 from ..processing.files.progress import bar
-from ..processing.files.writing import staged_folder
-from .official import HEAD_WIDTH, CheckpointError, ConversionReport, _described, _listed, read_checkpoint
-from .official_folder import _refuse_occupied, build_tokenizer
+from .checkpoints import CheckpointError, ConversionReport, described, listed, model_of, read_checkpoint
+from .official import HEAD_WIDTH
+from .official_folder import build_tokenizer, refuse_occupied, require_vocabulary, write_converted
 from .wukong_names import TEMPERATURE, TRANSPOSED, model_names, unused_reason
 
 logger = logging.getLogger(__name__)
@@ -83,14 +83,8 @@ def convert_wukong_checkpoint(
         tensors, report = convert_wukong_state_dict(state_dict, config, allow_unknown=allow_unknown)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    # a copy: the file's own tensors may be mapped from disk
-    tensors = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
     tensors.setdefault("temperature", torch.tensor(config.temperature_init_value))
-    model, info = cast(Any, WukongModel).from_pretrained(
-        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
-    if left := {kind: names for kind, names in info.items() if names}:  # names and shapes have been checked
-        raise CheckpointError(f"{path}: {left}")
+    model = model_of(WukongModel, config, tensors, path)
     if return_report:
         return model, report
     if report.unused or report.unknown:
@@ -145,16 +139,16 @@ def convert_wukong_state_dict(
         if TRANSPOSED.fullmatch(name):
             whole = whole[::-1]
         if tuple(tensor.shape) != whole or not tensor.is_floating_point():
-            problems.append(f"misshapen tensor: {name} is {_described(tensor)}, expected {whole}")
+            problems.append(f"misshapen tensor: {name} is {described(tensor)}, expected {whole}")
             continue
         tensor = tensor.t() if TRANSPOSED.fullmatch(name) else tensor
         converted.update(zip(targets, tensor.chunk(len(targets)), strict=True))
     missing = [name for name in expected if name not in origin and name != "temperature"]
     if missing:
-        problems.append(f"no tensor of the checkpoint gives {_listed(missing)}")
+        problems.append(f"no tensor of the checkpoint gives {listed(missing)}")
     if report.unknown and not allow_unknown:
         problems.append(
-            f"unknown tensors: {_listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
+            f"unknown tensors: {listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
         )
     if problems:
         raise CheckpointError("\n".join(problems))
@@ -208,7 +202,7 @@ def infer_wukong_config(state_dict: Mapping[str, Tensor]) -> WukongConfig:
         similarity = {"similarity": "global"}
     else:
         raise CheckpointError(
-            f"embeddings are {projection} wide: {TOKEN_WIDTH} (token-wise) or {_listed(map(str, GLOBAL_WIDTHS))} "
+            f"embeddings are {projection} wide: {TOKEN_WIDTH} (token-wise) or {listed(map(str, GLOBAL_WIDTHS))} "
             f"(global) would tell the similarity, this does not; {_CONFIG_HINT}"
         )
     if reduction:
@@ -295,7 +289,7 @@ def _swin(state_dict: Mapping[str, Tensor], shape: Callable) -> dict:
 def _refuse_other_models(state_dict: Mapping[str, Tensor]):
     if not is_wukong_state_dict(state_dict):
         raise CheckpointError(
-            f"not a Wukong checkpoint: it has tensors named visual.* and transformer.*, found {_listed(state_dict, 5)}"
+            f"not a Wukong checkpoint: it has tensors named visual.* and transformer.*, found {listed(state_dict, 5)}"
         )
 
 
@@ -329,24 +323,18 @@ def convert_wukong_to_folder(
         ValueError: a vocabulary that does not belong to the checkpoint.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
-    _refuse_occupied(output_dir, overwrite)
+    refuse_occupied(output_dir, overwrite)
     tokenizer = build_tokenizer(vocab)
     shown = bar(doing="converting", total=2, unit="steps")
     model, report = convert_wukong_checkpoint(checkpoint, config, allow_unknown=allow_unknown, return_report=True)
     config = model.config
-    if len(tokenizer) != config.text_config.vocab_size:
-        raise ValueError(
-            f"the vocabulary has {len(tokenizer)} tokens, but the checkpoint's token embeddings have "
-            f"{config.text_config.vocab_size} rows: they do not belong together"
-        )
+    require_vocabulary(tokenizer, config)
     stored = {} if exif_transpose else {"exif_transpose": False}
     processor = WukongProcessor.build(tokenizer, config.vision_config.image_size, config.max_text_length, **stored)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shown.update()
-    with shown, staged_folder(output_dir, "convert", stale=["*"]) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        _card(output_dir, config, report, checkpoint, source, parameters).save(folder / "README.md")
+    with shown:
+        write_converted(output_dir, model, processor, _card(output_dir, config, report, checkpoint, source, parameters))
     return report
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import WukongConfig, WukongModel, convert_wukong_checkpoint
 from modeling_r2d2.cli import app
-from modeling_r2d2.integrations.official import CheckpointError
+from modeling_r2d2.integrations.checkpoints import CheckpointError
 from modeling_r2d2.integrations.wukong import convert_wukong_state_dict, infer_wukong_config, is_wukong_state_dict
 from modeling_r2d2.integrations.wukong_names import model_names
 from tests.helpers import tiny_image
