@@ -46,10 +46,11 @@ class StoredLinear(nn.Module):
 
 
 def quantize(model: nn.Module, store: torch.dtype) -> nn.Module:
-    """Every linear layer stored as `store`, also the projections."""
+    """Every linear layer stored as `store`, also the projections; not that of torch's own attention, which reads the
+    weight itself (SigLIP's pooling head, which older transformers build though nothing reads it)."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if isinstance(child, nn.Linear) and not isinstance(module, nn.MultiheadAttention):
                 setattr(module, name, StoredLinear(child, store))
     return model
 
