@@ -61,8 +61,8 @@ class DualQueueState(nn.Module):
     For every micro-batch: `keys`, then `loss`. Keys enter the queue once their own loss has passed backward: with the
     next micro-batch, or at the end of the optimizer step (`commit`, or `discard` where it was skipped).
 
-    Keys of a tower with batch norms are normalised by their batch wherever the student's are, as MoCo's are: the
-    running statistics come from the student, and do not fit the weights of a teacher that lies far behind it.
+    Keys of a tower with batch norms are normalised by their batch wherever the student's are, as MoCo's are; the
+    averaged running statistics are for whoever uses the teacher afterwards.
 
     Args:
         student: the model that trains, in the mode that it trains in once `keys` is called.

@@ -37,11 +37,12 @@ class TeacherFeatures:
 class MomentumTeacher(nn.Module):
     """teacher ← m · teacher + (1 − m) · student, for the towers and projections (arXiv 2205.03860).
 
-    It starts as a copy of the student, stays in evaluation mode (no dropout, running statistics of batch norms
-    copied from the student), needs no gradient, and is no submodule of the student: it enters neither optimizer
-    nor DistributedDataParallel nor the model's checkpoint. Weights of less than 32 bits are averaged in float32,
-    where (1 − m) of them is not rounded away. A student that FSDP2 shards is followed too: make its teacher before it
-    is sharded; the teacher stays whole in every process.
+    It starts as a copy of the student, stays in evaluation mode (no dropout), needs no gradient, and is no submodule
+    of the student: it enters neither optimizer nor DistributedDataParallel nor the model's checkpoint. Batch norms'
+    running statistics are averaged as the weights are (ours): the student's own belong to weights that the teacher has
+    not reached yet. Weights of less than 32 bits are averaged in float32, where (1 − m) of them is not rounded away. A
+    student that FSDP2 shards is followed too: make its teacher before it is sharded; the teacher stays whole in every
+    process.
 
     Args:
         student: an `R2D2ForPreTraining`, or another model with its tower methods.
@@ -69,16 +70,16 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float):
-        """After an optimizer step of the student: weights by the moving average, running statistics as they are."""
-        weights = dict(student.named_parameters())
-        pairs = [(ours, weights[name]) for name, ours in self.model.named_parameters() if weights[name].requires_grad]
-        if pairs:
-            ours, theirs = map(list, zip(*pairs, strict=True))
-            theirs = [_whole(s).to(t.dtype) for t, s in zip(ours, theirs, strict=True)]
-            torch._foreach_lerp_(ours, theirs, 1 - momentum)
-        buffers = dict(student.named_buffers())
-        if kept := dict(self.model.named_buffers()):
-            torch._foreach_copy_(list(kept.values()), [buffers[name] for name in kept])
+        """After an optimizer step of the student: trained weights and running statistics by the moving average; what is
+        no floating-point number (steps that a batch norm has counted, positions) as the student has it."""
+        theirs = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+        trained = [(ours, theirs[name]) for name, ours in self.model.named_parameters() if theirs[name].requires_grad]
+        buffers = [(ours, theirs[name]) for name, ours in self.model.named_buffers()]
+        averaged = [*trained, *(pair for pair in buffers if pair[0].is_floating_point())]
+        if averaged:
+            torch._foreach_lerp_([t for t, _ in averaged], [_whole(s).to(t.dtype) for t, s in averaged], 1 - momentum)
+        if copied := [pair for pair in buffers if not pair[0].is_floating_point()]:
+            torch._foreach_copy_([t for t, _ in copied], [s for _, s in copied])
 
     @torch.no_grad()
     def encode(

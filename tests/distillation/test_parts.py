@@ -8,6 +8,7 @@ import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
 from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, Schedule
+from modeling_r2d2.model.batch_norms_r2d2 import batch_norms
 from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, gray_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
 
@@ -117,7 +118,8 @@ def test_teacher_is_the_moving_average(tower):
     teacher = MomentumTeacher(student)
     assert not any(name.startswith(("text_image", "image_text", "mlm")) for name in teacher.model.state_dict())
     assert not any(p.requires_grad for p in teacher.parameters())
-    expected = {n: p.detach().clone().double() for n, p in teacher.model.named_parameters()}
+    state = dict(teacher.model.state_dict())  # weights and running statistics
+    expected = {name: value.double().numpy() for name, value in state.items() if value.is_floating_point()}
     student.vision_model.requires_grad_(True)
     student.text_projection.requires_grad_(False)
     for _ in range(3):
@@ -127,14 +129,61 @@ def test_teacher_is_the_moving_average(tower):
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
         teacher.update(student, 0.9)
-        for name, parameter in student.named_parameters():
-            if name in expected:
-                expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach().double()
-    for name, parameter in teacher.model.named_parameters():
-        torch.testing.assert_close(parameter.double(), expected[name], rtol=1e-5, atol=1e-6)
-    statistics = dict(student.named_buffers())
-    for name, buffer in teacher.model.named_buffers():
-        assert torch.equal(buffer, statistics[name]), name
+        theirs = student.state_dict()
+        expected = {name: 0.9 * value + 0.1 * theirs[name].double().numpy() for name, value in expected.items()}
+    assert any(name.endswith("running_var") for name in expected) == (tower == "resnet")
+    for name, value in teacher.model.state_dict().items():
+        if name in expected:
+            np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        else:
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_running_statistics_belong_to_the_weights_of_the_teacher():
+    """A tower that is trained already goes on, its teacher a long way behind: with the average of the student's running
+    statistics it sees what its own batch statistics would show it, with the student's latest ones it does not."""
+    torch.manual_seed(3)
+    student = R2D2ForPreTraining(tiny_config("resnet", ranker=False)).train()
+    batch = tiny_batch(pairs=24, masked=False)
+    given = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+
+    def step():
+        student(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(40):
+        step()
+    for _ in range(60):
+        student(**batch)  # the statistics settle
+    teacher = MomentumTeacher(student)
+    optimizer.param_groups[0]["lr"] = 1e-2
+    for _ in range(40):
+        step()
+        teacher.update(student, 0.995)
+
+    def seen() -> tuple[torch.Tensor, float]:
+        features = teacher.encode(*given)
+        similarity = features.image_embeds @ features.text_embeds.T
+        return features.image_embeds, (similarity.argmax(dim=1) == torch.arange(24)).float().mean().item()
+
+    averaged, recall = seen()
+    held = dict(teacher.model.named_buffers())
+    kept = {name: value.clone() for name, value in held.items()}
+    for norm in batch_norms(teacher.model).values():
+        norm.train()
+    own, _ = seen()
+    teacher.eval()
+    for name, value in student.named_buffers():
+        if name in held:
+            held[name].copy_(value)
+    copied, recall_of_copied = seen()
+    for name, value in kept.items():
+        held[name].copy_(value)
+    assert torch.equal(seen()[0], averaged)
+    assert (averaged * own).sum(dim=1).mean() > 0.99 > 0.95 > (copied * own).sum(dim=1).mean()
+    assert recall > recall_of_copied + 0.1
 
 
 def test_teacher_never_leaves_evaluation_mode_and_draws_no_random_number():
