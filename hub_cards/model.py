@@ -15,7 +15,7 @@ from .checking import require_valid
 from .facts import ModelFacts, read_facts
 from .licenses import DataSource, license_fields
 from .speed import Speed
-from .wording import LANGUAGES, STARTS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick, task
+from .wording import LANGUAGES, SCORES, STARTS, TRAINING, TRAINING_SHOWN, UNKNOWN, Language, counts, measure, pick, task
 
 if TYPE_CHECKING:
     from ..evaluation.results import EvaluationResult
@@ -157,18 +157,18 @@ def read_results(path: str | PathLike) -> list[EvaluationResult]:
 def _of_demo(vendor: str, figures: dict[str, Any]) -> EvaluationResult:
     from ..evaluation.results import EvaluationResult
 
-    metrics = {
-        f"{stage}.{name}": value
-        for stage in ("pre_ranking", "two_stage")
-        for name, value in (figures.get(stage) or {}).items()
-    }
+    stages = {stage: figures.get(stage) for stage in ("pre_ranking", "two_stage")}
+    for rule, recalls in (figures.get("two_stage_by_score") or {}).items():
+        if rule != figures["score"]:
+            stages[f"two_stage_{rule}"] = recalls
+    metrics = {f"{stage}.{name}": value for stage, held in stages.items() for name, value in (held or {}).items()}
     return EvaluationResult(
         task="retrieval",
         data=f"emoji:{vendor}",
         model="demo",
         metrics=metrics,
         counts={"pictures": figures["images"], "texts": figures["texts"]},
-        settings={"candidates": figures["candidates"]},
+        settings={"candidates": figures["candidates"], "score": figures.get("score")},
     )
 
 
@@ -258,6 +258,7 @@ def _result(result: EvaluationResult, language: Language) -> dict[str, Any]:
         "confidence": settings.get("confidence") if result.intervals else None,
         "resamples": settings.get("resamples"),
         "candidates": settings.get("candidates"),
+        "score": pick(SCORES[settings["score"]], language) if settings.get("score") else None,
         "data_hash": result.data_hash,
         "versions": result.versions,
     }

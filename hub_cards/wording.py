@@ -42,7 +42,14 @@ STARTS = {
         "图像塔取自 {clip}，文本塔取自 {roberta}，其余随机初始化",
     ),
 }
+#: What scores a candidate of the second stage.
+SCORES = {
+    "fused": ("the fused score, cosine / τ + log-odds of a match", "融合打分，即余弦 / τ + 匹配的对数几率"),
+    "published": ("the published score, cosine + match probability", "作者的打分，即余弦 + 匹配概率"),
+}
 _ZH_MEASURES = (
+    (" (fused score)", "（融合打分）"),
+    (" (published score)", "（作者的打分）"),
     ("pre-ranking + ranking", "预排序 + 排序"),
     ("pre-ranking", "预排序"),
     ("text→image", "文→图"),

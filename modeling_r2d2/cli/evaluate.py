@@ -27,6 +27,9 @@ class EvaluationRun(Pairs, ReadingImages, Computing):
     candidates: int | None = setting(
         None, "How many candidates --two-stage ranks. The default is 128, for ICR and IQR 64.", bounds=COUNT
     )
+    score: Literal["fused", "published"] | None = setting(
+        None, "How --two-stage scores. The default is as each model says; the other is printed, too."
+    )
     pairs: Path | None = setting(None, "For matching, a list that `r2d2 data matching-pairs` made.")
     labels: Path | None = setting(None, "For classification, a file of lines `folder<TAB>中文名`.")
     prompts: Path | None = setting(None, "For classification, a file of templates with {}, one a line.")
@@ -54,9 +57,9 @@ def evaluate(settings: EvaluationRun) -> None:
 
     if settings.prompts is not None and settings.task != "classification":
         raise ValueError(f"prompts belong to the task classification, not to {settings.task}")
-    names = ("task", "data", "name", "two_stage", "candidates", "pairs", "labels", "captions", "batch_size", "device")
+    names = ("task", "data", "name", "two_stage", "candidates", "score", "pairs", "labels", "captions")
     evaluation = EvaluationSettings(
-        **{name: getattr(settings, name) for name in names},
+        **{name: getattr(settings, name) for name in (*names, "batch_size", "device")},
         reading=settings.reading(),
         prompts=PROMPTS if settings.prompts is None else read_prompts(settings.prompts),
         bootstrap=Bootstrap(settings.resamples, settings.confidence, settings.seed),

@@ -35,7 +35,14 @@ _NAMES = {
     "exact_match": "exactly right",
     "mean_recall": "mean recall",
 }
-_STAGES = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}
+_STAGES = {
+    "pre_ranking": "pre-ranking",
+    "two_stage": "pre-ranking + ranking",
+    "two_stage_fused": "pre-ranking + ranking (fused score)",
+    "two_stage_published": "pre-ranking + ranking (published score)",
+}
+#: What readers call a rule of two-stage scores.
+SCORES = {"fused": "fused (cosine / τ + log-odds)", "published": "published (cosine + probability)"}
 _WAYS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 
 
@@ -222,6 +229,11 @@ def _note(group: list[EvaluationResult]) -> str:
     parts = []
     if settings.get("candidates"):
         parts.append(f"{settings['candidates']} candidates ranked")
+    rules = {result.model: SCORES[rule] for result in group if (rule := result.settings.get("score")) is not None}
+    if rules:
+        alike = len({*rules.values()}) == 1
+        named = next(iter(rules.values())) if alike else ", ".join(f"of {name} {rule}" for name, rule in rules.items())
+        parts.append(f"score: {named}")
     if settings.get("negatives"):
         parts.append(f"negatives: {settings['negatives']}")
     if any(result.intervals for result in group):

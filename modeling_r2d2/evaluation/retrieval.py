@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..inference.encoding import (
-    NOT_A_CANDIDATE,
     Direction,
     EncodedImages,
     EncodedTexts,
@@ -22,6 +20,7 @@ from ..inference.encoding import (
 )
 from ..inference.ranker import ranker_of
 from ..inference.recall import recall_both_ways
+from ..inference.scoring import SCORE_RULES, ScoreRule, TwoStageScore, in_tiers
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
@@ -37,10 +36,13 @@ class RetrievalResult:
         texts: their number.
         candidates: k of the second stage, None where there was none.
         pre_ranking: recalls in percent, keys as in `recall_both_ways`.
-        two_stage: the same of both stages.
+        two_stage: the same of both stages, by the rule `score`.
+        two_stage_by_score: the same by each rule of `TwoStageScore`.
+        score: the rule that was asked for, or the model's own; None without a second stage.
         cosine: (T, I), of a token-wise model s(T → I).
-        text_to_image_scores: (T, I) of both stages together.
-        image_to_text_scores: (I, T) of both stages together; of a token-wise model s(I → T), no transpose of `cosine`.
+        text_to_image_scores: (T, I) of both stages together, by `score`.
+        image_to_text_scores: (I, T) of both stages together, by `score`; of a token-wise model s(I → T), no transpose
+            of `cosine`.
     """
 
     images: int
@@ -49,6 +51,8 @@ class RetrievalResult:
     pre_ranking: dict[str, float]
     two_stage: dict[str, float] | None
     cosine: Tensor = field(repr=False)
+    two_stage_by_score: dict[ScoreRule, dict[str, float]] | None = None
+    score: ScoreRule | None = None
     text_to_image_scores: Tensor | None = field(default=None, repr=False)
     image_to_text_scores: Tensor | None = field(default=None, repr=False)
 
@@ -59,7 +63,9 @@ class RetrievalResult:
             "texts": self.texts,
             "candidates": self.candidates,
             "pre_ranking": dict(self.pre_ranking),
-            "two_stage": None if self.two_stage is None else dict(self.two_stage),
+            "score": self.score,
+            "two_stage": self.two_stage,
+            "two_stage_by_score": self.two_stage_by_score,
         }
 
 
@@ -73,6 +79,7 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     candidates: int | None = None,
     batch_size: int = 32,
+    score: ScoreRule | TwoStageScore | None = None,
 ) -> RetrievalResult:
     """Recall@K of a gallery of pictures and texts, both ways.
 
@@ -84,53 +91,74 @@ def evaluate_retrieval(
         ks: cut-offs.
         candidates: k of the second stage; None: pre-ranking alone.
         batch_size: pictures at a time (texts: eight times as many).
+        score: how both stages' evidence is combined; None: as the model's configuration says. Recalls by the other rule
+            are given too, of the same ranking.
 
     Raises:
         ValueError: an empty gallery, ids that do not fit it, a query without any right item, candidates asked of a
-            model without a ranker.
+            model without a ranker, an unknown score.
     """
     positives = _positives(images, texts, image_ids, text_ids)
-    cosine, image_to_text, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
+    scores = score_both_ways(model, processor, images, texts, candidates, batch_size, score)
     result = RetrievalResult(
         images=len(images),
         texts=len(texts),
         candidates=candidates,
-        pre_ranking=recall_both_ways(cosine, image_to_text, positives, ks),
+        pre_ranking=recall_both_ways(scores.cosine, scores.image_to_text, positives, ks),
         two_stage=None,
-        cosine=cosine,
-        image_to_text_scores=image_to_text if is_token_wise(model) else None,
+        cosine=scores.cosine,
+        image_to_text_scores=scores.image_to_text if is_token_wise(model) else None,
     )
-    if scores is None:
+    if scores.score is None:
         return result
-    two_stage = recall_both_ways(scores["text_to_image"], scores["image_to_text"], positives, ks)
-    matrices: dict[str, Any] = {f"{way}_scores": matrix for way, matrix in scores.items()}
-    return replace(result, two_stage=two_stage, **matrices)
+    own = scores.score.rule
+    matrices = {rule: scores.two_stage(rule) for rule in SCORE_RULES}
+    by_score = {rule: recall_both_ways(*both, positives, ks) for rule, both in matrices.items()}
+    to_image, to_text = matrices[own]
+    return replace(
+        result,
+        two_stage=by_score[own],
+        two_stage_by_score=by_score,
+        score=own,
+        text_to_image_scores=to_image,
+        image_to_text_scores=to_text,
+    )
 
 
-def score_gallery(
-    model: R2D2Model,
-    processor: R2D2Processor,
-    images: Sequence[Image.Image | str | PathLike],
-    texts: Sequence[str],
-    candidates: int | None = None,
-    batch_size: int = 32,
-) -> tuple[Tensor, dict[Direction, Tensor] | None]:
-    """Scores of all pictures and texts, without a word on which belong together; arguments as for `evaluate_retrieval`.
+@dataclass(frozen=True)
+class GalleryScores:
+    """Scores of all pictures and texts of a gallery, without a word on which belong together.
 
-    Returns:
-        the cosines (T, I); and the scores of both stages, (T, I) for `text_to_image`, (I, T) for `image_to_text`,
-        or None without candidates.
-
-    Raises:
-        ValueError: an empty gallery, candidates asked of a model without a ranker, a token-wise model.
+    Args:
+        cosine: (T, I) of `pre_ranking_scores`.
+        image_to_text: (I, T) of `pre_ranking_scores`.
+        score: of the second stage; None where there was none.
+        log_odds: (T, I) of the match probabilities, NaN where the ranker was not asked.
+        candidates: (T, I) boolean, the pairs that were ranked for each way.
     """
-    if is_token_wise(model):
-        raise ValueError(
-            "this model compares token by token, so its scores of texts over pictures are not those of pictures over "
-            "texts: call score_both_ways, or evaluate_retrieval"
+
+    cosine: Tensor
+    image_to_text: Tensor
+    score: TwoStageScore | None = None
+    log_odds: Tensor | None = None
+    candidates: dict[Direction, Tensor] = field(default_factory=dict)
+
+    def two_stage(self, rule: ScoreRule | None = None) -> tuple[Tensor, Tensor]:
+        """Scores of both stages, (T, I) and (I, T), by `score` or by another rule at the same temperature.
+
+        Raises:
+            ValueError: there was no second stage.
+        """
+        score, log_odds = self.score, self.log_odds
+        if score is None or log_odds is None:
+            raise ValueError("nothing was ranked: give candidates")
+        if rule is not None and rule != score.rule:
+            score = TwoStageScore(rule, score.temperature)
+        to_image, to_text = (
+            _combine(score, self.cosine, log_odds, self.candidates[way], way)
+            for way in ("text_to_image", "image_to_text")
         )
-    cosine, _, scores = score_both_ways(model, processor, images, texts, candidates, batch_size)
-    return cosine, scores
+        return to_image, to_text
 
 
 def score_both_ways(
@@ -140,28 +168,28 @@ def score_both_ways(
     texts: Sequence[str],
     candidates: int | None = None,
     batch_size: int = 32,
-) -> tuple[Tensor, Tensor, dict[Direction, Tensor] | None]:
-    """As `score_gallery`, for models that compare token by token too.
-
-    Returns:
-        the scores of `pre_ranking_scores`, (T, I) and (I, T); and those of both stages, or None without candidates.
+    score: ScoreRule | TwoStageScore | None = None,
+) -> GalleryScores:
+    """Scores of a gallery; arguments as for `evaluate_retrieval`.
 
     Raises:
-        ValueError: an empty gallery, candidates asked of a model without a ranker.
+        ValueError: an empty gallery, candidates asked of a model without a ranker, an unknown score.
     """
     if keep_states := candidates is not None:
         require_ranker(model.config, "the second stage", "leave candidates at None")
+        score = score if isinstance(score, TwoStageScore) else TwoStageScore.of(model, score)
     encoded_images = encode_images(model, processor, images, batch_size, keep_states)
     encoded_texts = encode_texts(model, processor, texts, 8 * batch_size, keep_states)
     cosine, image_to_text = pre_ranking_scores(model, encoded_texts, encoded_images)
     if candidates is None:
-        return cosine, image_to_text, None
+        return GalleryScores(cosine, image_to_text)
+    assert isinstance(score, TwoStageScore)
     ways: tuple[Direction, ...] = ("text_to_image", "image_to_text")
     wanted = {way: candidate_pairs(cosine, candidates, way) for way in ways}
     # a pair scores the same in both directions: rank it once
     union = wanted["text_to_image"] | wanted["image_to_text"]
-    probability = _match_probabilities(model, encoded_texts, encoded_images, union)
-    return cosine, image_to_text, {way: _combine(cosine, probability, pairs, way) for way, pairs in wanted.items()}
+    log_odds = _match_log_odds(model, encoded_texts, encoded_images, union)
+    return GalleryScores(cosine, image_to_text, score, log_odds, wanted)
 
 
 def _positives(images: Sequence, texts: Sequence, image_ids: Sequence | None, text_ids: Sequence | None) -> Tensor:
@@ -185,30 +213,39 @@ def two_stage_scores(
     images: EncodedImages,
     candidates: int,
     direction: Direction = "text_to_image",
+    score: ScoreRule | TwoStageScore | None = None,
 ) -> Tensor:
-    """Scores of pre-ranking + ranking: match probability + cosine for the candidates of every query.
+    """Scores of pre-ranking + ranking for the candidates of every query.
 
-    Whatever is not a candidate gets cosine + `NOT_A_CANDIDATE`: below all candidates, in the order of its cosine.
+    Whatever is not a candidate lies below all candidates of its query, in the order of its cosine: `in_tiers`.
 
     Args:
         candidates: k, how many of the gallery go into the second stage (the authors: 128 on Flickr30k-CNA, 64 on
             ICR and IQR); at least the size of the gallery means everything.
+        score: "fused" (s/τ + log-odds of a match) or "published" (cosine + match probability), or one with weights of
+            its own; None: as the model's configuration says.
 
     Returns:
         (T, I) for `text_to_image`, (I, T) for `image_to_text`; float32.
+
+    Raises:
+        ValueError: an unknown score, no candidates, states that were not kept.
     """
+    score = score if isinstance(score, TwoStageScore) else TwoStageScore.of(model, score)
     cosine, _ = pre_ranking_scores(model, texts, images)
     pairs = candidate_pairs(cosine, candidates, direction)
-    return _combine(cosine, _match_probabilities(model, texts, images, pairs), pairs, direction)
+    return _combine(score, cosine, _match_log_odds(model, texts, images, pairs), pairs, direction)
 
 
-def _match_probabilities(model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor) -> Tensor:
+def _match_log_odds(model: R2D2Model, texts: EncodedTexts, images: EncodedImages, pairs: Tensor) -> Tensor:
     """(T, I) float32 where `pairs` (T, I) asks for it, NaN elsewhere."""
-    probability = torch.full(pairs.shape, torch.nan)
-    probability[pairs] = ranker_of(model).match_probabilities(texts, images, *pairs.nonzero(as_tuple=True))
-    return probability
+    log_odds = torch.full(pairs.shape, torch.nan)
+    log_odds[pairs] = ranker_of(model).match_log_odds(texts, images, *pairs.nonzero(as_tuple=True))
+    return log_odds
 
 
-def _combine(cosine: Tensor, probability: Tensor, pairs: Tensor, direction: Direction) -> Tensor:
-    scores = cosine + torch.where(pairs, probability.to(cosine), NOT_A_CANDIDATE)
-    return scores if direction == "text_to_image" else scores.t()
+def _combine(score: TwoStageScore, cosine: Tensor, log_odds: Tensor, pairs: Tensor, direction: Direction) -> Tensor:
+    scores = torch.where(pairs, score(cosine, log_odds.to(cosine)), score.pre_ranking(cosine))
+    if direction == "image_to_text":
+        scores, pairs = scores.t(), pairs.t()
+    return in_tiers(scores, (~pairs).long())

@@ -22,6 +22,7 @@ from ..inference.folders import read_json_object
 from ..inference.identity import identity_of_folder
 from ..inference.matching import matching_metrics
 from ..inference.recall import first_hit_ranks
+from ..inference.scoring import SCORE_RULES
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
 from ..processing.datasets.gallery import Gallery, GalleryImages, Pairs, data_hash, open_pairs
 from ..processing.datasets.json_records import read_json_objects
@@ -41,7 +42,7 @@ from .zero_shot import ClassificationSet, classification_folder, classification_
 from .zero_shot import classify as classify_images
 
 #: Part of every cache key: raise it when a metric changes its value.
-_VERSION = 2
+_VERSION = 3
 Metrics = tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]
 
 #: Options of `load_pairs` that a folder of classes has too.
@@ -110,16 +111,18 @@ class Evaluation:
 
     def _retrieval(self, model: Any, processor: Any) -> Metrics:
         settings, gallery = self.settings, Gallery.from_pairs(self.pairs)
-        cosine, image_to_text, both = score_both_ways(
-            model, processor, gallery.images, gallery.texts, settings.candidates, settings.batch_size
+        scores = score_both_ways(
+            model, processor, gallery.images, gallery.texts, settings.candidates, settings.batch_size, settings.score
         )
-        stages = {"pre_ranking": (cosine, image_to_text)}
-        if both is not None:
-            stages["two_stage"] = (both["text_to_image"], both["image_to_text"])
+        stages: dict[str, tuple[torch.Tensor, torch.Tensor]] = {"pre_ranking": (scores.cosine, scores.image_to_text)}
+        if scores.score is not None:
+            for rule in SCORE_RULES:
+                stage = "two_stage" if rule == scores.score.rule else f"two_stage_{rule}"
+                stages[stage] = scores.two_stage(rule)
         metrics: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
-        for stage, scores in stages.items():
-            found, ends = recalls_with_intervals(*scores, gallery.positives(), settings.ks, settings.bootstrap)
+        for stage, both in sorted(stages.items()):
+            found, ends = recalls_with_intervals(*both, gallery.positives(), settings.ks, settings.bootstrap)
             metrics |= {f"{stage}.{name}": value for name, value in found.items()}
             intervals |= {f"{stage}.{name}": value for name, value in ends.items()}
         return metrics, intervals, {"pictures": len(gallery.images), "texts": len(gallery.texts)}
@@ -228,7 +231,7 @@ def evaluate_models(
             metrics=metrics,
             intervals=intervals,
             counts=counts,
-            settings=settings.described(),
+            settings=settings.described(network),
             data_hash=evaluation.data_hash,
             model_hash=digest,
             seconds=round(time.perf_counter() - started, 2),

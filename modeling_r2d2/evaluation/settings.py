@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..inference.bootstrap import Bootstrap
+from ..inference.scoring import SCORE_RULES, ScoreRule
 from ..processing.datasets.formats import BENCHMARKS
 from ..processing.files.digests import digest_of_file
 from .matching_pairs import MatchingPairs
@@ -28,6 +29,7 @@ class EvaluationSettings:
         name: what the data set is called in reports; a published set's name prints its published figures.
         two_stage: retrieval also with the ranker.
         candidates: k of it, default as the authors' for the set, else 128.
+        score: how both stages' evidence is combined, see `TwoStageScore`; None: as each model's configuration says.
         pairs: a saved list of matching pairs.
         prompts: templates of classification.
         labels: file of the classes' names.
@@ -44,6 +46,7 @@ class EvaluationSettings:
     name: str | None = None
     two_stage: bool = False
     candidates: int | None = None
+    score: ScoreRule | None = None
     ks: tuple[int, ...] = (1, 5, 10)
     pairs: Path | None = None
     prompts: Sequence[str] = PROMPTS
@@ -59,6 +62,8 @@ class EvaluationSettings:
             raise ValueError(f"task is {self.task!r}; use one of {', '.join(TASKS)}")
         if self.two_stage and self.task != "retrieval":
             raise ValueError(f"two_stage belongs to retrieval; {self.task} does not rank candidates")
+        if self.score is not None and self.score not in SCORE_RULES:
+            raise ValueError(f"score is {self.score!r}; use one of {', '.join(SCORE_RULES)}")
         for name, task in (("pairs", "matching"), ("labels", "classification"), ("captions", "captioning")):
             if getattr(self, name) is not None and self.task != task:
                 raise ValueError(f"{name} belongs to the task {task}, not to {self.task}")
@@ -67,6 +72,8 @@ class EvaluationSettings:
             self.candidates = benchmark.candidates if benchmark else 128
         if not self.two_stage and self.candidates is not None:
             raise ValueError("candidates are ranked in the second stage: set two_stage")
+        if not self.two_stage and self.score is not None:
+            raise ValueError("score is that of the second stage: set two_stage")
 
     @property
     def data_name(self) -> str:
@@ -81,12 +88,13 @@ class EvaluationSettings:
         # COCO-CN and AIC-ICC have one test split that is meant in tables; theirs goes by the set's name
         return name if split in (None, "test") else f"{name} {split}"
 
-    def described(self) -> dict[str, Any]:
-        """All that the figures depend on, but data and model."""
+    def described(self, model: Any = None) -> dict[str, Any]:
+        """All that the figures depend on, but data and model; with the model its own score where none was asked for."""
         values: dict[str, Any] = {"resamples": self.bootstrap.resamples, "confidence": self.bootstrap.confidence}
         values["bootstrap_seed"] = self.bootstrap.seed
         if self.task == "retrieval":
-            values |= {"candidates": self.candidates, "ks": list(self.ks)}
+            own = model.config.two_stage_score if self.two_stage and model is not None else None
+            values |= {"candidates": self.candidates, "score": self.score or own, "ks": list(self.ks)}
         elif self.task == "matching" and self.pairs is not None:
             about = MatchingPairs.load(self.pairs).about
             values |= {"pairs": digest_of_file(self.pairs), "negatives": about.get("negatives"), "list": about}

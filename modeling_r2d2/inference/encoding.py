@@ -1,7 +1,5 @@
-"""Retrieval both ways: by pre-ranking (cosine of the towers' embeddings) and by pre-ranking + ranking.
-
-Two-stage scores as in the authors' evaluation (arXiv 2205.03860 and its published code): the k best by cosine, the
-candidates, get match probability + cosine; everything else stays below them in the order of its cosine.
+"""Encoding for retrieval both ways: the towers' embeddings and states, their similarities, and the pairs that the
+second stage ranks, the k best of each query by cosine. What both stages say together: `scoring`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -238,7 +236,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-#: Added to the cosine of what is not a candidate: candidates score within [-1, 2], the rest within [-5, -3].
-NOT_A_CANDIDATE = -4.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.cross_encoder_r2d2 import R2D2CrossEncoderLayer
-from ..model.modeling_r2d2 import R2D2Model, match_probability
+from ..model.modeling_r2d2 import R2D2Model, match_log_odds, match_probability
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.progress import bar
 from .attention import FoldedAttention, SelfAttention
@@ -81,8 +81,17 @@ class MatchLogits:
     @property
     def match_probability(self) -> Tensor:
         """(P,) float32: mean of both encoders' softmax of class 1, or the one encoder's."""
+        return match_probability(*self._known)
+
+    @property
+    def match_log_odds(self) -> Tensor:
+        """(P,) float32: log p − log(1 − p) of that probability, however near 0 or 1 it is."""
+        return match_log_odds(*self._known)
+
+    @property
+    def _known(self) -> tuple[Tensor, Tensor]:
         known = [logits for logits in (self.text_match_logits, self.image_match_logits) if logits is not None]
-        return match_probability(known[0], known[-1])
+        return known[0], known[-1]
 
 
 class _Layer:
@@ -106,7 +115,36 @@ class _Layer:
         return self.final_norm(self.fc2(self.activation(self.fc1(states))).add_(states))
 
 
-class FastRanker:
+class _Ranker:
+    """What rankers share: probabilities where log-odds are known."""
+
+    def match_log_odds(
+        self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """Log-odds of the match probability of P pairs of what the towers encoded, wherever that is kept.
+
+        Args:
+            texts: with their states.
+            images: with their states.
+            text_index: (P,) int64.
+            image_index: (P,) int64.
+
+        Returns:
+            (P,) float32, on the CPU.
+
+        Raises:
+            ValueError: states that were not kept.
+        """
+        raise NotImplementedError
+
+    def match_probabilities(
+        self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """Match probabilities (P,) of the same pairs, see `match_log_odds`."""
+        return self.match_log_odds(texts, images, text_index, image_index).sigmoid()
+
+
+class FastRanker(_Ranker):
     """Match logits and probabilities of pairs of encoded texts and pictures.
 
     It reads the model's weights when it is made: make another one after training.
@@ -160,36 +198,22 @@ class FastRanker:
         assert cross is not None
         return cross.hidden_size
 
-    def match_probabilities(
+    def match_log_odds(
         self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
     ) -> Tensor:
-        """Match probabilities of P pairs of what the towers encoded, wherever that is kept.
-
-        Pictures are prepared once each, a block of them at a time; a text's work is shared within a block.
-
-        Args:
-            texts: with their states.
-            images: with their states.
-            text_index: (P,) int64.
-            image_index: (P,) int64.
-
-        Returns:
-            (P,) float32, on the CPU.
-
-        Raises:
-            ValueError: states that were not kept.
-        """
+        """As described above. Pictures are prepared once each, a block of them at a time; a text's work is shared
+        within a block."""
         own_texts, states = RankedTexts(texts.states, texts.attention_mask.sum(dim=1)), images.states
         text_index, (own, place) = text_index.cpu(), image_index.cpu().unique(return_inverse=True)
         size = max(_BLOCK_BYTES // (8 * states.shape[1] * self._size), 8)
-        probability = torch.empty(len(text_index))
+        log_odds = torch.empty(len(text_index))
         with bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
             for number, rows in enumerate(own.split(size)):
                 prepared = self.prepare(states[rows].to(self.model.device))
                 pairs = (place // size == number).nonzero()[:, 0]
                 found = self.logits(own_texts, prepared, text_index[pairs], place[pairs] % size, shown=shown)
-                probability[pairs] = found.match_probability.cpu()
-        return probability
+                log_odds[pairs] = found.match_log_odds.cpu()
+        return log_odds
 
     @torch.inference_mode()
     def logits(
@@ -293,8 +317,9 @@ class FastRanker:
         return self.model.image_text_match_head(states[:, 0])
 
 
-class PlainRanker:
-    """Match probabilities by `R2D2Model.rank` itself, for layers that cannot be rearranged (adapters, quantised ones).
+class PlainRanker(_Ranker):
+    """Match log-odds and probabilities by `R2D2Model.rank` itself, for layers that cannot be rearranged (adapters,
+    quantised ones).
 
     Args:
         model: with a ranker.
@@ -306,11 +331,11 @@ class PlainRanker:
         self.model, self.chunk = model, chunk
 
     @torch.inference_mode()
-    def match_probabilities(
+    def match_log_odds(
         self, texts: EncodedTexts, images: EncodedImages, text_index: Tensor, image_index: Tensor
     ) -> Tensor:
-        """As `FastRanker.match_probabilities`."""
-        model, probability = self.model, torch.empty(len(text_index))
+        """As described above."""
+        model, log_odds = self.model, torch.empty(len(text_index))
         lengths = texts.attention_mask.sum(dim=1).cpu()
         text_index, image_index = text_index.cpu(), image_index.cpu()
         with bar(doing="ranking", total=len(text_index), unit="pairs") as shown:
@@ -326,10 +351,11 @@ class PlainRanker:
                     image_index=own_image.to(model.device),
                     cls_only=True,
                 )
-                require_finite(found.match_probability, f"match probabilities of {name_of(model)}")
-                probability[pairs] = found.match_probability.float().cpu()
+                logits = torch.cat([found.text_match_logits, found.image_match_logits])
+                require_finite(logits, f"match logits of {name_of(model)}")
+                log_odds[pairs] = match_log_odds(found.text_match_logits, found.image_match_logits).cpu()
                 shown.update(len(pairs))
-        return probability
+        return log_odds
 
 
 def ranker_of(model: R2D2Model) -> FastRanker | PlainRanker:

@@ -63,7 +63,8 @@ def convert_official_checkpoint(
         path: the `.pth` file: the tensors under the key `model`, or a bare state dict; a `module.` prefix is
             removed. Read as `load_tensors` does: no code of the file runs.
         config: the sizes. None: inferred from the tensors, with attention heads 64 wide as in all official sizes.
-            `cross_encoder_config=None` takes the towers of an R2D2 and lists its ranker as unused.
+            `cross_encoder_config=None` takes the towers of an R2D2 and lists its ranker as unused. In any case
+            `two_stage_score` becomes "published", as the authors evaluate.
         head: whether to take an MLM head. None: where the file has one that fits `R2D2ForPreTraining`; True: refuse
             a file without; False: leave it.
         allow_unknown: list tensors of unknown names instead of refusing them.
@@ -84,6 +85,7 @@ def convert_official_checkpoint(
         tensors, report = convert_state_dict(state_dict, config, head=head, allow_unknown=allow_unknown)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    config.two_stage_score = "published"
     if report.has_head:
         config.tie_word_embeddings = _is_tied(tensors)
     model = model_of(R2D2ForPreTraining if report.has_head else R2D2Model, config, tensors, path)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -33,7 +32,7 @@ except ImportError as error:
 
 from ..inference.finite import require_finite
 from ..inference.loading import load_processor, load_whole
-from ..model.modeling_r2d2 import R2D2Model, normalize
+from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import IMAGE_SUFFIXES, open_image, turns_upright
@@ -237,16 +236,6 @@ class R2D2Ranker(_R2D2Module):
         return features
 
 
-def match_log_odds(text_match_logits: Tensor, image_match_logits: Tensor) -> Tensor:
-    """log p − log(1 − p) of the match probability p, the mean of both softmaxes: (P, 2), (P, 2) -> (P,) float32.
-
-    By logarithms throughout, so that it stays finite where p rounds to 0 or 1.
-    """
-    both = torch.stack([text_match_logits, image_match_logits]).float()
-    odds = both[..., 1] - both[..., 0]
-    return logsigmoid(odds).logsumexp(dim=0) - logsigmoid(-odds).logsumexp(dim=0)
-
-
 def sentence_transformer(model: str | PathLike, **kwargs: Any) -> SentenceTransformer:
     """An R2D2 or PRD2 folder (or Hub name) as a `SentenceTransformer`; `kwargs` go to it (`device`, `prompts`, …)."""
     return SentenceTransformer(modules=[R2D2Encoder.load(model)], similarity_fn_name="cosine", **kwargs)
@@ -313,4 +302,4 @@ def _text_and_image(pair: Any, place: int) -> tuple[str, Any]:
     return text, image
 
 
-__all__ = ["R2D2Encoder", "R2D2Ranker", "cross_encoder", "match_log_odds", "sentence_transformer"]
+__all__ = ["R2D2Encoder", "R2D2Ranker", "cross_encoder", "sentence_transformer"]

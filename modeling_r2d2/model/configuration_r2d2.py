@@ -4,7 +4,7 @@ This file travels to the Hub beside the weights, so it imports only torch, trans
 """
 
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
@@ -127,6 +127,9 @@ class R2D2Config(PreTrainedConfig):
         rank_masked_texts: enhanced training (ET): the text-image encoder ranks masked texts, so that one pass
             serves FGR and MLM. All pairs are masked alike (ours): were only the true ones, [MASK] would betray
             the label. False: ranking on unmasked texts, MLM by a pass of its own.
+        two_stage_score: `"fused"`, cosine / temperature + the log-odds of the match probability (ours: the posterior
+            that hard negatives drawn by pre-ranking lead to), or `"published"`, cosine + match probability, as the
+            authors evaluate; their converted checkpoints have the latter.
     """
 
     model_type = "r2d2"
@@ -175,6 +178,7 @@ class R2D2Config(PreTrainedConfig):
     mlm_weight: float = 1.0
     fgd_weight: float = 1.0
     rank_masked_texts: bool = True
+    two_stage_score: Literal["fused", "published"] = "fused"
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 

@@ -414,6 +414,26 @@ def match_probability(text_match_logits: Tensor, image_match_logits: Tensor) -> 
     return logits.softmax(dim=-1)[..., 1].mean(dim=0)
 
 
+def match_log_odds(text_match_logits: Tensor, image_match_logits: Tensor) -> Tensor:
+    """log p − log(1 − p) of the match probability p = ½ (σ(d₁) + σ(d₂)), each d the two logits' difference:
+
+        log (σ(d₁) + σ(d₂)) − log (σ(−d₁) + σ(−d₂))
+
+    By logarithms throughout, so that it goes on growing with d where p rounds to 0 or 1.
+
+    Args:
+        text_match_logits: (…, 2) of the text-image encoder.
+        image_match_logits: (…, 2) of the image-text encoder.
+
+    Returns:
+        (…) float32.
+    """
+    both = torch.stack([text_match_logits, image_match_logits]).float()
+    odds = both[..., 1] - both[..., 0]
+    yes, no = nn.functional.logsigmoid(odds), nn.functional.logsigmoid(-odds)
+    return torch.logaddexp(yes[0], yes[1]) - torch.logaddexp(no[0], no[1])
+
+
 __all__ = [
     "R2D2CrossEncoder",
     "R2D2ForImageTextMatching",

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..inference.calibration import Calibration
 from ..inference.encoding import (
-    NOT_A_CANDIDATE,
     EncodedImages,
     EncodedTexts,
     encode_images,
@@ -45,6 +44,7 @@ logger = logging.getLogger(__name__)
 ImageQuery = str | PathLike | Image.Image
 #: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
 ONLY_FIRST_ENCODER = -4.0
+NOT_A_CANDIDATE = -4.0
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,15 @@ class TestRecalls:
             FEW.intervals(0, lambda counts: counts)
 
 
+def of_stage(result, stage):
+    """The metrics of one stage, by their last names."""
+    return {name.removeprefix(f"{stage}."): v for name, v in result.metrics.items() if name.startswith(f"{stage}.")}
+
+
 class TestTasks:
-    def test_retrieval_of_two_models(self, data, models):
-        chosen = settings(data, two_stage=True, candidates=3)
+    @pytest.mark.parametrize("rule", [None, "published"])
+    def test_retrieval_of_two_models(self, data, models, rule):
+        chosen = settings(data, two_stage=True, candidates=3, score=rule)
         results = evaluate_models(chosen, [models / "one", models / "two"])
         assert [result.model for result in results] == ["one", "two"]
         from transformers import AutoModel
@@ -149,9 +155,12 @@ class TestTasks:
         for result in results:
             model = AutoModel.from_pretrained(models / result.model).eval()
             expected = evaluate_retrieval(model, tiny_processor(), gallery.images, gallery.texts, *ids, candidates=3)
-            for stage in ("pre_ranking", "two_stage"):
-                found = {n.removeprefix(f"{stage}."): v for n, v in result.metrics.items() if n.startswith(stage)}
-                assert found == pytest.approx(getattr(expected, stage))
+            own, other = ("fused", "published") if rule is None else ("published", "fused")
+            by_score = expected.two_stage_by_score
+            stages = {"two_stage": by_score[own], f"two_stage_{other}": by_score[other]}
+            for stage, figures in {"pre_ranking": expected.pre_ranking, **stages}.items():
+                assert of_stage(result, stage) == pytest.approx(figures)
+            assert result.settings["score"] == (rule or "fused")
         assert set(results[0].intervals) == set(results[0].metrics)
         assert results[0].counts == {"pictures": 5, "texts": 6}
 
@@ -216,8 +225,8 @@ class TestTasks:
         pairs = open_pairs(str(data / "pairs.jsonl"))
         gallery = Gallery.from_pairs(pairs)
         model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
-        scores = score_both_ways(model, processor, gallery.images, gallery.texts)[:2]
-        expected = recall_both_ways(*scores, gallery.positives(), (1, 5, 10))
+        scores = score_both_ways(model, processor, gallery.images, gallery.texts)
+        expected = recall_both_ways(scores.cosine, scores.image_to_text, gallery.positives(), (1, 5, 10))
         assert found.metrics["pre_ranking.text_to_image_r1"] == pytest.approx(expected["text_to_image_r1"])
         assert found.metrics["pre_ranking.image_to_text_r5"] == pytest.approx(expected["image_to_text_r5"])
         (classes,) = evaluate_models(settings(data, "classification", prompts=["{}", "一张{}的图片"]), [tmp_path])
@@ -256,6 +265,8 @@ class TestTasks:
             ({"task": "ranking"}, "task is 'ranking'"),
             ({"task": "matching", "two_stage": True}, "two_stage belongs to retrieval"),
             ({"candidates": 5}, "set two_stage"),
+            ({"score": "fused"}, "set two_stage"),
+            ({"two_stage": True, "score": "sum"}, "score is 'sum'"),
             ({"pairs": data}, "pairs belongs to the task matching"),
             ({"captions": data}, "captions belongs to the task captioning"),
             ({"labels": data}, "labels belongs to the task classification"),

@@ -76,6 +76,24 @@ def test_header_of_results(folders, result_of):
 
 
 @pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en", ("ranked by the published score, cosine + match probability", "pre-ranking + ranking (fused score)")),
+        ("zh", ("打分：作者的打分，即余弦 + 匹配概率", "预排序 + 排序（融合打分）")),
+    ],
+)
+def test_score_of_figures(folders, result_of, language, words):
+    folder = folders["pretrained"]
+    metrics = {"two_stage.mean_recall": 45.0, "two_stage_fused.mean_recall": 46.0}
+    settings = {"candidates": 128, "score": "published"}
+    card = model_card(
+        folder, language=language, results=[result_of(folder, metrics=metrics, settings=settings, intervals={})]
+    )
+    assert all(each in card.text for each in words)
+    assert card.data.metrics == ["recall"]
+
+
+@pytest.mark.parametrize(
     ("kind", "tag", "origin"),
     [
         ("pretrained", "zero-shot-image-classification", "They were pre-trained with"),
@@ -233,6 +251,13 @@ def test_reading_results(tmp_path):
     path.write_text(json.dumps({"vendors": {"twitter": vendor}}))
     (result,) = read_results(path)
     assert (result.data, result.metrics) == ("emoji:twitter", {"pre_ranking.text_to_image_r1": 60.0})
+    by_score = {"fused": {"text_to_image_r1": 64.0}, "published": {"text_to_image_r1": 63.0}}
+    vendor |= {"two_stage": by_score["fused"], "two_stage_by_score": by_score, "score": "fused"}
+    path.write_text(json.dumps({"vendors": {"twitter": vendor}}))
+    (result,) = read_results(path)
+    assert list(result.metrics.values()) == [60.0, 64.0, 63.0]
+    assert list(result.metrics)[1:] == ["two_stage.text_to_image_r1", "two_stage_published.text_to_image_r1"]
+    assert result.settings == {"candidates": 32, "score": "fused"}
     for held in ({"a": 1}, [1]):
         path.write_text(json.dumps(held))
         with pytest.raises(ValueError, match="holds no results"):

@@ -51,7 +51,8 @@ def test_search_gives_the_models_similarities(kind, padding, pairs, tmp_path):
     assert outcome.images == len(TEXTS)
     retriever = R2D2Retriever.open(tmp_path / "index")
     images = [tiny_image(number, 30 + number, 40) for number in range(len(TEXTS))]
-    per_text, per_image, _ = score_both_ways(retriever.model, retriever.processor, images, TEXTS)
+    scores = score_both_ways(retriever.model, retriever.processor, images, TEXTS)
+    per_text, per_image = scores.cosine, scores.image_to_text
     for number, result in enumerate(retriever.search(TEXTS, top_k=4)):
         found = [int(hit.path.rpartition("/")[2][0]) for hit in result.hits]
         assert_best(per_text[number], found, [hit.cosine for hit in result.hits])

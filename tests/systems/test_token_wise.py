@@ -7,7 +7,7 @@ from transformers import AutoModel, EvalPrediction, pipeline
 
 import modeling_r2d2  # noqa: F401 (registers the Auto classes)
 from modeling_r2d2.evaluation import evaluate_retrieval, recall_both_ways
-from modeling_r2d2.evaluation.retrieval import score_both_ways, score_gallery
+from modeling_r2d2.evaluation.retrieval import score_both_ways
 from modeling_r2d2.inference.encoding import encode_images, encode_texts
 from modeling_r2d2.inference.recall import retrieval_metrics_of
 from modeling_r2d2.processing.collation import PretrainingDataset, R2D2PretrainingCollator, SampleEncoder
@@ -29,7 +29,7 @@ def pil_images() -> list:
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_the_similarities_of_the_reference(kind, padding, pil_images):
     model, processor = tiny_wukong(kind, text_padding=padding), tiny_wukong_processor()
-    per_text, per_image, two_stage = score_both_ways(model, processor, pil_images, TEXTS, batch_size=2)
+    scores = score_both_ways(model, processor, pil_images, TEXTS, batch_size=2)
     tokens = processor(text=TEXTS, return_tensors="pt")
     pixels = processor(images=pil_images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -42,16 +42,18 @@ def test_scores_are_the_similarities_of_the_reference(kind, padding, pil_images)
         padded = mask.sum(axis=1) < 16 if padding == "zero" else None
         expected = reference.similarity(images, texts, mask, padded)
         assert not np.allclose(expected[0], expected[1].T)
-    np.testing.assert_allclose(per_image.numpy(), expected[0], atol=2e-5)
-    np.testing.assert_allclose(per_text.numpy(), expected[1], atol=2e-5)
-    assert two_stage is None
+    np.testing.assert_allclose(scores.image_to_text.numpy(), expected[0], atol=2e-5)
+    np.testing.assert_allclose(scores.cosine.numpy(), expected[1], atol=2e-5)
+    with pytest.raises(ValueError, match="nothing was ranked"):
+        scores.two_stage()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recalls_are_of_either_way(kind, pil_images):
     model, processor = tiny_wukong(kind), tiny_wukong_processor()
     result = evaluate_retrieval(model, processor, pil_images, TEXTS, ks=(1, 2), batch_size=4)
-    per_text, per_image, _ = score_both_ways(model, processor, pil_images, TEXTS)
+    scores = score_both_ways(model, processor, pil_images, TEXTS)
+    per_text, per_image = scores.cosine, scores.image_to_text
     right = torch.eye(len(TEXTS), dtype=torch.bool)
     assert result.pre_ranking == recall_both_ways(per_text, per_image, right, (1, 2))
     torch.testing.assert_close(result.cosine, per_text)
@@ -59,13 +61,6 @@ def test_recalls_are_of_either_way(kind, pil_images):
         torch.testing.assert_close(result.image_to_text_scores, per_image)
     with pytest.raises(ValueError, match="leave candidates at None"):
         evaluate_retrieval(model, processor, pil_images, TEXTS, candidates=2)
-
-
-def test_one_matrix_is_not_enough_for_token_wise_models(pil_images):
-    with pytest.raises(ValueError, match="call score_both_ways"):
-        score_gallery(tiny_wukong("filip"), tiny_wukong_processor(), pil_images, TEXTS)
-    cosine, _ = score_gallery(tiny_wukong("clip"), tiny_wukong_processor(), pil_images, TEXTS)
-    assert cosine.shape == (6, 6)
 
 
 def test_encoded_tokens_do_not_depend_on_the_batch(pil_images):

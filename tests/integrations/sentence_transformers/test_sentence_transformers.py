@@ -18,7 +18,6 @@ from modeling_r2d2.integrations.sentence_transformers import (
     R2D2Encoder,
     R2D2Ranker,
     cross_encoder,
-    match_log_odds,
     sentence_transformer,
 )
 
@@ -166,15 +165,6 @@ def test_what_repeats_is_encoded_once(ranker, pil_images):
     assert len(features["pixel_values"]) == 2
     assert features["text_index"].tolist() == [0, 0, 1]
     assert features["image_index"].tolist() == [0, 1, 0]
-
-
-def test_log_odds_against_numpy():
-    logits = np.random.default_rng(0).normal(scale=3, size=(2, 50, 2))
-    p = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., 1].mean(0)
-    found = match_log_odds(*torch.tensor(logits, dtype=torch.float32))
-    np.testing.assert_allclose(found.numpy(), np.log(p) - np.log1p(-p), rtol=1e-4, atol=1e-5)
-    extreme = torch.tensor([[-200.0, 200.0], [200.0, -200.0]])
-    assert match_log_odds(extreme, extreme).tolist() == [400.0, -400.0]
 
 
 def test_bad_pairs(ranker, pil_images):
