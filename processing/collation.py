@@ -284,7 +284,12 @@ class PretrainingDataset(Dataset):
             if self.distinct_batch is None:
                 order = generator(number, 0).permutation(len(self.pairs))
             else:
-                order = batched_permutation(self.image_ids(), self.distinct_batch, number, generator)
+                # what belongs together is dealt as one; its first pair stands for it
+                group = self.pairs.together
+                batch = max(self.distinct_batch // group, 1)
+                order = batched_permutation(self.image_ids()[::group], batch, number, generator)
+                if group > 1:
+                    order = (group * order[:, None] + np.arange(group)).ravel()
             self._permutation = (key, order)
         return self._permutation[1]
 

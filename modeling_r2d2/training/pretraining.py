@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from ..model.modeling_wukong import WukongModel
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.augmentation import R2D2Augmentation
+from ..processing.batch_augmentation import BatchAugmentation
 from ..processing.collation import (
     PretrainingDataset,
     R2D2PretrainingCollator,
     StreamingPretrainingDataset,
     tower_size,
 )
+from ..processing.datasets.pair_sets import as_pairs
 from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
@@ -78,6 +81,8 @@ def build_trainer(
     if augmentation is None and settings.augment:
         (_, size), _ = tower_size(processor)
         augmentation = R2D2Augmentation(size=size)
+    if isinstance(augmentation, R2D2Augmentation | BatchAugmentation) and not as_pairs(pairs).mirrors:
+        augmentation = replace(augmentation, flip=0.0)
     sampling = {"augmentation": augmentation, "masking": masking, "seed": settings.seed}
     train_data: PretrainingDataset | StreamingPretrainingDataset
     if isinstance(pairs, StreamingPairs):

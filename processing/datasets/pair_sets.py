@@ -24,6 +24,8 @@ class Pairs:
         background: what transparent pictures are put on, see `open_image`.
         lists_texts: whether texts are known without opening pictures.
         report: of bad records, where the set keeps one.
+        together: how many pairs that follow one another belong into one batch, as hard negatives of each other.
+        mirrors: whether a picture's texts hold for its mirror image.
         unpaired: pictures without a text that belong to the gallery of a benchmark, or None.
     """
 
@@ -31,6 +33,8 @@ class Pairs:
     background: str | tuple[int, int, int] | None = None
     lists_texts: bool = True
     report: ErrorReport | None = None
+    together: int = 1
+    mirrors: bool = True
     unpaired: Pairs | None = None
 
     def __len__(self) -> int:
@@ -97,6 +101,7 @@ class ListedPairs(Pairs):
     def __init__(self, pairs: Any) -> None:
         self.pairs = pairs
         self.background, self.report = (getattr(pairs, name, None) for name in ("background", "report"))
+        self.together, self.mirrors = getattr(pairs, "together", 1), getattr(pairs, "mirrors", True)
 
     @property
     def labelled(self) -> bool:  # type: ignore[override]
