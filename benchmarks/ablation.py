@@ -25,7 +25,7 @@ from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings,
 from modeling_r2d2.training.recipes import Recipe
 
 #: Chosen with Samsung held out, see docs/benchmarks/tuning.md.
-TARGETS = TargetGuidedSettings(queue_size=0, alpha=0.2, alpha_ramp_steps=150)
+TARGETS = TargetGuidedSettings(queue_size=0, alpha=0.2)
 FEATURES = FeatureGuidedSettings(teacher_temperature=0.1, image_drop=0.25, block=8)
 MOMENTUM = 0.98
 

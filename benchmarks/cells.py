@@ -22,6 +22,8 @@ from modeling_r2d2.processing.datasets.records import stable_ids
 from modeling_r2d2.training.recipes import Recipe
 
 WAYS = ("text_to_image", "image_to_text")
+#: Raised where training itself has changed, so that earlier results no longer count.
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Cell:
 
     def key(self) -> str:
         """Of the file that holds the result."""
-        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        text = json.dumps({**asdict(self), "revision": REVISION}, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -129,8 +131,9 @@ def label(cell: Cell) -> str:
     parts += [name for name, on in (("FGR", recipe.ranker), ("masks", recipe.masking)) if on]
     parts += ["ET"] * cell.rank_masked_texts
     if t := recipe.target_guided:
-        ramp = "one pass" if t.alpha_ramp_steps is None else f"{t.alpha_ramp_steps} steps"
-        parts.append(f"TgD(queue {t.queue_size}, α {t.alpha} over {ramp}, w in {t.reliability})")
+        ramp = "–".join(f"{share:g}" for share in t.alpha_ramp)
+        queue = "by size" if t.queue_size is None else t.queue_size
+        parts.append(f"TgD(queue {queue}, α {t.alpha} over {ramp}, w in {t.reliability})")
     if f := recipe.feature_guided:
         temperatures = f"τ {f.student_temperature}/{f.teacher_temperature}"
         parts.append(f"{cell.fgd_weight:g}·FgD({f.feature}, {temperatures}, drop {f.image_drop})")

@@ -19,7 +19,7 @@ from modeling_r2d2.cli.demo_settings import DemoSettings
 from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.training.recipes import Recipe
 
-TARGETS = TargetGuidedSettings(queue_size=450, alpha=0.4, alpha_ramp_steps=150)
+TARGETS = TargetGuidedSettings(queue_size=450, alpha=0.4)
 FEATURES = FeatureGuidedSettings(block=8, teacher_temperature=0.07)
 PLAIN = Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None)
 TGD = replace(PLAIN, target_guided=TARGETS, momentum=0.98)
@@ -40,7 +40,7 @@ def with_features(**changes) -> Recipe:
 
 def cells(seeds: list[int], steps: int) -> list[Cell]:
     """Every choice, one setting changed at a time."""
-    one_pass = with_targets(alpha_ramp_steps=None)
+    early = with_targets(alpha_ramp=(0.0, 0.03))
     choices: list[dict] = [
         {"recipe": PLAIN},
         {"recipe": FGD},
@@ -59,9 +59,9 @@ def cells(seeds: list[int], steps: int) -> list[Cell]:
         {"recipe": RANKED},
         {"recipe": with_features(teacher_temperature=0.04)},
         {"recipe": with_features(teacher_temperature=0.04), "fgd_weight": 0.1},
-        {"recipe": replace(one_pass, momentum=0.95)},
-        {"recipe": replace(one_pass, target_guided=replace(one_pass.target_guided, alpha=0.6))},
-        {"recipe": replace(one_pass, target_guided=replace(one_pass.target_guided, queue_size=900))},
+        {"recipe": replace(early, momentum=0.95)},
+        {"recipe": replace(early, target_guided=replace(early.target_guided, alpha=0.6))},
+        {"recipe": replace(early, target_guided=replace(early.target_guided, queue_size=900))},
     ]
     return [Cell(seed=seed, steps=steps, held_out=HELD_OUT, **choice) for seed in seeds for choice in choices]
 

@@ -4,7 +4,7 @@ from .callbacks import FeatureGuidedDistillationCallback, TargetGuidedDistillati
 from .center import FeatureCenter
 from .dual_queue import DualQueueContrastiveCallback, DualQueueSettings, DualQueueState
 from .queue import FeatureQueue
-from .schedules import Schedule
+from .schedules import RisingMomentum, Schedule
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
 from .state import DistillationState
 from .teacher import MomentumTeacher
@@ -19,6 +19,7 @@ __all__ = [
     "FeatureGuidedSettings",
     "FeatureQueue",
     "MomentumTeacher",
+    "RisingMomentum",
     "Schedule",
     "TargetGuidedDistillationCallback",
     "TargetGuidedSettings",

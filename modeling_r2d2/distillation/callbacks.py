@@ -7,7 +7,6 @@ and hands its targets to `forward`. The authors never released this part; what t
 """
 
 import inspect
-import math
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,7 +20,7 @@ from ..jobs.checkpoints import load_state, mark_complete, require_complete, save
 from ..jobs.divergence import DivergenceCallback
 from ..jobs.running_means import RunningMeans
 from ..model.distributed_r2d2 import world_size
-from .schedules import Schedule, constant, require_momentum
+from .schedules import RisingMomentum, Schedule, constant, require_momentum
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
 from .state import DistillationState
 
@@ -59,20 +58,14 @@ class _Run:
                 f"{callback.momentum}"
             )
 
-    def start(self, args: TrainingArguments, pass_steps: int | None) -> nn.Module:
-        """Teacher, queue and centre for this run, which are returned, and the hooks."""
-        if self.target_guided is not None:
-            ramp = self.target_guided.alpha_ramp_steps
-            ramp = pass_steps if ramp is None else ramp
-            if ramp is None:
-                raise ValueError(
-                    "the data set has no length, so there is no first pass to ramp alpha over: set alpha_ramp_steps"
-                )
-            self.alpha = Schedule(0.0, self.target_guided.alpha, ramp)
+    def start(self, args: TrainingArguments, pairs: int | None) -> nn.Module:
+        """Teacher, queue and centre for this run, which are returned, and the hooks; `pairs`: of the data, if known."""
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         batch = args.train_batch_size * world_size()
+        if self.target_guided is not None:
+            self.alpha = self.target_guided.alpha_schedule(self.trainer_state.max_steps)
         self.distillation = DistillationState(
-            self.student, self.target_guided, self.feature_guided, batch, args.seed, autocast
+            self.student, self.target_guided, self.feature_guided, batch, args.seed, autocast, pairs=pairs
         )
         self._handles = [
             self.student.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -115,6 +108,7 @@ class _Run:
         parts = self.logged.pop()
         if self.target_guided is not None:
             parts["alpha"] = self.alpha(self.trainer_state.global_step)
+        parts["teacher_momentum"] = self.owner.momentum(self.trainer_state.global_step)
         return {**parts, **self.distillation.measures()}
 
 
@@ -133,7 +127,8 @@ class DistillationCallback(TrainerCallback):
     log; `R2D2Trainer` reports them.
 
     Args:
-        momentum: m of the teacher, a number or a `Schedule` of the global step.
+        momentum: m of the teacher; a number is what `RisingMomentum` rises to, a `Schedule` of the global step is taken
+            as it is.
         resume_from: the checkpoint that the stock Trainer resumes from, if not `output_dir/checkpoint-<step>`.
         missing_state: what to do on resuming from a checkpoint without distillation state: "refuse", or "start" with
             a teacher equal to the student and an empty queue.
@@ -151,7 +146,7 @@ class DistillationCallback(TrainerCallback):
             raise ValueError(f"missing_state must be 'refuse' or 'start', got {missing_state!r}")
         require_momentum(momentum)
         self.target_guided, self.feature_guided = target_guided, feature_guided
-        self.momentum = momentum if isinstance(momentum, Schedule) else constant(momentum)
+        self.momentum = momentum if isinstance(momentum, Schedule) else RisingMomentum(momentum)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.missing_state = missing_state
         #: True where the trainer writes and reads the state, and logs the parts of the loss, by itself: R2D2Trainer
@@ -198,7 +193,7 @@ class DistillationCallback(TrainerCallback):
         run = self.run
         if run.owner is not self or run.distillation is not None:
             return
-        distillation = run.start(args, _pass_steps(args, train_dataloader))
+        distillation = run.start(args, _pairs(train_dataloader))
         if state.global_step == 0:
             return
         folder = self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -353,10 +348,9 @@ def _require_optimizer(folder: Path, args: TrainingArguments) -> None:
         raise ValueError(f"{folder} cannot be resumed: it has no {', '.join(lacking)}")
 
 
-def _pass_steps(args: TrainingArguments, dataloader) -> int | None:
-    """Optimizer steps of one pass over the data; None for a stream."""
+def _pairs(dataloader: Any) -> int | None:
+    """The number of different pairs in the data; None of a stream."""
     dataset = getattr(dataloader, "dataset", None)
     if dataset is None or not has_length(dataset):  # on several processes a stream is wrapped in what seems to have one
         return None
-    pairs = len(dataset) / getattr(dataset, "passes", 1)
-    return math.ceil(pairs / (args.train_batch_size * args.gradient_accumulation_steps * world_size()))
+    return len(dataset) // getattr(dataset, "passes", 1)

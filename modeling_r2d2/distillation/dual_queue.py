@@ -26,7 +26,7 @@ from ..model.ranges_r2d2 import COUNT, POSITIVE, require_numbers
 from .callbacks import _RUNS, DistillationCallback, _Run, _settings, _unwrapped
 from .dual_queue_losses import dual_queue_loss
 from .queue import FeatureQueue
-from .schedules import Schedule
+from .schedules import Schedule, constant, require_momentum
 from .teacher import MomentumTeacher
 
 
@@ -182,7 +182,7 @@ class _DualQueueRun(_Run):
         if callback is not self.owner:
             raise ValueError(_ALONE)
 
-    def start(self, args: TrainingArguments, pass_steps: int | None) -> nn.Module:
+    def start(self, args: TrainingArguments, pairs: int | None) -> nn.Module:
         """Teacher and queue for this run, which are returned, and the hooks."""
         if getattr(args, "grad_cache_chunk", 0):
             raise ValueError(
@@ -241,7 +241,8 @@ class DualQueueContrastiveCallback(DistillationCallback):
 
     Args:
         settings: `DualQueueSettings`, or its fields by name.
-        momentum: of the teacher (0.99 in the paper), a number or a `Schedule` of the global step.
+        momentum: of the teacher (0.99 in the paper, from the first step on), a number or a `Schedule` of the global
+            step.
         resume_from: see `DistillationCallback`.
         missing_state: see `DistillationCallback`.
 
@@ -258,7 +259,9 @@ class DualQueueContrastiveCallback(DistillationCallback):
         missing_state="refuse",
         **fields,
     ):
-        super().__init__(None, None, momentum, resume_from, missing_state)
+        require_momentum(momentum)
+        fixed = momentum if isinstance(momentum, Schedule) else constant(momentum)
+        super().__init__(None, None, fixed, resume_from, missing_state)
         self.settings = _settings(DualQueueSettings, settings, fields)
 
     def on_init_end(self, args, state, control, model=None, **kwargs):

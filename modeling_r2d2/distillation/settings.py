@@ -5,6 +5,10 @@ from typing import Literal
 
 from ..model.distillation_losses_r2d2 import ReliabilityPlacement
 from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
+from .schedules import Schedule
+
+#: As ALBEF's; the paper publishes none.
+LARGEST_QUEUE = 65536
 
 
 @dataclass(frozen=True)
@@ -12,10 +16,11 @@ class TargetGuidedSettings:
     """Target-guided distillation (TgD).
 
     Args:
-        queue_size: earlier pairs whose teacher features are candidates beside the batch's. 65,536 at scale (ALBEF;
-            the paper publishes none); keep it below the size of a small data set.
-        alpha: weight of the teacher's softmax in the targets.
-        alpha_ramp_steps: optimizer steps over which alpha grows from 0; None: one pass over the data.
+        queue_size: earlier pairs whose teacher features are candidates beside the batch's; None: by the size of the
+            data, see `queue_of`.
+        alpha: weight of the teacher's softmax in the targets (0.4 as ALBEF's; the paper publishes none).
+        alpha_ramp: the shares of the run between which it grows from 0 (ours: until a tenth of the run there is little
+            to learn from the teacher; ALBEF ramps over its first pass).
         reliability_decay: what a queue entry's weight is multiplied by at every step (0.99 in the paper).
         reliability: where that weight enters, see `soft_targets` (the paper does not say).
 
@@ -23,19 +28,47 @@ class TargetGuidedSettings:
         ValueError: a value out of its range.
     """
 
-    queue_size: int = 65536
+    queue_size: int | None = None
     alpha: float = 0.4
-    alpha_ramp_steps: int | None = None
+    alpha_ramp: tuple[float, float] = (0.1, 0.4)
     reliability_decay: float = 0.99
     reliability: ReliabilityPlacement = "loss"
 
     def __post_init__(self):
-        sizes = {"queue_size": COUNT_OR_NONE, "alpha_ramp_steps": COUNT_OR_NONE}
-        require_numbers(self, {**sizes, "alpha": SHARE, "reliability_decay": SHARE})
+        require_numbers(self, {"queue_size": COUNT_OR_NONE, "alpha": SHARE, "reliability_decay": SHARE})
+        for share in self.alpha_ramp:
+            require_number("alpha_ramp", share, **SHARE)
+        if len(self.alpha_ramp) != 2 or self.alpha_ramp[0] > self.alpha_ramp[1]:
+            raise ValueError(
+                f"alpha_ramp is {self.alpha_ramp!r}; it is two shares of the run: where alpha begins to grow, and "
+                "where it stops"
+            )
         if self.reliability not in ("loss", "logits"):
             raise ValueError(f"reliability enters in 'loss' or 'logits', not in {self.reliability!r}")
         if self.reliability == "logits" and self.reliability_decay == 0:
             raise ValueError("a reliability of 0 has no logarithm: reliability='logits' needs a decay above 0")
+
+    def queue_of(self, pairs: int | None, batch: int) -> int:
+        """The size of the queue: `queue_size`, or else a twentieth of the data, 65,536 at most, and none where that is
+        less than the batch.
+
+        A pair that comes back soon is in the batches anyway, and its queued features are the older ones. MoCo's 65,536
+        are a twentieth of ImageNet and ALBEF's 65,536 less of its pairs; where to go below that is this project's
+        choice, the paper publishes no size at all.
+
+        Args:
+            pairs: of the data; None: a stream, whose number is not known: 65,536.
+            batch: pairs of all workers that enter at once.
+        """
+        if self.queue_size is not None:
+            return self.queue_size
+        size = LARGEST_QUEUE if pairs is None else min(LARGEST_QUEUE, pairs // 20)
+        return size if size >= batch else 0
+
+    def alpha_schedule(self, max_steps: int) -> Schedule:
+        """alpha as a function of the global step, in a run of so many steps."""
+        begin, end = (round(share * max_steps) for share in self.alpha_ramp)
+        return Schedule(0.0, self.alpha, end - begin, begin=begin)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class DistillationState(nn.Module):
         seed: of the draws of dropped patches.
         autocast: see `MomentumTeacher`.
         teacher: one that was made before (of a student that is sharded by now); None: a copy of the student.
+        pairs: of the data, for `TargetGuidedSettings.queue_of`; None: their number is not known.
 
     Raises:
         ValueError: neither way of distillation.
@@ -49,6 +50,7 @@ class DistillationState(nn.Module):
         seed: int = 0,
         autocast: torch.dtype | None = None,
         teacher: MomentumTeacher | None = None,
+        pairs: int | None = None,
     ):
         super().__init__()
         if target_guided is None and feature_guided is None:
@@ -57,7 +59,8 @@ class DistillationState(nn.Module):
         self.teacher = teacher or MomentumTeacher(student, autocast)
         config, device = student.config, student.temperature.device
         if target_guided is not None:
-            self.queue = FeatureQueue(target_guided.queue_size, batch, config.projection_dim, device)
+            size = target_guided.queue_of(pairs, batch)
+            self.queue = FeatureQueue(size, batch, config.projection_dim, device)
         if feature_guided is not None:
             projected = feature_guided.feature == "projection"
             width = config.projection_dim if projected else config.vision_hidden_size

@@ -135,7 +135,6 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, pairs: Any) -
         masking=settings.mask_ratio != 0,
         queue_size=settings.queue_size,
         alpha=settings.alpha,
-        alpha_ramp_steps=None if sized else settings.max_steps,
         momentum=settings.momentum,
     )
     if not recipe.reads_masked_texts and (settings.whole_words or settings.mask_ratio):

@@ -34,7 +34,7 @@ class Recipe:
         masking: masked texts, for MLM (with a ranker) and FgD.
         target_guided: settings of the two ways of distillation; None: without.
         feature_guided: settings of the two ways of distillation; None: without.
-        momentum: of their teacher.
+        momentum: of their teacher, see `DistillationCallback`.
 
     Raises:
         ValueError: feature-guided distillation without masked texts, a momentum out of its range.
@@ -99,13 +99,11 @@ class Recipe:
         masking: bool = True,
         queue_size: int | None = None,
         alpha: float | None = None,
-        alpha_ramp_steps: int | None = None,
         momentum: float | None = None,
     ) -> "Recipe":
         """This recipe for a set of so many pairs (None: a stream), as the command line asks for it.
 
-        Without `queue_size` the queue holds at most half of the data: a pair that is about to come back teaches
-        little from there. Without masked texts there is no FgD.
+        Without masked texts there is no FgD.
 
         Raises:
             ValueError: a setting of the teacher or its queue, and there is none.
@@ -119,9 +117,8 @@ class Recipe:
         if targets is None and features is None and momentum is not None:
             raise ValueError("a momentum belongs to a teacher, and there is none here")
         if targets is not None:
-            size = queue_size if queue_size is not None else min(targets.queue_size, pairs // 2 if pairs else 65536)
-            weight = targets.alpha if alpha is None else alpha
-            targets = replace(targets, queue_size=size, alpha=weight, alpha_ramp_steps=alpha_ramp_steps)
+            asked: dict[str, Any] = {"queue_size": queue_size, "alpha": alpha}
+            targets = replace(targets, **{name: value for name, value in asked.items() if value is not None})
         return replace(
             self,
             masking=self.masking and masking,
@@ -196,10 +193,10 @@ class BriVLRecipe(PlainRecipe):
         masking: bool = True,
         queue_size: int | None = None,
         alpha: float | None = None,
-        alpha_ramp_steps: int | None = None,
         momentum: float | None = None,
     ) -> "BriVLRecipe":
-        """As `Recipe.adapted`; masking is none of this recipe's.
+        """As `Recipe.adapted`; masking is none of this recipe's. Without `queue_size` the queue, whose pairs are the
+        only negatives, holds at most half of the data.
 
         Raises:
             ValueError: without teacher; with alpha.

@@ -65,10 +65,16 @@ class PretrainingSettings(RunSettings):
     )
     distil: bool = setting(True, "Train with the two-way distillation of the recipe.")
     queue_size: int | None = setting(
-        None, "Earlier pairs in the feature queue. The default is 65,536 (brivl 9,600), at most half of the data."
+        None,
+        "Earlier pairs in the feature queue. The default is a twentieth of the data, at most 65,536, and none where "
+        "that is less than a batch; of brivl 9,600, at most half of the data.",
     )
     alpha: float | None = setting(None, "The weight of the teacher in the targets. The default is 0.4.")
-    momentum: float | None = setting(None, "The momentum of the teacher. The default is 0.995, of brivl 0.99.")
+    momentum: float | None = setting(
+        None,
+        "The momentum that the teacher rises to, (1 + t) / (10 + t) after t steps until then. The default is 0.995; of "
+        "brivl 0.99 from the first step on.",
+    )
     max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
     warmup_steps: float = setting(
         0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE

@@ -46,7 +46,10 @@ class KillAt(TrainerCallback):
 
 def callback(**kwargs) -> TwoWayDistillationCallback:
     return TwoWayDistillationCallback(
-        TargetGuidedSettings(queue_size=10, alpha_ramp_steps=5), FeatureGuidedSettings(block=8), momentum=0.9, **kwargs
+        TargetGuidedSettings(queue_size=10, alpha_ramp=(0.0, 0.5)),
+        FeatureGuidedSettings(block=8),
+        momentum=0.9,
+        **kwargs,
     )
 
 

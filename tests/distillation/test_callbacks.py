@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -17,7 +18,7 @@ from modeling_r2d2 import (
     TargetGuidedDistillationCallback,
     TwoWayDistillationCallback,
 )
-from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, Schedule, TargetGuidedSettings
+from modeling_r2d2.distillation import DistillationState, FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.distillation.callbacks import distillation_of
 from modeling_r2d2.jobs.checkpoints import STATE_FILE, is_complete
 from tests.distillation.runs import BATCH, STEPS, Pairs, callback, everything, trainer
@@ -47,7 +48,7 @@ def test_everything_is_logged(kind, tmp_path):
         assert 0 < entry["queue_fill"] <= 1
         assert 0 < entry["queue_reliability"] <= 1
         assert -1 <= entry["teacher_agreement"] <= 1
-    assert [entry["alpha"] for entry in logs] == pytest.approx([min(0.4, 0.08 * s) for s in range(1, STEPS + 1)])
+    assert [entry["alpha"] for entry in logs] == pytest.approx([min(0.4, 0.1 * s) for s in range(1, STEPS + 1)])
     assert logs[-1]["center_norm"] > 0
     assert logs[-1]["queue_fill"] == 1
 
@@ -56,7 +57,7 @@ def test_everything_is_logged(kind, tmp_path):
 def test_one_way_is_one_callback(kind, tmp_path):
     parts = {}
     for name, one in {
-        "tgd": TargetGuidedDistillationCallback(queue_size=10, alpha_ramp_steps=5),
+        "tgd": TargetGuidedDistillationCallback(queue_size=10, alpha_ramp=(0.0, 0.5)),
         "fgd": FeatureGuidedDistillationCallback(block=8),
         "none": None,
     }.items():
@@ -72,7 +73,7 @@ def test_one_way_is_one_callback(kind, tmp_path):
 
 def test_two_callbacks_share_one_teacher_and_equal_the_two_way_one(tmp_path):
     two = [
-        TargetGuidedDistillationCallback(queue_size=10, alpha_ramp_steps=5, momentum=0.9),
+        TargetGuidedDistillationCallback(queue_size=10, alpha_ramp=(0.0, 0.5), momentum=0.9),
         FeatureGuidedDistillationCallback(block=8, momentum=0.9),
     ]
     separate = trainer(tmp_path / "two", callbacks=two)
@@ -138,11 +139,27 @@ def test_pairs_without_ids(tmp_path):
     assert (distillation.state.queue.candidates()[2] < 0).all()
 
 
-def test_alpha_ramps_over_one_pass(tmp_path):
-    for name, batches in (("once", 1), ("accumulated", 2)):
-        distillation = TargetGuidedDistillationCallback(queue_size=4)
-        trainer(tmp_path / name, accumulation=batches, callbacks=[distillation], max_steps=1).train()
-        assert distillation.run.alpha == Schedule(0.0, 0.4, {1: 5, 2: 3}[batches])  # 18 pairs in batches of 4
+@pytest.mark.parametrize("length", [{"max_steps": 10}, {"max_steps": -1, "num_train_epochs": 2}])
+def test_schedules_follow_the_length_of_the_run(length, tmp_path):
+    """18 pairs in batches of 4 are 10 steps in two passes."""
+    run = trainer(tmp_path, callbacks=[TargetGuidedDistillationCallback(queue_size=4)], **length)
+    run.train()
+    logged = [(entry["alpha"], entry["teacher_momentum"]) for entry in run.state.log_history if "alpha" in entry]
+    steps = np.arange(1, 11)
+    expected = 0.4 * np.clip((steps - 1) / 3, 0, 1), (1 + steps) / (10 + steps)
+    np.testing.assert_allclose(logged, np.stack(expected, axis=1), rtol=1e-6)
+
+
+def test_the_queue_follows_the_size_of_the_data(tmp_path):
+    """18 pairs are few: no queue, the candidates are the batch."""
+    distillation = TargetGuidedDistillationCallback()
+    trainer(tmp_path, callbacks=[distillation], max_steps=2).train()
+    assert distillation.state.queue.slots == BATCH
+    settings = TargetGuidedSettings()
+    assert [settings.queue_of(pairs, 64) for pairs in (300, 1279, 1280, 10**6, 10**7, None)] == [
+        *(0, 0, 64, 50_000, 65536, 65536)
+    ]
+    assert TargetGuidedSettings(queue_size=10).queue_of(18, 4) == 10
 
 
 def test_short_last_batch(tmp_path):
@@ -157,20 +174,20 @@ def reference(accumulation: int, steps: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     student = R2D2ForPreTraining(tiny_config())
     student.train()
-    targets, features = TargetGuidedSettings(queue_size=10, alpha_ramp_steps=5), FeatureGuidedSettings(block=8)
+    targets, features = TargetGuidedSettings(queue_size=10), FeatureGuidedSettings(block=8)
+    ramp = 0.5 * steps  # as `runs.callback` has it
     state = DistillationState(student, targets, features, BATCH, seed=42)
-    alpha = Schedule(0.0, 0.4, 5)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     rows, place = Pairs(16 * accumulation).rows, 0
     for step in range(steps):
         for _ in range(accumulation):
             batch = {name: value[place : place + BATCH] for name, value in rows.items()}
             place += BATCH
-            teacher = state.targets(batch, step, student.current_temperature(), alpha(step))
+            teacher = state.targets(batch, step, student.current_temperature(), 0.4 * min(step / ramp, 1))
             (student(**batch, teacher=teacher).loss / accumulation).backward()
         optimizer.step()
         optimizer.zero_grad()
-        state.commit(student, 0.9)
+        state.commit(student, min(0.9, (2 + step) / (11 + step)))
     return {**{f"student.{n}": v for n, v in student.state_dict().items()}, **state.state_dict()}
 
 

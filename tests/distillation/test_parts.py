@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
-from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, Schedule
+from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, RisingMomentum, Schedule
 from modeling_r2d2.model.batch_norms_r2d2 import batch_norms
 from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, gray_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
@@ -109,6 +109,11 @@ def test_schedules():
     assert cosine(5) == pytest.approx(0.995)
     assert cosine(2) == pytest.approx(1 - 0.01 * (1 + math.cos(math.pi * 0.2)) / 2)
     assert cosine(10) == 1.0
+    later = Schedule(0.2, 0.4, 10, begin=5)
+    assert [later(step) for step in (0, 5, 10, 15, 99)] == pytest.approx([0.2, 0.2, 0.3, 0.4, 0.4])
+    assert [Schedule(0.0, 0.4, begin=5)(step) for step in (4, 5)] == [0.0, 0.4]
+    rising = RisingMomentum(0.9)
+    assert [rising(step) for step in (0, 1, 35, 79, 80, 1000)] == pytest.approx([0.1, 2 / 11, 0.8, 80 / 89, 0.9, 0.9])
 
 
 @pytest.mark.parametrize("tower", ["clip", "resnet"])

@@ -130,7 +130,7 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
         ({"warmup_steps": 0.5}, "warmup_steps 0.05, this run has 0.5"),
         ({"mask_ratio": 0.3}, "mask_ratio 0.15, this run has 0.3"),
         ({"augmentation": None, "augment": False}, "augmentation "),
-        ({"recipe": Recipe(target_guided=None, momentum=0.9)}, "momentum.start 0.995, this run has 0.9"),
+        ({"recipe": Recipe(target_guided=None, momentum=0.9)}, "momentum.limit 0.995, this run has 0.9"),
         ({"recipe": None}, "distillation "),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "bf16": True}}, "bf16 False, this run has True"),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "adam_beta2": 0.98}}, "adam_beta2 0.999, this run has"),
