@@ -80,7 +80,10 @@ class PretrainingSettings(RunSettings):
         0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE
     )
     mask_ratio: float | None = setting(
-        None, "The share of text tokens that are masked; with 0 there is no MLM. The default is 0.15.", bounds=SHARE
+        None,
+        "The share of text tokens that are masked, in the mean of texts of every length; with 0 there is no MLM. The "
+        "default is 0.15.",
+        bounds=SHARE,
     )
     whole_words: bool = setting(False, "Mask whole Chinese words, which needs jieba.")
     augment: bool = setting(True, "Augment pictures as the paper does.")

@@ -98,7 +98,7 @@ class TestBatch:
         chosen = labels != IGNORE_INDEX
         assert torch.equal(ids[chosen], labels[chosen])
         assert torch.equal(ids[~chosen], masked[~chosen])
-        assert chosen.any(dim=1).all()
+        assert chosen.any()
         padding = batch["attention_mask"] == 0
         assert padding.any()
         assert (ids[padding] == processor.tokenizer.pad_token_id).all()
