@@ -26,7 +26,7 @@ from modeling_r2d2.training.recipes import Recipe
 
 #: Chosen with Samsung held out, see docs/benchmarks/tuning.md.
 TARGETS = TargetGuidedSettings(queue_size=0, alpha=0.2)
-FEATURES = FeatureGuidedSettings(teacher_temperature=0.1, image_drop=0.25, block=8)
+FEATURES = FeatureGuidedSettings(image_drop=0.25, block=8)
 MOMENTUM = 0.98
 
 
@@ -61,6 +61,8 @@ def seconds_per_step(rounds: int, rows: int) -> dict[str, float]:
 
 
 def _step_of(model: R2D2ForPreTraining, recipe: Recipe, batch: dict[str, torch.Tensor]):
+    if recipe.feature_guided is not None:
+        model.add_feature_heads()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ways = (recipe.target_guided, recipe.feature_guided)
     state = DistillationState(model, *ways, batch=len(batch["input_ids"])) if recipe.distils else None

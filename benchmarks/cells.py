@@ -135,8 +135,8 @@ def label(cell: Cell) -> str:
         queue = "by size" if t.queue_size is None else t.queue_size
         parts.append(f"TgD(queue {queue}, α {t.alpha} over {ramp}, w in {t.reliability})")
     if f := recipe.feature_guided:
-        temperatures = f"τ {f.student_temperature}/{f.teacher_temperature}"
-        parts.append(f"{cell.fgd_weight:g}·FgD({f.feature}, {temperatures}, drop {f.image_drop})")
+        temperatures = f"τ {f.student_temperature or 'by width'}/{f.teacher_temperature or 'by width'}"
+        parts.append(f"{cell.fgd_weight:g}·FgD({temperatures}, drop {f.image_drop})")
     return " ".join([*parts, f"m {recipe.momentum}"] if recipe.distils else parts)
 
 

@@ -32,6 +32,7 @@ def small_vit(queue: int = 4096) -> tuple[R2D2Config, TargetGuidedSettings, Feat
         text_config={**width, "num_hidden_layers": 4, "vocab_size": VOCABULARY, "max_position_embeddings": PADDED},
         cross_encoder_config={**width, "num_hidden_layers": 2},
         projection_dim=192,
+        fgd_prototypes=16 * 192,
     )
     return config, TargetGuidedSettings(queue_size=queue), FeatureGuidedSettings()
 
@@ -61,11 +62,11 @@ def batch_of(rows: int, lengths: range, padded: int | None = None, seed: int = 0
 class NaiveR2D2(R2D2ForPreTraining):
     """The same objectives, every one with the passes that it would have alone."""
 
-    def encode_pairs(self, input_ids, pixel_values, attention_mask=None, masked_input_ids=None, feature=None, **kwargs):
+    def encode_pairs(self, input_ids, pixel_values, attention_mask=None, masked_input_ids=None, **kwargs):
         whole = super().encode_pairs(input_ids, pixel_values, attention_mask)
         for_mlm = self.get_text_features(masked_input_ids, attention_mask)
         for_distillation = self.get_text_features(masked_input_ids, attention_mask)
-        student = self._distilled_feature(for_distillation, "text", feature)
+        student = self.feature_heads.text(for_distillation.last_hidden_state[:, 0])
         return R2D2PairFeatures(
             whole.image_states,
             whole.image_embeds,
@@ -77,7 +78,7 @@ class NaiveR2D2(R2D2ForPreTraining):
 
     def encode_masked_images(self, pixel_values, guidance, **kwargs):
         outputs = self.get_image_features(gray_blocks(pixel_values, guidance.kept, (8, 8)))
-        return self._distilled_feature(outputs, "vision", guidance.feature)
+        return self.feature_heads.image(outputs.last_hidden_state[:, 0])
 
 
 def step_of(model: R2D2ForPreTraining, settings: tuple, batch: dict[str, Tensor]) -> Callable[[], None]:

@@ -20,7 +20,9 @@ from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettin
 from modeling_r2d2.training.recipes import Recipe
 
 TARGETS = TargetGuidedSettings(queue_size=450, alpha=0.4)
-FEATURES = FeatureGuidedSettings(block=8, teacher_temperature=0.07)
+FEATURES = FeatureGuidedSettings(block=8)
+#: τ_s and τ_t that follow from the width of the demo's heads.
+STUDENT_TAU, TEACHER_TAU = FEATURES.temperatures(128)
 PLAIN = Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None)
 TGD = replace(PLAIN, target_guided=TARGETS, momentum=0.98)
 FGD = replace(PLAIN, masking=True, feature_guided=FEATURES, momentum=0.98)
@@ -46,19 +48,19 @@ def cells(seeds: list[int], steps: int) -> list[Cell]:
         {"recipe": FGD},
         {"recipe": TGD},
         {"recipe": with_targets(queue_size=0)},
-        {"recipe": with_features(teacher_temperature=0.1)},
+        {"recipe": with_features(teacher_temperature=2 * TEACHER_TAU)},
         {"recipe": FGD, "fgd_weight": 0.3},
         {"recipe": replace(with_targets(queue_size=0, alpha=0.2), momentum=0.9)},
-        {"recipe": with_features(teacher_temperature=0.2)},
+        {"recipe": with_features(teacher_temperature=4 * TEACHER_TAU)},
         {"recipe": replace(with_targets(queue_size=0, alpha=0.6), momentum=0.9)},
-        {"recipe": with_features(teacher_temperature=0.1, student_temperature=0.2)},
+        {"recipe": with_features(teacher_temperature=2 * TEACHER_TAU, student_temperature=2 * STUDENT_TAU)},
         {"recipe": RANKED, "rank_masked_texts": True},
-        {"recipe": with_features(teacher_temperature=0.1, image_drop=0.25)},
+        {"recipe": with_features(image_drop=0.25)},
         {"recipe": with_targets(reliability="logits")},
-        {"recipe": replace(with_features(teacher_temperature=0.1), momentum=0.9)},
+        {"recipe": replace(FGD, momentum=0.9)},
         {"recipe": RANKED},
-        {"recipe": with_features(teacher_temperature=0.04)},
-        {"recipe": with_features(teacher_temperature=0.04), "fgd_weight": 0.1},
+        {"recipe": with_features(teacher_temperature=0.5 * TEACHER_TAU)},
+        {"recipe": FGD, "fgd_weight": 0.1},
         {"recipe": replace(early, momentum=0.95)},
         {"recipe": replace(early, target_guided=replace(early.target_guided, alpha=0.6))},
         {"recipe": replace(early, target_guided=replace(early.target_guided, queue_size=900))},
@@ -69,9 +71,7 @@ def cells(seeds: list[int], steps: int) -> list[Cell]:
 def demo_cells(seeds: list[int], steps: int) -> list[Cell]:
     """The demo's length: its recipe, and the best distillation of the short runs in the same time, which takes 1.68
     times as long a step (docs/benchmarks/ablation_time.md)."""
-    distilled = replace(
-        RANKED, feature_guided=replace(FEATURES, teacher_temperature=0.1, image_drop=0.25), momentum=0.98
-    )
+    distilled = replace(RANKED, feature_guided=replace(FEATURES, image_drop=0.25), momentum=0.98)
     return [
         Cell(recipe, seed, length, HELD_OUT)
         for seed in seeds

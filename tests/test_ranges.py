@@ -89,6 +89,8 @@ WRONG = {
         "temperature_init_value": (NAN, 0.0),
         "temperature_max": (INF, NAN),
         "gcpr_weight": (NAN, -1.0),
+        "fgd_prototypes": (1, -1),
+        "fgd_bottleneck_size": (0,),
         "max_text_length": (0,),
         "initializer_range": (NAN,),
     },

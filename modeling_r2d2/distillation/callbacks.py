@@ -159,6 +159,13 @@ class DistillationCallback(TrainerCallback):
         """Teacher, queue and centre; None before training."""
         return None if self.run is None else self.run.distillation
 
+    def on_init_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        """When a Trainer is made, which makes its optimizer later: a model without the heads of feature-guided
+        distillation gets them. One in a wrapper (PEFT), or whose optimizer is there already, must have them."""
+        lacking = self.feature_guided is not None and not getattr(model, "has_feature_heads", True)
+        if lacking and optimizer is None and _unwrapped(model) is model:
+            model.add_feature_heads()
+
     def on_train_begin(self, args, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Join the run of this model, or begin it."""
         student = _student(model)
@@ -263,7 +270,8 @@ class TargetGuidedDistillationCallback(DistillationCallback):
 
 class FeatureGuidedDistillationCallback(DistillationCallback):
     """Feature-guided distillation (FgD) alone: the student's features of masked inputs follow the teacher's of whole
-    ones. The batch must carry `masked_input_ids` and `mlm_labels`.
+    ones, by heads of the model's own (`R2D2Config.fgd_prototypes`; a model without them gets them when the Trainer is
+    made). The batch must carry `masked_input_ids` and `mlm_labels`.
 
     Args:
         settings: `FeatureGuidedSettings`, or its fields by name.

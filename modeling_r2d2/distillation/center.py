@@ -1,4 +1,4 @@
-"""The centre of the teacher's features, which keeps feature-guided distillation from collapsing."""
+"""The centre of what the teacher compares by, which keeps feature-guided distillation from collapsing."""
 
 import torch
 import torch.distributed as dist
@@ -8,26 +8,26 @@ from ..model.distributed_r2d2 import world_size
 
 
 class FeatureCenter(nn.Module):
-    """Moving means of the teacher's image and text features over all workers: μ ← m μ + (1 − m) mean(f_t).
+    """Moving means of the teacher's cosines of images and of texts over all workers: μ ← m μ + (1 − m) mean(z_t).
 
     Micro-batches of one optimizer step are collected by `collect` and enter together by `commit`, so that gradient
     accumulation gives the centre of the whole batch.
 
     Attributes:
-        images: (F,) float32.
-        texts: (F',) float32; 0 before the first step, as in DINO.
+        images: (K,) float32.
+        texts: (K,) float32; 0 before the first step, as in DINO.
     """
 
-    def __init__(self, image_width: int, text_width: int, momentum: float = 0.9, device: torch.device | None = None):
+    def __init__(self, width: int, momentum: float = 0.9, device: torch.device | None = None):
         super().__init__()
         self.momentum = momentum
-        self.images = nn.Buffer(torch.zeros(image_width, device=device))
-        self.texts = nn.Buffer(torch.zeros(text_width, device=device))
+        self.images = nn.Buffer(torch.zeros(width, device=device))
+        self.texts = nn.Buffer(torch.zeros(width, device=device))
         # sums of both modalities, and the number of pairs
-        self._sums = torch.zeros(image_width + text_width + 1, device=device)
+        self._sums = torch.zeros(2 * width + 1, device=device)
 
     def collect(self, images: Tensor, texts: Tensor):
-        """Add local teacher features (B, F), (B, F') to the batch of this step."""
+        """Add the teacher's features (B, K) of local images and texts to the batch of this step."""
         rows = images.new_tensor([len(images)], dtype=torch.float32)
         self._sums += torch.cat([images.float().sum(dim=0), texts.float().sum(dim=0), rows])
 

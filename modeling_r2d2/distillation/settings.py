@@ -1,9 +1,8 @@
 """What the distillation callbacks take."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ..model.distillation_losses_r2d2 import ReliabilityPlacement
+from ..model.distillation_losses_r2d2 import ReliabilityPlacement, feature_temperatures
 from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
 from .schedules import Schedule
 
@@ -73,14 +72,13 @@ class TargetGuidedSettings:
 
 @dataclass(frozen=True)
 class FeatureGuidedSettings:
-    """Feature-guided distillation (FgD).
+    """Feature-guided distillation (FgD), by the heads of the model; their sizes are in its configuration
+    (`fgd_prototypes`, …).
 
     Args:
-        student_temperature: τ_s, as DINO.
-        teacher_temperature: τ_t, as DINO.
+        student_temperature: τ_s; None: by the width of the heads, see `feature_temperatures`.
+        teacher_temperature: τ_t; None: by the width of the heads, see `feature_temperatures`.
         center_momentum: of the moving mean μ, as DINO.
-        feature: "projection", the projected [CLS] before the L2 norm (after it the softmax is nearly flat), or
-            "tower", the tower's own [CLS] (the mean of its tokens where pre-ranking reads that).
         image_drop: share of a ViT's patches that the student does not see; in other towers of blocks of pixels.
         block: side of those blocks in pixels.
 
@@ -88,10 +86,9 @@ class FeatureGuidedSettings:
         ValueError: a value out of its range.
     """
 
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
+    student_temperature: float | None = None
+    teacher_temperature: float | None = None
     center_momentum: float = 0.9
-    feature: Literal["projection", "tower"] = "projection"
     image_drop: float = 0.5
     block: int = 32
 
@@ -99,5 +96,8 @@ class FeatureGuidedSettings:
         require_numbers(self, {"student_temperature": POSITIVE, "teacher_temperature": POSITIVE})
         require_numbers(self, {"center_momentum": SHARE, "block": COUNT})
         require_number("image_drop", self.image_drop, least=0, below=1)
-        if self.feature not in ("projection", "tower"):
-            raise ValueError(f"feature must be 'projection' or 'tower', got {self.feature!r}")
+
+    def temperatures(self, width: int) -> tuple[float, float]:
+        """τ_s and τ_t for heads of that width."""
+        student, teacher = feature_temperatures(width)
+        return self.student_temperature or student, self.teacher_temperature or teacher

@@ -1,13 +1,20 @@
 """Teacher, queue and centre together: what turns a batch into the teacher's targets, and one optimizer step on."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.distillation_losses_r2d2 import ReliabilityPlacement, cosine_agreement, soft_targets, teacher_distribution
+from ..model.distillation_losses_r2d2 import (
+    ReliabilityPlacement,
+    cosine_agreement,
+    relative_entropy,
+    soft_targets,
+    teacher_distribution,
+)
 from ..model.distributed_r2d2 import gather, gather_with_ids, process_index
+from ..model.feature_heads_r2d2 import bottleneck_size
 from ..model.masked_images_r2d2 import draw_kept, mask_grid
 from ..model.pretraining_r2d2 import (
     R2D2FeatureGuidance,
@@ -38,7 +45,7 @@ class DistillationState(nn.Module):
         pairs: of the data, for `TargetGuidedSettings.queue_of`; None: their number is not known.
 
     Raises:
-        ValueError: neither way of distillation.
+        ValueError: neither way of distillation; a feature-guided one of a student without feature heads.
     """
 
     def __init__(
@@ -62,12 +69,12 @@ class DistillationState(nn.Module):
             size = target_guided.queue_of(pairs, batch)
             self.queue = FeatureQueue(size, batch, config.projection_dim, device)
         if feature_guided is not None:
-            projected = feature_guided.feature == "projection"
-            width = config.projection_dim if projected else config.vision_hidden_size
-            text_width = config.projection_dim if projected else config.text_config.hidden_size
-            self.center = FeatureCenter(width, text_width, momentum=feature_guided.center_momentum, device=device)
+            student.require_feature_heads()
+            self._temperatures = feature_guided.temperatures(bottleneck_size(config))
+            self.center = FeatureCenter(config.fgd_prototypes, feature_guided.center_momentum, device)
         self._micro_batch = 0
         self._agreement: list[Tensor] = []
+        self._entropies: list[Tensor] = []
         self._local: tuple[Tensor, Tensor] | Any = None  # until the first batch
 
     def targets(
@@ -87,7 +94,7 @@ class DistillationState(nn.Module):
             batch["input_ids"],
             batch.get("attention_mask"),
             batch.get("token_type_ids"),
-            feature=None if self.feature_guided is None else self.feature_guided.feature,
+            feature_guided=self.feature_guided is not None,
             chunk=chunk,
         )
         self._local = (features.image_embeds, features.text_embeds)
@@ -127,25 +134,23 @@ class DistillationState(nn.Module):
     def _feature_guidance(
         self, settings: FeatureGuidedSettings, features: TeacherFeatures, pixel_values: Tensor, step: int
     ) -> R2D2FeatureGuidance:
-        assert features.image_features is not None
-        assert features.text_features is not None
+        images, texts = cast(Tensor, features.image_cosines), cast(Tensor, features.text_cosines)
         height, width = pixel_values.shape[-2:]
         grid = mask_grid(self.teacher.model.config.vision_config, (height, width), settings.block)
         # A generator of its own, keyed by the step: nothing to restore, and the run's other draws stay as they are.
         key = np.random.SeedSequence((self.seed, step, self._micro_batch, process_index()))
         generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]))
         kept = draw_kept(len(pixel_values), grid[0] * grid[1], settings.image_drop, generator)
+        student_temperature, teacher_temperature = self._temperatures
         guidance = R2D2FeatureGuidance(
-            image_targets=teacher_distribution(
-                features.image_features, self.center.images, settings.teacher_temperature
-            ),
-            text_targets=teacher_distribution(features.text_features, self.center.texts, settings.teacher_temperature),
+            image_targets=teacher_distribution(images, self.center.images, teacher_temperature),
+            text_targets=teacher_distribution(texts, self.center.texts, teacher_temperature),
             kept=kept.to(pixel_values.device),
-            temperature=settings.student_temperature,
-            feature=settings.feature,
+            temperature=student_temperature,
             block=settings.block,
         )
-        self.center.collect(features.image_features, features.text_features)
+        self.center.collect(images, texts)
+        self._entropies.append(relative_entropy(torch.cat([guidance.image_targets, guidance.text_targets])))
         return guidance
 
     def note_student(self, image_embeds: Tensor, text_embeds: Tensor):
@@ -172,7 +177,8 @@ class DistillationState(nn.Module):
 
     def measures(self) -> dict[str, float]:
         """What is logged: `teacher_agreement` (mean cosine of student and teacher embeddings since the last call),
-        queue fill and reliability, norm of the centre."""
+        queue fill and reliability, norm of the centre, `teacher_entropy` (mean of FgD's targets since the last call,
+        see `relative_entropy`)."""
         measures = {}
         if self._agreement:
             measures["teacher_agreement"] = float(torch.stack(self._agreement).mean())
@@ -181,4 +187,7 @@ class DistillationState(nn.Module):
             measures |= self.queue.measures()
         if self.feature_guided is not None:
             measures |= self.center.measures()
+        if self._entropies:
+            measures["teacher_entropy"] = float(torch.stack(self._entropies).mean())
+            self._entropies = []
         return measures

@@ -1,10 +1,10 @@
-"""The momentum teacher: an exponential moving average of the student's towers and projections."""
+"""The momentum teacher: an exponential moving average of the student's towers, projections and feature heads."""
 
 import contextlib
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,17 @@ _STUDENT_ONLY = (
 
 @dataclass
 class TeacherFeatures:
-    """Of B local pairs, whole inputs: L2-normalised embeddings (B, D), and the unnormalised features (B, F) that FgD
-    compares, None unless asked for."""
+    """Of B local pairs, whole inputs: L2-normalised embeddings (B, D), and the cosines (B, K) that FgD compares, None
+    unless asked for."""
 
     image_embeds: Tensor
     text_embeds: Tensor
-    image_features: Tensor | None = None
-    text_features: Tensor | None = None
+    image_cosines: Tensor | None = None
+    text_cosines: Tensor | None = None
 
 
 class MomentumTeacher(nn.Module):
-    """teacher ← m · teacher + (1 − m) · student, for the towers and projections (arXiv 2205.03860).
+    """teacher ← m · teacher + (1 − m) · student, for towers, projections and feature heads (arXiv 2205.03860).
 
     It starts as a copy of the student, stays in evaluation mode (no dropout), needs no gradient, and is no submodule
     of the student: it enters neither optimizer nor DistributedDataParallel nor the model's checkpoint. Batch norms'
@@ -88,13 +88,13 @@ class MomentumTeacher(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        feature: Literal["projection", "tower"] | None = None,
+        feature_guided: bool = False,
         chunk: int | None = None,
     ) -> TeacherFeatures:
         """The teacher's view of B pairs, `chunk` pairs at a time (None: all at once).
 
         Args:
-            feature: what FgD compares; None: nothing.
+            feature_guided: whether FgD compares them.
         """
         parts: list[tuple[Any, ...]] = []
         device = pixel_values.device.type
@@ -109,7 +109,8 @@ class MomentumTeacher(nn.Module):
                     token_type_ids=None if token_type_ids is None else token_type_ids[rows],
                     return_dict=True,
                 )
-                compared = self.model.distilled_features(images, texts, feature) if feature else (None, None)
+                states = images.last_hidden_state, texts.last_hidden_state
+                compared = self.model.compared_features(*states) if feature_guided else (None, None)
             parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
         if len(parts) == 1:
             return TeacherFeatures(*parts[0])

@@ -130,8 +130,9 @@ def identity_of_weights(model: PreTrainedModel) -> str:
         for name, value in model.config.to_dict().items()
         if name.endswith("_config") or name in _IDENTIFYING
     }
-    # neither tower nor ranker reads an MLM head
-    return weights_digest(model, leave_out=("mlm_head.",), beside=canonical(_without_incidental(config)))
+    # neither tower nor ranker reads the heads of pre-training
+    left_out = ("mlm_head.", "feature_heads.")
+    return weights_digest(model, leave_out=left_out, beside=canonical(_without_incidental(config)))
 
 
 def weights_digest(model: torch.nn.Module, leave_out: tuple[str, ...] = (), beside: bytes = b"") -> str:

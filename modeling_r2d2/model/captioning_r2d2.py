@@ -186,7 +186,7 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
     _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
     _keys_to_ignore_on_load_unexpected = [
         r"^(vision_projection|text_projection|image_joint_projection|image_text_encoder)\.",
-        r"^(text_image|image_text)_match_head\.",
+        r"^(text_image_match_head|image_text_match_head|feature_heads)\.",
         r"^temperature$",
     ]
 

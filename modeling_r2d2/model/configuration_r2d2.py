@@ -11,7 +11,7 @@ from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedCon
 from transformers.configuration_utils import SubConfigSpec
 
 from .presets_r2d2 import PRESETS
-from .ranges_r2d2 import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, require_number, require_numbers
+from .ranges_r2d2 import COUNT, NOT_NEGATIVE, POSITIVE, SEVERAL, SHARE, require_number, require_numbers
 
 #: The image tower of the official models is the library's CLIP ViT, under its own model type.
 R2D2VisionConfig = CLIPVisionConfig
@@ -124,6 +124,11 @@ class R2D2Config(PreTrainedConfig):
         fgr_weight: of FGR.
         mlm_weight: of MLM.
         fgd_weight: of FgD.
+        fgd_prototypes: K, the prototypes of each head that FgD compares by; 0: no heads, and no FgD
+            (`R2D2ForPreTraining.add_feature_heads` sets it).
+        fgd_hidden_size: width of the heads' hidden layers; None: 4 times that of their tower, at most 2048.
+        fgd_bottleneck_size: d, width of what is compared with the prototypes; None: that of the narrower tower, at most
+            256.
         rank_masked_texts: enhanced training (ET): the text-image encoder ranks masked texts, so that one pass
             serves FGR and MLM. All pairs are masked alike (ours): were only the true ones, [MASK] would betray
             the label. False: ranking on unmasked texts, MLM by a pass of its own.
@@ -177,6 +182,9 @@ class R2D2Config(PreTrainedConfig):
     fgr_weight: float = 1.0
     mlm_weight: float = 1.0
     fgd_weight: float = 1.0
+    fgd_prototypes: int = 0
+    fgd_hidden_size: int | None = None
+    fgd_bottleneck_size: int | None = None
     rank_masked_texts: bool = True
     two_stage_score: Literal["fused", "published"] = "fused"
     tie_word_embeddings: bool = True
@@ -203,6 +211,9 @@ class R2D2Config(PreTrainedConfig):
         require_temperatures(self)
         require_numbers(self, dict.fromkeys(("gcpr_weight", "fgr_weight", "mlm_weight", "fgd_weight"), NOT_NEGATIVE))
         require_number("initializer_range", self.initializer_range, **NOT_NEGATIVE)
+        if self.fgd_prototypes != 0:
+            require_number("fgd_prototypes", self.fgd_prototypes, **SEVERAL)
+        require_numbers(self, dict.fromkeys(("fgd_hidden_size", "fgd_bottleneck_size"), COUNT))
         cross = self.cross_encoder_config
         if cross is not None and cross.hidden_size != self.text_config.hidden_size:
             raise ValueError(

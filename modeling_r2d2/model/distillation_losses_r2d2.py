@@ -1,12 +1,13 @@
 """The objectives of two-way distillation (arXiv 2205.03860) as pure functions of tensors.
 
-Notation as in `losses_r2d2`: B local rows, N candidates (the teacher's batch of all workers and its queue), D and F
-feature widths, s(·,·) cosine, τ temperature. All arithmetic is in float32.
+Notation as in `losses_r2d2`: B local rows, N candidates (the teacher's batch of all workers and its queue), D feature
+width, K prototypes, s(·,·) cosine, τ temperature. All arithmetic is in float32.
 
 The paper names the two ways and the reliability weight; formulas and settings it leaves open follow ALBEF (TgD) and
 DINO (FgD) and are this project's choice.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -70,30 +71,50 @@ def target_guided_loss(
     return (image_loss + text_loss) / 2
 
 
-def teacher_distribution(features: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """FgD's target: P_t = softmax((f_t − μ)/τ_t) over the feature dimension. (B, F), (F,) -> (B, F) float32."""
-    return ((features.float() - center) / temperature).softmax(dim=-1)
+def feature_temperatures(width: int) -> tuple[float, float]:
+    """FgD's τ_s = 1.6/√d and τ_t = 0.64/√d for cosines of d dimensions (ours).
+
+    The cosine of two random directions has mean 0 and standard deviation 1/√d, so that the same τ makes the flatter a
+    softmax the wider its features are. With τ ∝ 1/√d the logits of random features have one deviation σ at every width,
+    0.625 of the student and 1.56 of the teacher, and P_t an entropy of about log K − σ²/2 = log K − 1.2 nats, over any
+    number K of prototypes. At DINO's own d = 256 they are DINO's 0.1 and 0.04.
+    """
+    return 1.6 / width**0.5, 0.64 / width**0.5
+
+
+def teacher_distribution(cosines: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """FgD's target: P_t = softmax((z_t − μ)/τ_t) over the K prototypes. (B, K), (K,) -> (B, K) float32."""
+    return ((cosines.float() - center) / temperature).softmax(dim=-1)
+
+
+def relative_entropy(targets: Tensor) -> Tensor:
+    """H(P)/log K, mean over the rows: (B, K) -> scalar. 0: each row is one prototype, 1: each is uniform; near either
+    there is nothing left for the student to learn."""
+    return torch.special.entr(targets).sum(dim=-1).mean() / math.log(targets.shape[-1])
 
 
 def feature_guided_loss(
-    image_features: Tensor,
-    text_features: Tensor,
+    image_cosines: Tensor,
+    text_cosines: Tensor,
     image_targets: Tensor,
     text_targets: Tensor,
     temperature: float,
 ) -> Tensor:
-    """FgD, feature-guided distillation: ½ [ H(P_t(I), P_s(I)) + H(P_t(T), P_s(T)) ], P_s = softmax(f_s/τ_s), mean
+    """FgD, feature-guided distillation: ½ [ H(P_t(I), P_s(I)) + H(P_t(T), P_s(T)) ], P_s = softmax(z_s/τ_s), mean
     over B.
 
+    The paper compares features of masked inputs with the teacher's of whole ones, and no more of it is published; the
+    centre, the temperatures and the head whose cosines z are compared follow DINO (`R2D2FeatureHead`).
+
     Args:
-        image_features: (B, F) the student's features of masked images, before any L2 norm.
-        text_features: (B, F) those of masked texts.
-        image_targets: (B, F) of `teacher_distribution`, on whole inputs.
-        text_targets: (B, F) of `teacher_distribution`, on whole inputs.
+        image_cosines: (B, K) of the student's masked images with the prototypes of their head.
+        text_cosines: (B, K) those of masked texts.
+        image_targets: (B, K) of `teacher_distribution`, on whole inputs.
+        text_targets: (B, K) of `teacher_distribution`, on whole inputs.
         temperature: τ_s.
     """
-    image_loss = soft_cross_entropy(image_features.float() / temperature, image_targets).mean()
-    text_loss = soft_cross_entropy(text_features.float() / temperature, text_targets).mean()
+    image_loss = soft_cross_entropy(image_cosines.float() / temperature, image_targets).mean()
+    text_loss = soft_cross_entropy(text_cosines.float() / temperature, text_targets).mean()
     return (image_loss + text_loss) / 2
 
 
@@ -106,6 +127,8 @@ __all__ = [
     "ReliabilityPlacement",
     "cosine_agreement",
     "feature_guided_loss",
+    "feature_temperatures",
+    "relative_entropy",
     "soft_targets",
     "target_guided_loss",
     "teacher_distribution",

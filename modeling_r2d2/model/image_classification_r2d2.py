@@ -29,8 +29,8 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
     input_modalities = ["image"]
     main_input_name = "pixel_values"
     _keys_to_ignore_on_load_unexpected = [
-        r"^(text_model|text_projection|image_joint_projection|text_image_encoder|image_text_encoder|mlm_head)\.",
-        r"^(text_image|image_text)_match_head\.",
+        r"^(text_model|text_projection|image_joint_projection|text_image_encoder|image_text_encoder)\.",
+        r"^(text_image_match_head|image_text_match_head|mlm_head|feature_heads)\.",
     ]
 
     def __init__(self, config: R2D2Config):

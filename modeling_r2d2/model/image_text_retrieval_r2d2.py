@@ -15,11 +15,11 @@ class R2D2ForImageTextRetrieval(R2D2ForPreTraining):
     """`R2D2ForPreTraining` without MLM: GCPR on every model, FGR on those with a ranker. Saved, it loads as a plain
     `R2D2Model` (`AutoModel`) too."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_head|feature_heads)\."]
     _tied_weights_keys = {}
 
     def _add_heads(self):
-        """No MLM head: nothing would train it."""
+        """None: nothing would train them."""
 
     def get_output_embeddings(self) -> None:
         """None: there is no vocabulary projection."""

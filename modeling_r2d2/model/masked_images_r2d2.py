@@ -76,13 +76,19 @@ def keep_patches(tower: nn.Module, kept: Tensor, patches: int) -> Iterator[None]
 
 
 def gray_blocks(pixel_values: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The images (B, 3, H, W) with every cell of the grid that is not in `kept` (B, K) set to 0, the mean colour."""
+    """The images (B, 3, H, W) with every cell of the grid that is not in `kept` (B, K) set to −1, a grey one deviation
+    darker than the mean colour.
+
+    The mean colour itself, 0, is what a fresh patch embedding makes nothing of: the LayerNorm behind it (Swin's,
+    ConvNeXt's) would have its epsilon alone to divide by, and the gradient through those patches is a thousandfold.
+    """
     height, width = pixel_values.shape[-2:]
     visible = torch.zeros((len(kept), grid[0] * grid[1]), dtype=pixel_values.dtype, device=pixel_values.device)
     visible = visible.scatter_(1, kept, 1).view(-1, 1, *grid)
     side = max(-(-height // grid[0]), -(-width // grid[1]))
     visible = visible.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-    return pixel_values * visible[..., :height, :width]
+    visible = visible[..., :height, :width]
+    return pixel_values * visible - (1 - visible)
 
 
 __all__ = [

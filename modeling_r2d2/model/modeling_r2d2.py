@@ -95,8 +95,8 @@ class R2D2PreTrainedModel(TwoTowerPreTrainedModel):
     config: R2D2Config
     base_model_prefix = "r2d2"
     _no_split_modules: list[str] | None = ["R2D2CrossEncoderLayer"]
-    # A fine-tuned or pre-training checkpoint loads as the plain model: the head is left behind.
-    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [r"^mlm_head\."]
+    # A fine-tuned or pre-training checkpoint loads as the plain model: the heads are left behind.
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [r"^(mlm_head|feature_heads)\."]
 
     def _auto_map(self) -> dict[str, str]:
         model = "modeling_r2d2.R2D2Model"

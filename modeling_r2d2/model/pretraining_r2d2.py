@@ -8,12 +8,11 @@ the choice, and an option where it matters. This file travels to the Hub beside 
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -21,6 +20,7 @@ from .batch_norms_r2d2 import batch_norms, constant_running_statistics
 from .configuration_r2d2 import R2D2Config
 from .distillation_losses_r2d2 import feature_guided_loss, target_guided_loss
 from .distributed_r2d2 import RowExchange, exchange_rows, gather, world_size
+from .feature_heads_r2d2 import R2D2FeatureHeads, bottleneck_size
 from .losses_r2d2 import (
     GlobalComparison,
     HardNegatives,
@@ -36,6 +36,7 @@ from .losses_r2d2 import (
 )
 from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
 from .modeling_r2d2 import R2D2Model, R2D2Output
+from .ranges_r2d2 import SEVERAL, require_number
 from .two_towers_r2d2 import normalize, refuse_missing
 
 
@@ -65,19 +66,17 @@ class R2D2FeatureGuidance:
     """What a momentum teacher hands in for feature-guided distillation (FgD).
 
     Args:
-        image_targets: (B, F) of `teacher_distribution` on whole inputs.
-        text_targets: (B, F) of `teacher_distribution` on whole inputs.
-        kept: (B, K) int64, the patches (or, in towers that cannot leave patches out, the blocks of pixels of `block` a
+        image_targets: (B, K) of `teacher_distribution` on whole inputs.
+        text_targets: (B, K) of `teacher_distribution` on whole inputs.
+        kept: (B, V) int64, the patches (or, in towers that cannot leave patches out, the blocks of pixels of `block` a
             side) that the student sees.
         temperature: τ_s.
-        feature: "projection", the projected [CLS] before the L2 norm, or "tower", the state it is projected from.
     """
 
     image_targets: Tensor
     text_targets: Tensor
     kept: Tensor
     temperature: float = 0.1
-    feature: Literal["projection", "tower"] = "projection"
     block: int = 32
 
 
@@ -92,7 +91,7 @@ class R2D2TeacherTargets:
 @dataclass
 class R2D2PairFeatures:
     """What the towers make of B pairs: states (B, N, E) and (B, L, D), L2-normalised embeddings (B, P);
-    `masked_states` (B, L, D) of the masked texts and `text_student` (B, F), what FgD compares of them, None without."""
+    `masked_states` (B, L, D) of the masked texts and `text_student` (B, K), what FgD compares of them, None without."""
 
     image_states: Tensor
     image_embeds: Tensor
@@ -168,7 +167,8 @@ def _loss_without_labels(forward: Any) -> Any:
 
 
 class R2D2ForPreTraining(R2D2Model):
-    """R2D2Model with the pre-training objectives; loads from and saves to the same weights, plus `mlm_head`.
+    """R2D2Model with the pre-training objectives; loads from and saves to the same weights, plus `mlm_head` and, where
+    the configuration asks for them (`fgd_prototypes`), `feature_heads`.
 
     loss = GCPR + FGR + MLM (arXiv 2205.03860), or TgD + FGR + MLM + FgD with a teacher's targets, each by its weight
     in the configuration; on a model without a ranker (PRD2) GCPR, or TgD + FgD. The distillation callbacks hand the
@@ -185,6 +185,35 @@ class R2D2ForPreTraining(R2D2Model):
             self.mlm_head = R2D2MLMHead(self.config)
         else:
             self._tied_weights_keys = {}
+        if self.config.fgd_prototypes:
+            self.feature_heads = R2D2FeatureHeads(self.config)
+
+    @property
+    def has_feature_heads(self) -> bool:
+        """Whether it can train by feature-guided distillation."""
+        return hasattr(self, "feature_heads")
+
+    def add_feature_heads(self, prototypes: int | None = None):
+        """Give a model that was made without them the heads of feature-guided distillation, at random, and note in its
+        configuration that it has them. To be done before an optimizer is made; the distillation callbacks do it when
+        a Trainer is made.
+
+        Args:
+            prototypes: K of each. None: 16 for every dimension of the bottleneck, so 4,096 for towers of 256 and more
+                (ours; DINO has 65,536 for ImageNet).
+
+        Raises:
+            ValueError: it has them, or there are less than 2 prototypes.
+        """
+        if self.has_feature_heads:
+            raise ValueError(f"this model has feature heads, of {self.config.fgd_prototypes} prototypes")
+        prototypes = 16 * bottleneck_size(self.config) if prototypes is None else prototypes
+        require_number("prototypes", prototypes, **SEVERAL)
+        self.config.fgd_prototypes = prototypes
+        heads = R2D2FeatureHeads(self.config)
+        for module in heads.modules():
+            self._init_weights(module)
+        self.feature_heads = heads.to(self.temperature.device, self.dtype).train(self.training)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The MLM head's vocabulary projection, None on a model without a ranker."""
@@ -226,7 +255,7 @@ class R2D2ForPreTraining(R2D2Model):
 
         Raises:
             ValueError: images or texts missing, unequal numbers of images, texts or ids; `masked_input_ids` without
-                `mlm_labels`; FgD without masked texts.
+                `mlm_labels`; FgD without masked texts or without heads.
         """
         if not return_loss:
             given = {**kwargs, "token_type_ids": token_type_ids, "return_dict": True}
@@ -248,7 +277,7 @@ class R2D2ForPreTraining(R2D2Model):
             pixel_values,
             attention_mask,
             masked_input_ids,
-            feature=None if guidance is None else guidance.feature,
+            feature_guided=guidance is not None,
             token_type_ids=token_type_ids,
             **kwargs,
         )
@@ -282,7 +311,7 @@ class R2D2ForPreTraining(R2D2Model):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         masked_input_ids: Tensor | None = None,
-        feature: Literal["projection", "tower"] | None = None,
+        feature_guided: bool = False,
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2PairFeatures:
@@ -290,12 +319,12 @@ class R2D2ForPreTraining(R2D2Model):
         ranking of enhanced training alike.
 
         Args:
-            feature: what FgD compares of the masked texts; None: nothing.
+            feature_guided: whether FgD compares the masked texts.
 
         Raises:
-            ValueError: FgD without masked texts.
+            ValueError: FgD without masked texts, or on a model without heads.
         """
-        if feature is not None and masked_input_ids is None:
+        if feature_guided and masked_input_ids is None:
             raise ValueError(
                 "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
                 "(TextMasking in the collation, mask_ratio above 0)"
@@ -303,7 +332,7 @@ class R2D2ForPreTraining(R2D2Model):
         more = {**kwargs, "return_dict": True}  # whatever the configuration says
         vision = self.get_image_features(pixel_values, **more)
         image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
-        if masked_input_ids is None or not (self.can_rank or feature):
+        if masked_input_ids is None or not (self.can_rank or feature_guided):
             text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **more)
             return R2D2PairFeatures(image_states, image_embeds, text.last_hidden_state, normalize(text.pooler_output))
         text = self.get_text_features(
@@ -314,11 +343,11 @@ class R2D2ForPreTraining(R2D2Model):
         )
         text_states, masked_states = text.last_hidden_state.chunk(2)
         text_embeds = normalize(text.pooler_output[: len(input_ids)])
-        student = None if feature is None else self._distilled_feature(text, "text", feature)[len(input_ids) :]
+        student = self._compared_texts(masked_states) if feature_guided else None
         return R2D2PairFeatures(image_states, image_embeds, text_states, text_embeds, masked_states, student)
 
     def encode_masked_images(self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs) -> Tensor:
-        """The feature (B, F) that FgD compares of images (B, 3, H, W) of which only `guidance.kept` is seen; a ViT
+        """The cosines (B, K) that FgD compares, of images (B, 3, H, W) of which only `guidance.kept` is seen; a ViT
         computes those patches alone."""
         vision_config = self.config.vision_config
         height, width = pixel_values.shape[-2:]
@@ -331,22 +360,36 @@ class R2D2ForPreTraining(R2D2Model):
             # the running statistics stay those of whole images
             with constant_running_statistics(batch_norms(self.vision_model).values()):
                 outputs = self.get_image_features(gray_blocks(pixel_values, guidance.kept, grid), **kwargs)
-        return self._distilled_feature(outputs, "vision", guidance.feature)
+        return self._compared_images(outputs.last_hidden_state)
 
-    def _distilled_feature(self, outputs: BaseModelOutputWithPooling, tower: str, feature: str) -> Tensor:
-        """(B, F): the projection, or the state that it is made of."""
-        if feature == "projection":
-            return cast(Tensor, outputs.pooler_output)
-        states = cast(Tensor, outputs.last_hidden_state)
-        if tower == "vision" and self.config.vision_pooling == "mean":
-            return states.mean(dim=1)
-        return states[:, 0]
+    def _compared_images(self, states: Tensor) -> Tensor:
+        return self.require_feature_heads().image(self._pooled(states))
 
-    def distilled_features(
-        self, images: BaseModelOutputWithPooling, texts: BaseModelOutputWithPooling, feature: str
-    ) -> tuple[Tensor, Tensor]:
-        """The features that FgD compares, of what the towers returned: (B, F) of images and of texts."""
-        return self._distilled_feature(images, "vision", feature), self._distilled_feature(texts, "text", feature)
+    def _compared_texts(self, states: Tensor) -> Tensor:
+        return self.require_feature_heads().text(states[:, 0])
+
+    def compared_features(self, image_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor]:
+        """What FgD compares of the towers' states (B, N, E) and (B, L, D): the cosines (B, K) of what pre-ranking reads
+        of them with the prototypes of their heads.
+
+        Raises:
+            ValueError: a model without heads.
+        """
+        return self._compared_images(image_states), self._compared_texts(text_states)
+
+    def require_feature_heads(self) -> R2D2FeatureHeads:
+        """Its heads.
+
+        Raises:
+            ValueError: it has none; says how to make them.
+        """
+        if not self.has_feature_heads:
+            raise ValueError(
+                "feature-guided distillation compares by heads of its own, which this model lacks: make it with "
+                "R2D2Config(fgd_prototypes=4096), or call model.add_feature_heads() before an optimizer is made (a "
+                "Trainer that is made with the callback, and without an optimizer, does)"
+            )
+        return self.feature_heads
 
     def compare_pairs(
         self,
@@ -389,7 +432,7 @@ class R2D2ForPreTraining(R2D2Model):
         return pick(logits_per_image, logits_per_text, positives)
 
     def feature_guided_loss(self, image_student: Tensor, text_student: Tensor, guidance: R2D2FeatureGuidance) -> Tensor:
-        """FgD on features (B, F) of masked inputs."""
+        """FgD on the cosines (B, K) of masked inputs."""
         return feature_guided_loss(
             image_student, text_student, guidance.image_targets, guidance.text_targets, guidance.temperature
         )

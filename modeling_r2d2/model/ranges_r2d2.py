@@ -78,6 +78,7 @@ def require_numbers(settings: Any, ranges: dict[str, dict[str, Any]], within: st
 
 #: Bounds that many settings have.
 COUNT: dict[str, Any] = {"least": 1, "whole": True}
+SEVERAL: dict[str, Any] = {"least": 2, "whole": True}
 COUNT_OR_NONE: dict[str, Any] = {"least": 0, "whole": True}
 SHARE: dict[str, Any] = {"least": 0, "most": 1}
 NOT_NEGATIVE: dict[str, Any] = {"least": 0}
@@ -91,6 +92,7 @@ __all__ = [
     "NOT_NEGATIVE",
     "POSITIVE",
     "SEED",
+    "SEVERAL",
     "SHARE",
     "in_words",
     "require_number",

@@ -8,7 +8,7 @@ negatives from the whole batch, so states are kept as embeddings are, and rankin
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,7 @@ def cached_backward(
     """
     refuse_batch_statistics(model)
     teacher = teacher or R2D2TeacherTargets()
-    feature = None if teacher.feature_guided is None else teacher.feature_guided.feature
+    feature_guided = teacher.feature_guided is not None
     inputs: dict[str, Any] = {
         name: batch.get(name) for name in ("input_ids", "pixel_values", "attention_mask", "masked_input_ids")
     }
@@ -79,7 +79,7 @@ def cached_backward(
     rows = len(inputs["input_ids"])
     chunks = [slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
 
-    cache, random_states = _encode_without_gradient(model, inputs, chunks, feature)
+    cache, random_states = _encode_without_gradient(model, inputs, chunks, feature_guided)
     gradients = {name: torch.zeros_like(value) for name, value in cache.items() if name.endswith("states")}
     embeds = {name: cache[name].requires_grad_() for name in ("image_embeds", "text_embeds")}
     image_embeds, text_embeds = embeds.values()
@@ -123,7 +123,7 @@ def _encode_without_gradient(
     model: R2D2ForPreTraining,
     inputs: dict[str, Any],
     chunks: list[slice],
-    feature: Literal["projection", "tower"] | None,
+    feature_guided: bool,
 ) -> tuple[dict[str, Tensor], list]:
     """What the towers give for the whole batch, and the random state ahead of every chunk (dropout)."""
     cache: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ def _encode_without_gradient(
     wanted = _CACHED if model.can_rank else _CACHED[:2]
     for rows in chunks:
         random_states.append(_random_state(inputs["pixel_values"]))
-        features = model.encode_pairs(**_part(inputs, rows), feature=feature)
+        features = model.encode_pairs(**_part(inputs, rows), feature_guided=feature_guided)
         for name in wanted:
             if (value := getattr(features, name)) is not None:
                 if name not in cache:
@@ -221,7 +221,7 @@ def _encode_with_gradient(
     for rows, random_state in zip(chunks, random_states, strict=True):
         _restore_random_state(random_state)
         part = _part(inputs, rows)
-        features = model.encode_pairs(**part, feature=None if guidance is None else guidance.feature)
+        features = model.encode_pairs(**part, feature_guided=guidance is not None)
         outputs = [getattr(features, name) for name in gradients]
         flowing: list[Tensor | None] = [gradient[rows] for gradient in gradients.values()]
         if guidance is not None:
@@ -232,7 +232,7 @@ def _encode_with_gradient(
                 kept=guidance.kept[rows],
             )
             image_student = model.encode_masked_images(part["pixel_values"], of_rows)
-            assert features.text_student is not None  # as asked for by `feature`
+            assert features.text_student is not None  # as asked for
             loss = model.feature_guided_loss(image_student, features.text_student, of_rows)
             losses = {"loss_fgd": loss * (len(image_student) / batch)}
             outputs.append(scale * model.total_loss(losses))

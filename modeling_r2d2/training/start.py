@@ -51,7 +51,7 @@ def _start(
             )
         if _is_wukong(start.model):
             return load_whole(WukongModel, start.model), load_processor(WukongProcessor, start.model)
-        model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.",))
+        model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.", "feature_heads."))
         return model, load_processor(R2D2Processor, start.model)
     if start.clip is not None and start.roberta is not None:
         changes: dict[str, Any] = {} if ranker in (None, True) else {"cross_encoder_config": None}

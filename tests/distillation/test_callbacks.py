@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from modeling_r2d2 import (
     FeatureGuidedDistillationCallback,
+    R2D2ForConditionalGeneration,
+    R2D2ForImageClassification,
     R2D2ForImageTextMatching,
+    R2D2ForImageTextRetrieval,
     R2D2ForPreTraining,
+    R2D2Model,
     TargetGuidedDistillationCallback,
     TwoWayDistillationCallback,
 )
@@ -48,6 +52,7 @@ def test_everything_is_logged(kind, tmp_path):
         assert 0 < entry["queue_fill"] <= 1
         assert 0 < entry["queue_reliability"] <= 1
         assert -1 <= entry["teacher_agreement"] <= 1
+        assert 0 < entry["teacher_entropy"] < 1
     assert [entry["alpha"] for entry in logs] == pytest.approx([min(0.4, 0.1 * s) for s in range(1, STEPS + 1)])
     assert logs[-1]["center_norm"] > 0
     assert logs[-1]["queue_fill"] == 1
@@ -118,10 +123,60 @@ def test_models_without_teacher_targets_are_refused(tmp_path):
 
 def test_prd2_distils_both_ways(tmp_path):
     run = trainer(tmp_path, max_steps=2)
-    run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config(ranker=False))
+    run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config(ranker=False, fgd_prototypes=48))
     run.train()
     logs = run.state.log_history[0]
     assert logs["loss"] == pytest.approx(logs["loss_tgd"] + logs["loss_fgd"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_come_with_the_trainer_and_stay_with_the_model(kind, tmp_path):
+    """Made before the optimizer, trained, averaged, saved, and left behind by classes that do not read them."""
+    distillation = FeatureGuidedDistillationCallback(block=8, momentum=0.9)
+    run = trainer(tmp_path, kind, callbacks=[distillation], max_steps=2, weight_decay=0.0, save_strategy="no")
+    heads = run.model.feature_heads
+    assert run.model.config.fgd_prototypes == 16 * 24  # the narrower tower's width is the bottleneck
+    before = {name: value.clone() for name, value in heads.state_dict().items()}
+    run.train()
+    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in heads.parameters()} <= trained
+    teacher = distillation.state.teacher.model.feature_heads.state_dict()
+    for name, value in heads.state_dict().items():
+        assert not torch.equal(value, before[name]), name
+        assert not torch.equal(teacher[name], before[name]), name
+        assert not torch.equal(teacher[name], value), name
+    run.model.save_pretrained(tmp_path / "saved")
+    assert_equal(R2D2ForPreTraining.from_pretrained(tmp_path / "saved").feature_heads.state_dict(), heads.state_dict())
+    for other in (R2D2Model, R2D2ForImageTextRetrieval, R2D2ForImageTextMatching, R2D2ForImageClassification):
+        model, report = other.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not hasattr(model, "feature_heads")
+        assert not report["unexpected_keys"]
+    assert not R2D2ForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)[1][
+        "unexpected_keys"
+    ]
+
+
+def test_a_model_without_heads_is_refused(tmp_path):
+    """Where the callback came after the Trainer, or an optimizer before it."""
+    late = trainer(tmp_path / "late", callbacks=[], max_steps=1)
+    late.add_callback(callback())
+    with pytest.raises(ValueError, match=r"heads of its own, which this model lacks.*fgd_prototypes=4096.*add_feature"):
+        late.train()
+    early = trainer(tmp_path / "early", callbacks=[], max_steps=1)
+    optimizer = torch.optim.SGD(early.model.parameters(), lr=0.1)
+    again = Trainer(
+        early.model,
+        early.args,
+        train_dataset=early.train_dataset,
+        callbacks=[callback()],
+        optimizers=(optimizer, None),
+    )
+    assert not again.model.has_feature_heads
+    with pytest.raises(ValueError, match="heads of its own, which this model lacks"):
+        again.train()
+    early.model.add_feature_heads(48)
+    with pytest.raises(ValueError, match="this model has feature heads, of 48 prototypes"):
+        early.model.add_feature_heads()
 
 
 def test_feature_guided_needs_masked_texts(tmp_path):
@@ -172,7 +227,7 @@ def test_short_last_batch(tmp_path):
 def reference(accumulation: int, steps: int) -> dict[str, torch.Tensor]:
     """The run written out without Trainer: SGD, one full batch after the other."""
     torch.manual_seed(0)
-    student = R2D2ForPreTraining(tiny_config())
+    student = R2D2ForPreTraining(tiny_config(fgd_prototypes=48))
     student.train()
     targets, features = TargetGuidedSettings(queue_size=10), FeatureGuidedSettings(block=8)
     ramp = 0.5 * steps  # as `runs.callback` has it
@@ -215,7 +270,7 @@ def test_trainer_does_what_the_loop_written_out_does(kind, accumulation, tmp_pat
         save_strategy="no",
     )
     torch.manual_seed(0)
-    run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config())
+    run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config(fgd_prototypes=48))
     run.train()
     expected, actual = reference(accumulation, 4), everything(run, distillation)
     assert expected.keys() == actual.keys()
@@ -442,7 +497,6 @@ def test_checkpoint_from_elsewhere(tmp_path):
         (TargetGuidedSettings, {"reliability": "both"}, "'loss' or 'logits'"),
         (FeatureGuidedSettings, {"teacher_temperature": 0}, "teacher_temperature is 0; it must be .* above 0"),
         (FeatureGuidedSettings, {"image_drop": 1.0}, r"image_drop is 1\.0; .* at least 0 and below 1"),
-        (FeatureGuidedSettings, {"feature": "cls"}, "'projection' or 'tower'"),
     ],
 )
 def test_settings_are_checked(settings, fields, match):

@@ -1,5 +1,7 @@
 """The objectives of distillation against independent numpy implementations, row by row as the formulas read."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ import torch
 from modeling_r2d2.model.distillation_losses_r2d2 import (
     cosine_agreement,
     feature_guided_loss,
+    feature_temperatures,
+    relative_entropy,
     soft_targets,
     target_guided_loss,
     teacher_distribution,
 )
+from modeling_r2d2.model.feature_heads_r2d2 import R2D2FeatureHead
 
 RNG = np.random.default_rng(0)
 ROWS, CANDIDATES, WIDTH, TEMPERATURE, ALPHA = 3, 7, 5, 0.2, 0.4
@@ -76,7 +81,7 @@ def test_target_guided_loss(placement):
 
 
 def test_feature_guided_loss():
-    student, teacher = RNG.normal(size=(2, ROWS, WIDTH)), RNG.normal(size=(2, ROWS, WIDTH))
+    student, teacher = RNG.uniform(-1, 1, (2, ROWS, WIDTH)), RNG.uniform(-1, 1, (2, ROWS, WIDTH))
     centers = RNG.normal(size=(2, WIDTH))
     total = 0.0
     for way in range(2):
@@ -86,6 +91,47 @@ def test_feature_guided_loss():
     targets = [teacher_distribution(tensor(teacher[way]), tensor(centers[way]), 0.04) for way in range(2)]
     loss = feature_guided_loss(tensor(student[0]), tensor(student[1]), *targets, 0.1)
     assert loss.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_feature_head():
+    torch.manual_seed(0)
+    head = R2D2FeatureHead(width=6, hidden_size=10, bottleneck_size=4, prototypes=7)
+    features = RNG.normal(size=(5, 6))
+    weights = {name: value.double().numpy() for name, value in head.state_dict().items()}
+    states = features
+    for place in (0, 2, 4):
+        states = states @ weights[f"layers.{place}.weight"].T + weights[f"layers.{place}.bias"]
+        if place < 4:
+            states = states * np.vectorize(lambda x: (1 + math.erf(x / math.sqrt(2))) / 2)(states)
+    expected = np.empty((5, 7))
+    for i in range(5):
+        for k in range(7):
+            one, other = states[i], weights["prototypes.weight"][k]
+            expected[i, k] = one @ other / math.sqrt(one @ one) / math.sqrt(other @ other)
+    given = tensor(features).requires_grad_()
+    cosines = head(given)
+    np.testing.assert_allclose(cosines.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert head.to(torch.bfloat16)(given.bfloat16()).dtype == torch.float32
+    with torch.no_grad():
+        head.float().prototypes.weight.mul_(3)  # weight-normalised: its length does not matter
+    torch.testing.assert_close(head(given), cosines, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("width", "prototypes"), [(24, 384), (128, 2048), (256, 4096), (256, 65536), (768, 4096)])
+def test_temperatures_make_targets_neither_sharp_nor_flat_at_any_width(width, prototypes):
+    """Neither one prototype nor all of them alike; at 256 DINO's."""
+    rng = np.random.default_rng(0)
+    points, directions = rng.normal(size=(32, width)), rng.normal(size=(prototypes, width))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    student, teacher = feature_temperatures(width)
+    assert (student, teacher) == pytest.approx((0.1 * (256 / width) ** 0.5, 0.04 * (256 / width) ** 0.5))
+    rows = [softmax(row / teacher) for row in points @ directions.T]
+    entropy = -np.mean([np.sum(row * np.log(row)) for row in rows])
+    assert entropy == pytest.approx(np.log(prototypes) - 1.56**2 / 2, abs=0.15)
+    assert 0.75 < entropy / np.log(prototypes) < 0.92
+    targets = teacher_distribution(tensor(points @ directions.T), torch.zeros(prototypes), teacher)
+    assert relative_entropy(targets).item() == pytest.approx(entropy / np.log(prototypes), rel=1e-4)
 
 
 def test_a_student_that_agrees_with_reliable_logits_has_no_gradient():

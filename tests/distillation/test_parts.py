@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from modeling_r2d2 import R2D2FeatureGuidance, R2D2ForPreTraining
-from modeling_r2d2.distillation import FeatureCenter, FeatureQueue, MomentumTeacher, RisingMomentum, Schedule
+from modeling_r2d2.distillation import (
+    DistillationState,
+    FeatureCenter,
+    FeatureGuidedSettings,
+    FeatureQueue,
+    MomentumTeacher,
+    RisingMomentum,
+    Schedule,
+    TargetGuidedSettings,
+)
 from modeling_r2d2.model.batch_norms_r2d2 import batch_norms
 from modeling_r2d2.model.masked_images_r2d2 import draw_kept, drops_patches, gray_blocks, mask_grid
 from tests.tiny import TOWERS, tiny_batch, tiny_config
@@ -84,10 +93,10 @@ def test_queue_goes_on_where_its_state_was_saved():
 
 def test_center_is_the_moving_mean_over_the_micro_batches():
     rng = np.random.default_rng(0)
-    center = FeatureCenter(3, 2, momentum=0.9)
-    images, texts = np.zeros(3), np.zeros(2)
+    center = FeatureCenter(3, momentum=0.9)
+    images, texts = np.zeros(3), np.zeros(3)
     for _ in range(4):
-        parts = [(rng.normal(size=(rows, 3)), rng.normal(size=(rows, 2))) for rows in (4, 2)]
+        parts = [(rng.normal(size=(rows, 3)), rng.normal(size=(rows, 3))) for rows in (4, 2)]
         for image_part, text_part in parts:
             center.collect(torch.tensor(image_part), torch.tensor(text_part))
         center.commit()
@@ -96,7 +105,7 @@ def test_center_is_the_moving_mean_over_the_micro_batches():
     np.testing.assert_allclose(center.images, images, rtol=1e-5)
     np.testing.assert_allclose(center.texts, texts, rtol=1e-5)
     before = center.images.clone()
-    center.collect(torch.ones(1, 3), torch.ones(1, 2))
+    center.collect(torch.ones(1, 3), torch.ones(1, 3))
     center.discard()
     center.commit()  # of nothing
     assert torch.equal(center.images, before)
@@ -204,11 +213,11 @@ def test_teacher_never_leaves_evaluation_mode_and_draws_no_random_number():
 
 def test_teacher_in_chunks():
     torch.manual_seed(0)
-    teacher = MomentumTeacher(R2D2ForPreTraining(tiny_config()))
+    teacher = MomentumTeacher(R2D2ForPreTraining(tiny_config(fgd_prototypes=48)))
     batch = tiny_batch()
     arguments = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
-    whole = teacher.encode(*arguments, feature="tower")
-    chunked = teacher.encode(*arguments, feature="tower", chunk=4)
+    whole = teacher.encode(*arguments, feature_guided=True)
+    chunked = teacher.encode(*arguments, feature_guided=True, chunk=4)
     for name, value in vars(whole).items():
         torch.testing.assert_close(getattr(chunked, name), value, rtol=1e-5, atol=1e-6)
 
@@ -227,6 +236,26 @@ def test_teacher_of_a_bfloat16_student_averages_in_single_precision():
     assert teacher.encode(batch["pixel_values"], batch["input_ids"]).image_embeds.dtype == torch.float32
 
 
+@pytest.mark.parametrize("tower", ["clip", "swin", "resnet", "convnext"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_feature_guidance_does_not_swamp_the_other_objectives(tower, seed):
+    """On fresh towers, whose features nothing bounds: its gradient is of the order of TgD's and FGR's."""
+    torch.manual_seed(seed)
+    model = R2D2ForPreTraining(tiny_config(tower, fgd_prototypes=384)).train()
+    settings = TargetGuidedSettings(queue_size=0), FeatureGuidedSettings(block=8)
+    state, batch = DistillationState(model, *settings, batch=16), tiny_batch(pairs=16, seed=seed)
+    for step in range(2):  # against a center of nothing, and of what was seen
+        output = model(**batch, teacher=state.targets(batch, step, model.current_temperature(), 0.4))
+        state.commit(model, 0.99)
+        for part in (model.vision_model, model.text_model):
+            weights = list(part.parameters())
+            norms = {}
+            for name in ("loss_tgd", "loss_fgr", "loss_fgd"):
+                found = torch.autograd.grad(output[name], weights, retain_graph=True, allow_unused=True)
+                norms[name] = torch.nn.utils.get_total_norm([g for g in found if g is not None]).item()
+            assert 0 < norms["loss_fgd"] < 2 * max(norms["loss_tgd"], norms["loss_fgr"])
+
+
 def test_kept_cells():
     kept = draw_kept(50, 16, 0.5, torch.Generator().manual_seed(0))
     assert kept.shape == (50, 8)
@@ -242,6 +271,8 @@ def test_gray_blocks():
     pixels = torch.ones(2, 3, 5, 7)
     kept = torch.tensor([[0], [5]])
     masked = gray_blocks(pixels, kept, (2, 3))
+    assert sorted(set(masked.flatten().tolist())) == [-1, 1]
+    masked = (masked + 1) / 2
     assert masked[0].sum() == 3 * 9
     assert masked[0, :, :3, :3].all()
     assert masked[1, :, 3:, 6:].all()
@@ -252,7 +283,7 @@ def test_gray_blocks():
 def test_masked_pass_of_every_tower(tower):
     """All patches kept is the whole image; towers that drop patches compute the kept ones alone."""
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(tiny_config(tower)).eval()
+    model = R2D2ForPreTraining(tiny_config(tower, fgd_prototypes=48)).eval()
     pixels = tiny_batch()["pixel_values"]
     grid = mask_grid(model.config.vision_config, (32, 32), 8)
     tokens = []
@@ -260,24 +291,22 @@ def test_masked_pass_of_every_tower(tower):
         lambda module, arguments, output: tokens.append(output.last_hidden_state.flatten(2).shape)
     )
 
-    def masked(kept: torch.Tensor, feature: str) -> torch.Tensor:
-        guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept, block=8, feature=feature)
+    def masked(kept: torch.Tensor) -> torch.Tensor:
+        guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept, block=8)
         return model.encode_masked_images(pixels, guidance)
 
     cells = grid[0] * grid[1]
-    whole = model.get_image_features(pixels)
-    everything = masked(torch.arange(cells).repeat(6, 1), "projection")
-    torch.testing.assert_close(everything, whole.pooler_output, rtol=1e-5, atol=1e-6)
-    half = masked(draw_kept(6, cells, 0.5), "projection")
-    assert (half - whole.pooler_output).abs().max() > 1e-4
-    assert masked(draw_kept(6, cells, 0.5), "tower").shape[1] == model.config.vision_hidden_size
+    states = model.get_image_features(pixels).last_hidden_state
+    whole = model.feature_heads.image(states[:, 0] if model.config.vision_pooling == "cls" else states.mean(dim=1))
+    torch.testing.assert_close(masked(torch.arange(cells).repeat(6, 1)), whole, rtol=1e-5, atol=1e-5)
+    assert (masked(draw_kept(6, cells, 0.5)) - whole).abs().max() > 1e-4
     dropped = tokens[0][1] - tokens[2][1]
     assert dropped == (cells // 2 if drops_patches(model.config.vision_config) else 0)
 
 
 def test_dropped_patches_do_not_reach_the_student():
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(tiny_config("clip")).eval()
+    model = R2D2ForPreTraining(tiny_config("clip", fgd_prototypes=48)).eval()
     pixels, kept = tiny_batch()["pixel_values"], torch.tensor([[1, 2]]).repeat(6, 1)
     guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=kept)
     first = model.encode_masked_images(pixels, guidance)
@@ -290,7 +319,7 @@ def test_dropped_patches_do_not_reach_the_student():
 
 def test_masked_images_leave_running_statistics_alone():
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(tiny_config("resnet")).train()
+    model = R2D2ForPreTraining(tiny_config("resnet", fgd_prototypes=48)).train()
     guidance = R2D2FeatureGuidance(image_targets=None, text_targets=None, kept=torch.tensor([[0]] * 6), block=8)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.encode_masked_images(tiny_batch()["pixel_values"], guidance)

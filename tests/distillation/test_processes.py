@@ -28,9 +28,9 @@ def batches() -> list[dict]:
 def run(rows: slice, reliability: str) -> dict:
     """Three steps of SGD on these rows of every batch, draws of negatives and patches fixed."""
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(tiny_config())
+    model = R2D2ForPreTraining(tiny_config(fgd_prototypes=48))
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
-    settings = TargetGuidedSettings(queue_size=10, reliability=reliability), FeatureGuidedSettings(feature="tower")
+    settings = TargetGuidedSettings(queue_size=10, reliability=reliability), FeatureGuidedSettings()
     state = DistillationState(model, *settings, batch=PAIRS)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     losses, gradients = [], []

@@ -18,7 +18,7 @@ from tests.tiny import tiny_config
 def run(rows: slice, sharded: bool) -> dict:
     """Three steps of SGD with both ways of distillation; the teacher at the end."""
     torch.manual_seed(0)
-    model = R2D2ForPreTraining(tiny_config())
+    model = R2D2ForPreTraining(tiny_config(fgd_prototypes=48))
     teacher = MomentumTeacher(model)
     if sharded:
         mesh = init_device_mesh("cpu", (2,))

@@ -28,7 +28,7 @@ def batch(masked: bool = True) -> dict:
 
 def model(ranker: bool = True, dropout: float = 0.0, **config) -> R2D2ForPreTraining:
     torch.manual_seed(0)
-    return R2D2ForPreTraining(tiny_config(ranker=ranker, dropout=dropout, **config)).train()
+    return R2D2ForPreTraining(tiny_config(ranker=ranker, dropout=dropout, fgd_prototypes=48, **config)).train()
 
 
 def teacher_of(student: R2D2ForPreTraining, inputs: dict, pairs: int = PAIRS):
@@ -109,7 +109,7 @@ def test_trainer_with_chunks_equals_trainer_without(accumulation, tmp_path, monk
             save_strategy="no",
         )
         torch.manual_seed(0)
-        run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config())
+        run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config(fgd_prototypes=48))
         run.train()
         results.append((everything(run, distillation), [e for e in run.state.log_history if "loss" in e]))
     (whole, whole_logs), (chunked, chunked_logs) = results
@@ -145,6 +145,8 @@ def test_two_processes_in_chunks_equal_one_undivided():
         for number in (0, 1):
             gradients = workers[number][rank_masked]
             for name, parameter in whole.named_parameters():
+                if name.startswith("feature_heads."):
+                    continue
                 scale = parameter.grad.abs().max().item()
                 torch.testing.assert_close(
                     gradients[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale + 1e-7, msg=f"{name} on {number}"
