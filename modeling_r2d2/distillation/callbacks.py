@@ -163,7 +163,7 @@ class DistillationCallback(TrainerCallback):
         """When a Trainer is made, which makes its optimizer later: a model without the heads of feature-guided
         distillation gets them. One in a wrapper (PEFT), or whose optimizer is there already, must have them."""
         lacking = self.feature_guided is not None and not getattr(model, "has_feature_heads", True)
-        if lacking and optimizer is None and _unwrapped(model) is model:
+        if lacking and optimizer is None and unwrapped(model) is model:
             model.add_feature_heads()
 
     def on_train_begin(self, args, state: TrainerState, control: TrainerControl, model=None, **kwargs):
@@ -317,7 +317,7 @@ class TwoWayDistillationCallback(DistillationCallback):
 
 def distillation_of(model: nn.Module) -> _Run | None:
     """The run in which a model is being distilled, None if it is not."""
-    return _RUNS.get(_unwrapped(model))
+    return _RUNS.get(unwrapped(model))
 
 
 def _settings(kind: type, settings: Any, fields: dict[str, Any]):
@@ -326,7 +326,7 @@ def _settings(kind: type, settings: Any, fields: dict[str, Any]):
     return settings or kind(**fields)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model within DistributedDataParallel, torch.compile and PEFT."""
     while True:
         if hasattr(model, "module"):
@@ -340,7 +340,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _student(model: Any) -> Any:
-    student = _unwrapped(model)
+    student = unwrapped(model)
     if "teacher" not in inspect.signature(student.forward).parameters:
         raise TypeError(
             f"distillation trains R2D2ForPreTraining (or a model whose forward takes `teacher`), not "

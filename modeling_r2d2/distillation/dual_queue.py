@@ -23,7 +23,7 @@ from ..model.distributed_r2d2 import gather, gather_with_ids, world_size
 from ..model.modeling_wukong import WukongModel
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.ranges_r2d2 import COUNT, POSITIVE, require_numbers
-from .callbacks import _RUNS, DistillationCallback, _Run, _settings, _unwrapped
+from .callbacks import _RUNS, DistillationCallback, _Run, _settings, unwrapped
 from .dual_queue_losses import dual_queue_loss
 from .queue import FeatureQueue
 from .schedules import Schedule, constant, require_momentum
@@ -288,7 +288,7 @@ class DualQueueContrastiveCallback(DistillationCallback):
 
 def _checked(model: Any) -> R2D2ForPreTraining | WukongModel:
     """The model within its wrappers, if it can be trained so."""
-    student = _unwrapped(model)
+    student = unwrapped(model)
     wanted = "the dual queue trains R2D2ForPreTraining without a ranker, or WukongModel with global similarity"
     if not all(hasattr(student, name) for name in ("get_image_features", "get_text_features", "temperature")) or (
         "return_loss" not in inspect.signature(student.forward).parameters

@@ -179,6 +179,9 @@ class R2D2ForPreTraining(R2D2Model):
     _auto_class = "AutoModelForPreTraining"
     _keys_to_ignore_on_load_unexpected = []
     _tied_weights_keys = {"mlm_head.decoder.weight": "text_model.embeddings.word_embeddings.weight"}
+    #: False leaves FGR and MLM out of training, with all that they alone compute: a curriculum sets it
+    #: (`training.curriculum`). Evaluation has them all the same.
+    ranking_active: bool = True
 
     def _add_heads(self):
         if self.can_rank:
@@ -214,6 +217,11 @@ class R2D2ForPreTraining(R2D2Model):
         for module in heads.modules():
             self._init_weights(module)
         self.feature_heads = heads.to(self.temperature.device, self.dtype).train(self.training)
+
+    @property
+    def trains_ranking(self) -> bool:
+        """Whether the loss of the model as it is now has the ranking losses, FGR and MLM."""
+        return self.can_rank and (self.ranking_active or not self.training)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The MLM head's vocabulary projection, None on a model without a ranker."""
@@ -285,7 +293,7 @@ class R2D2ForPreTraining(R2D2Model):
             features.image_embeds, features.text_embeds, image_ids, teacher.target_guided
         )
         accuracy = None
-        if self.can_rank:
+        if self.trains_ranking:
             if hard_negatives is None:
                 hard_negatives = self.pick_negatives(*found)
             ranking_losses, accuracy = self._ranking_losses(features, attention_mask, mlm_labels, hard_negatives)
@@ -332,7 +340,7 @@ class R2D2ForPreTraining(R2D2Model):
         more = {**kwargs, "return_dict": True}  # whatever the configuration says
         vision = self.get_image_features(pixel_values, **more)
         image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
-        if masked_input_ids is None or not (self.can_rank or feature_guided):
+        if masked_input_ids is None or not (self.trains_ranking or feature_guided):
             text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **more)
             return R2D2PairFeatures(image_states, image_embeds, text.last_hidden_state, normalize(text.pooler_output))
         text = self.get_text_features(

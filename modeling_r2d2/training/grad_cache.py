@@ -88,7 +88,7 @@ def cached_backward(
     gradients |= {name: _gradient(leaf) for name, leaf in embeds.items()}
     losses = {name: loss.detach() for name, loss in losses.items()}
     accuracy = None
-    if model.can_rank:
+    if model.trains_ranking:
         negatives = hard_negatives or model.pick_negatives(*found)
         del found
         ranking = _rank_chunks(model, batch, cache, gradients, negatives, chunks, scale)
@@ -128,7 +128,7 @@ def _encode_without_gradient(
     """What the towers give for the whole batch, and the random state ahead of every chunk (dropout)."""
     cache: dict[str, Tensor] = {}
     random_states = []
-    wanted = _CACHED if model.can_rank else _CACHED[:2]
+    wanted = _CACHED if model.trains_ranking else _CACHED[:2]
     for rows in chunks:
         random_states.append(_random_state(inputs["pixel_values"]))
         features = model.encode_pairs(**_part(inputs, rows), feature_guided=feature_guided)

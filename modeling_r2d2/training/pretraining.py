@@ -136,6 +136,7 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, pairs: Any) -
         queue_size=settings.queue_size,
         alpha=settings.alpha,
         momentum=settings.momentum,
+        rank_from=settings.rank_from,
     )
     if not recipe.reads_masked_texts and (settings.whole_words or settings.mask_ratio):
         raise ValueError(f"--mask-ratio and --whole-words are of masked texts, which {recipe} does not read")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import nn
+from transformers import TrainerCallback
 
 from ..distillation import (
     DualQueueContrastiveCallback,
@@ -16,6 +17,8 @@ from ..distillation import (
 from ..distillation.callbacks import DistillationCallback
 from ..distillation.schedules import require_momentum
 from ..model.configuration_wukong import WukongConfig
+from ..model.ranges_r2d2 import require_number
+from .curriculum import BEGINNING, RankFromCallback
 
 #: How a model compares pictures and texts, in the words of error messages.
 _COMPARES = {
@@ -35,9 +38,11 @@ class Recipe:
         target_guided: settings of the two ways of distillation; None: without.
         feature_guided: settings of the two ways of distillation; None: without.
         momentum: of their teacher, see `DistillationCallback`.
+        rank_from: the share of the run before ranking begins, see `RankFromCallback`.
 
     Raises:
-        ValueError: feature-guided distillation without masked texts, a momentum out of its range.
+        ValueError: feature-guided distillation without masked texts, a momentum or a share out of its range, ranking
+            that begins later on a recipe without a ranker.
     """
 
     ranker: bool = True
@@ -45,11 +50,15 @@ class Recipe:
     target_guided: TargetGuidedSettings | None = field(default_factory=TargetGuidedSettings)
     feature_guided: FeatureGuidedSettings | None = field(default_factory=FeatureGuidedSettings)
     momentum: float | Schedule = 0.995
+    rank_from: float = 0.0
 
     compares: ClassVar[str] = "global"
 
     def __post_init__(self):
         require_momentum(self.momentum)
+        require_number("rank_from", self.rank_from, **BEGINNING)
+        if self.rank_from and not self.ranker:
+            raise ValueError(f"rank_from is {self.rank_from}, but the recipe has no ranking that could begin later")
         if self.feature_guided is not None and not self.masking:
             raise ValueError("feature-guided distillation compares masked texts: a recipe with it needs masking")
 
@@ -88,9 +97,12 @@ class Recipe:
                 f"{recipe_for(model)}, or brivl where the similarity is global"
             )
 
-    def callbacks(self) -> list[DistillationCallback]:
-        """What the Trainer needs beside the model: one callback, or none."""
-        return [DistillationCallback(self.target_guided, self.feature_guided, self.momentum)] if self.distils else []
+    def callbacks(self) -> list[TrainerCallback]:
+        """What the Trainer needs beside the model."""
+        found: list[TrainerCallback] = [RankFromCallback(self.rank_from)] if self.rank_from else []
+        if self.distils:
+            found.append(DistillationCallback(self.target_guided, self.feature_guided, self.momentum))
+        return found
 
     def adapted(
         self,
@@ -100,13 +112,14 @@ class Recipe:
         queue_size: int | None = None,
         alpha: float | None = None,
         momentum: float | None = None,
+        rank_from: float | None = None,
     ) -> "Recipe":
         """This recipe for a set of so many pairs (None: a stream), as the command line asks for it.
 
         Without masked texts there is no FgD.
 
         Raises:
-            ValueError: a setting of the teacher or its queue, and there is none.
+            ValueError: a setting of the teacher, its queue or the ranker, and there is none.
         """
         targets = self.target_guided if distil else None
         features = self.feature_guided if distil and masking else None
@@ -125,12 +138,13 @@ class Recipe:
             target_guided=targets,
             feature_guided=features,
             momentum=self.momentum if momentum is None else momentum,
+            rank_from=self.rank_from if rank_from is None else rank_from,
         )
 
     def __str__(self) -> str:
         parts = ["TgD" if self.target_guided else "GCPR", *["FGR"] * self.ranker]
         parts += ["MLM"] * (self.ranker and self.masking) + ["FgD"] * (self.feature_guided is not None)
-        return " + ".join(parts)
+        return " + ".join(parts) + (f", ranking from {self.rank_from:g} of the run on" if self.rank_from else "")
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ class BriVLRecipe(PlainRecipe):
         """True: there is a teacher, though it fills the queues alone."""
         return True
 
-    def callbacks(self) -> list[DistillationCallback]:
+    def callbacks(self) -> list[TrainerCallback]:
         """The callback that is the whole loss."""
         return [DualQueueContrastiveCallback(self.dual_queue, momentum=self.momentum)]
 
@@ -194,12 +208,13 @@ class BriVLRecipe(PlainRecipe):
         queue_size: int | None = None,
         alpha: float | None = None,
         momentum: float | None = None,
+        rank_from: float | None = None,
     ) -> "BriVLRecipe":
-        """As `Recipe.adapted`; masking is none of this recipe's. Without `queue_size` the queue, whose pairs are the
-        only negatives, holds at most half of the data.
+        """As `Recipe.adapted`; masking and ranking are none of this recipe's. Without `queue_size` the
+        queue, whose pairs are the only negatives, holds at most half of the data.
 
         Raises:
-            ValueError: without teacher; with alpha.
+            ValueError: without teacher; with alpha; with ranking.
         """
         if alpha is not None:
             raise ValueError("alpha weighs the teacher's soft targets, and the recipe brivl has none")
@@ -214,6 +229,7 @@ class BriVLRecipe(PlainRecipe):
             self,
             dual_queue=replace(self.dual_queue, queue_size=size),
             momentum=self.momentum if momentum is None else momentum,
+            rank_from=rank_from or 0.0,
         )
 
     def __str__(self) -> str:

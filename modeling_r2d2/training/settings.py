@@ -75,6 +75,12 @@ class PretrainingSettings(RunSettings):
         "The momentum that the teacher rises to, (1 + t) / (10 + t) after t steps until then. The default is 0.995; of "
         "brivl 0.99 from the first step on.",
     )
+    rank_from: float | None = setting(
+        None,
+        "The share of the run before the ranking losses begin; until then the cross encoders are not computed. The "
+        "default is the recipe's, from the first step on.",
+        bounds={"least": 0, "below": 1},
+    )
     max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
     warmup_steps: float = setting(
         0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE
