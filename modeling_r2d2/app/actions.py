@@ -234,16 +234,13 @@ def classify(
         raise InputError("提示模板里要有 {}，代表标签", "the prompt needs {} where the label goes")
     # not str.format: a visitor's braces are text
     prompts = [template.replace("{}", name) for name in names]
-    scored = models.classify(image, candidate_labels=prompts, hypothesis_template="{}", use_ranker=use_ranker)
-    calibration = models.retriever.calibration if use_ranker else None
+    if use_ranker:
+        probabilities = models.retriever.match(image, prompts).match_probability[0].tolist()
+        rows = [Row(name, probability) for name, probability in zip(names, probabilities, strict=True)]
+        return sorted(rows, key=lambda row: -row.probability), _notes(models, prompts)
+    scored = models.classify(image, candidate_labels=prompts, hypothesis_template="{}")
     label_of = dict(zip(prompts, names, strict=True))
-    rows = []
-    for entry in scored:
-        score = entry["score"]
-        if calibration is not None:
-            score = float(calibration(torch.tensor(score)))
-        rows.append(Row(label_of[entry["label"]], score))
-    return rows, _notes(models, prompts)
+    return [Row(label_of[entry["label"]], entry["score"]) for entry in scored], _notes(models, prompts)
 
 
 def draw(
@@ -289,7 +286,7 @@ def draw(
     order = list(range(count))
     if models.can_rank:
         matched = models.retriever.match(images, prompt)
-        scores = (matched.raw_match_probability + matched.cosine)[:, 0].tolist()
+        scores = matched.score[:, 0].tolist()
         order.sort(key=lambda number: -scores[number])
         probabilities, cosines = matched.match_probability[:, 0].tolist(), matched.cosine[:, 0].tolist()
         captions = [

@@ -9,6 +9,7 @@ import torch
 
 from ..inference.loading import load_part
 from ..inference.models import load_model
+from ..inference.scoring import ScoreRule
 from ..model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
 from ..processing.files.printable import printable
 from ..search import Calibration, R2D2Retriever
@@ -42,6 +43,7 @@ class AppModels:
         device: str | torch.device | None = None,
         calibrated: bool = True,
         verify: bool = True,
+        score: ScoreRule | None = None,
     ) -> "AppModels":
         """Load everything before the page opens, so that what is wrong is said at once.
 
@@ -52,6 +54,7 @@ class AppModels:
             text_to_image: a saved `R2D2TextToImagePipeline`.
             calibrated: use the model's calibration, if it has one.
             verify: compare the index's checksums.
+            score: what orders hits and drawn pictures, see `R2D2Retriever.search`.
 
         Raises:
             ValueError: neither model nor index; or as `R2D2Retriever.open`.
@@ -59,13 +62,15 @@ class AppModels:
             ImportError: `text_to_image` without the extra `[diffusers]`.
         """
         if index is not None:
-            retriever = R2D2Retriever.open(index, model, device=device, calibrated=calibrated, verify=verify)
+            retriever = R2D2Retriever.open(
+                index, model, device=device, calibrated=calibrated, verify=verify, score=score
+            )
         elif model is None:
             raise ValueError("the page needs a model: --model DIR, or --index INDEX, which knows its model")
         else:
             network, processor = load_model(model, device=device)
             calibration = Calibration.of_model(model, network) if calibrated else None
-            retriever = R2D2Retriever(network, processor, calibration=calibration)
+            retriever = R2D2Retriever(network, processor, calibration=calibration, score=score)
         classify = R2D2ZeroShotImageClassificationPipeline(
             model=retriever.model,
             tokenizer=retriever.processor.tokenizer,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..processing.files.settings import setting
 from .options import Computing
@@ -21,15 +22,17 @@ class AppSettings(Computing):
     template: str = setting("一张{}的图片", "What the labels are put into at first, in place of {}.")
     calibrated: bool = setting(True, "Use the calibration of the model, if it has one.")
     verify: bool = setting(True, "Check the checksums of the index first.")
+    score: Literal["fused", "published"] | None = setting(
+        None, "What orders hits, as for `r2d2 search`. The default is as the model says."
+    )
 
 
 def app(settings: AppSettings) -> None:
     """A page in the browser: search, match probability, zero-shot labels and, with a pipeline, drawing."""
     from ..app import AppModels, build_app, launch_app
 
-    models = AppModels.open(
-        settings.model, settings.index, settings.text_to_image, settings.device, settings.calibrated, settings.verify
-    )
+    names = ("model", "index", "text_to_image", "device", "calibrated", "verify", "score")
+    models = AppModels.open(**{name: getattr(settings, name) for name in names})
     page = build_app(models, settings.examples, settings.template)
     address = launch_app(page, settings.host, settings.port, block=False)
     Terminal().print(f"the page is at {address} (Ctrl+C ends it)")

@@ -27,8 +27,10 @@ class CalibrationSettings(Pairs, ReadingImages, Trusting):
     prior: float | None = setting(
         None, "The share of true pairs where the model will be used. The default is that of the pairs fitted."
     )
-    method: Literal["temperature", "platt", "best"] = setting(
-        "best", "How the probability is scaled. 'best' takes the one of higher held-out likelihood."
+    method: Literal["temperature", "platt", "fused", "best"] = setting(
+        "best",
+        "What is fitted: one or two numbers of the log-odds, or with pre-ranking beside them (fused, for uniform wrong "
+        "pairs). 'best' takes the one of highest held-out likelihood.",
     )
     test_data: str | None = setting(None, "Other pairs, to report the error on.")
     test_split: str | None = setting(None, "Which split of --test-data is read.")
@@ -67,6 +69,11 @@ def calibrate(settings: CalibrationSettings) -> None:
     console.print(f"stored in {path}")
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in fitted.held_out.items())
     share = f"{fitted.true_share:.1%} of them true" + (f", prior {fitted.prior:.1%}" if fitted.prior else "")
+    if fitted.similarity_slope is not None:
+        console.print(
+            f"weights: {fitted.similarity_slope:.3f} of cosine / temperature, {fitted.slope:.3f} of the ranker's "
+            "log-odds; a search by the fused score orders by them"
+        )
     console.print(f"{fitted.method} scaling on {fitted.pairs:,} pairs, {share}; held-out log-likelihood: {held_out}")
     curves = measure(found, fitted)
     if settings.plot is not None:
@@ -74,9 +81,8 @@ def calibrate(settings: CalibrationSettings) -> None:
     for name, curve in curves.items():
         console.print(f"expected calibration error {name}: {curve.error:.4f}")
     if settings.precision is not None or settings.recall is not None:
-        probability, labels = found
-        best = threshold_for(fitted(probability), labels, settings.precision, settings.recall)
+        best = threshold_for(found.calibrated(fitted), found.labels, settings.precision, settings.recall)
         console.print(
             f"accept from {best.probability:.4f}: precision {best.precision:.3f}, recall {best.recall:.3f} "
-            f"(at {labels.float().mean():.1%} true pairs)"
+            f"(at {found.labels.float().mean():.1%} true pairs)"
         )

@@ -36,6 +36,11 @@ class SearchSettings(ReadingImages, Computing):
     candidates: int = setting(128, "How many of the best by cosine are ranked. With 0 none are.")
     min_match_probability: float | None = setting(None, "Leave out hits below this match probability.")
     cascade: int | None = setting(None, "Ask both encoders only about so many best of the first one, which is faster.")
+    score: Literal["fused", "published"] | None = setting(
+        None,
+        "What orders the candidates: cosine / temperature + log-odds of a match, or cosine + match probability. The "
+        "default is as the model says.",
+    )
     format: Format | None = setting(None, "How hits are written. The default is as --output ends, or else a table.")
     output: Path | None = setting(
         None, "Write to this file: .json, .csv, or .png or .html for a sheet, which writes both."
@@ -69,6 +74,7 @@ def search(settings: SearchSettings) -> None:
         candidates=settings.candidates,
         min_match_probability=settings.min_match_probability,
         cascade=settings.cascade,
+        score=settings.score,
     )
     note_gone(results, settings.index)
     note_unknown(retriever.processor.tokenizer, retriever.model.config, settings.texts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..processing.datasets import PairDataset, load_pairs
 from ..processing.datasets.emoji import EmojiPairs
 from ..processing.datasets.gallery import Gallery, GalleryImages
-from .calibration import Calibration, Method, Reliability, fit_calibration, reliability
+from .calibration import Calibration, Method, Reliability, fit_log_odds, reliability
 from .encoding import encode_images, encode_texts
 from .identity import identity_of_weights
 from .models import load_model
@@ -34,6 +34,24 @@ class PairList:
     def groups(self) -> list[int]:
         """The text of each pair: pairs of one text are held out together."""
         return self.text_index.tolist()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model says of P pairs: log_odds of a match, similarity s/τ; with their labels, 1 = true. (P,) each."""
+
+    log_odds: Tensor
+    similarity: Tensor
+    labels: Tensor
+
+    @property
+    def probability(self) -> Tensor:
+        """(P,) float32, not calibrated."""
+        return self.log_odds.sigmoid()
+
+    def calibrated(self, calibration: Calibration) -> Tensor:
+        """(P,) float32."""
+        return calibration.of_log_odds(self.log_odds, self.similarity)
 
 
 def load_gallery(data: str | PathLike, **reading: Any) -> Gallery:
@@ -113,38 +131,44 @@ def calibrate_model(
     method: Method = "best",
     seed: int = 0,
     test: Gallery | None = None,
-) -> tuple[Calibration, tuple[Tensor, Tensor]]:
+) -> tuple[Calibration, Evidence]:
     """Fit on a gallery.
 
+    Args:
+        method: of `fit_log_odds`; "fused" and its trial by "best" are of uniformly drawn wrong pairs alone, since hard
+            ones are drawn by pre-ranking's own evidence.
+
     Returns:
-        the calibration (not yet stored), and the model's probabilities (P,) with their labels (P,): of `test` where it
-        is given, else of the pairs fitted.
+        the calibration (not yet stored), and what the model says of the pairs of `test` where it is given, else of the
+        pairs fitted.
 
     Raises:
-        ValueError: a model without a ranker; as `load_model`, `draw_pairs`, `fit_calibration`.
+        ValueError: a model without a ranker, "fused" with hard wrong pairs; as `load_model`, `draw_pairs`,
+            `fit_log_odds`.
     """
+    if method == "fused" and negatives != "uniform":
+        raise ValueError("'fused' weighs what hard wrong pairs are drawn by: fit it on uniform ones")
     network, processor = load_model(model)
     ranker = ranker_of(network)
 
-    def measured(part: Gallery) -> tuple[Tensor, PairList]:
+    def measured(part: Gallery) -> tuple[Evidence, PairList]:
         images, texts = encode_images(network, processor, part.images), encode_texts(network, processor, part.texts)
         logits = similarity_logits(network, texts, images)
         pairs = draw_pairs(part.positives(), negatives, per_positive, seed, logits)
-        return ranker.match_probabilities(texts, images, pairs.text_index, pairs.image_index), pairs
+        log_odds = ranker.match_log_odds(texts, images, pairs.text_index, pairs.image_index)
+        return Evidence(log_odds, logits[pairs.text_index, pairs.image_index], pairs.labels), pairs
 
-    probability, pairs = measured(gallery)
-    fitted = fit_calibration(probability, pairs.labels, pairs.groups, prior, method=method)
+    found, pairs = measured(gallery)
+    similarity = found.similarity if negatives == "uniform" else None
+    fitted = fit_log_odds(found.log_odds, found.labels, similarity, pairs.groups, prior, method=method)
     fitted = replace(fitted, ranker=identity_of_weights(network))
-    if test is not None:
-        probability, pairs = measured(test)
-    return fitted, (probability, pairs.labels)
+    return fitted, found if test is None else measured(test)[0]
 
 
-def measure(found: tuple[Tensor, Tensor], calibration: Calibration) -> dict[str, Reliability]:
+def measure(found: Evidence, calibration: Calibration) -> dict[str, Reliability]:
     """Reliability before and after calibration; after at the measured pairs' own share of true ones."""
-    probability, labels = found
-    share = float(labels.double().mean())
+    share = float(found.labels.double().mean())
     return {
-        "before": reliability(probability, labels),
-        "after": reliability(calibration.with_prior(share)(probability), labels),
+        "before": reliability(found.probability, found.labels),
+        "after": reliability(found.calibrated(calibration.with_prior(share)), found.labels),
     }

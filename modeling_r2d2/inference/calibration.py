@@ -1,13 +1,17 @@
-"""A match probability that means what it says: temperature or Platt scaling, fitted on pairs kept out of training.
+"""A match probability that means what it says: scaled log-odds, fitted on pairs kept out of training.
 
 The ranker was trained with one true pair to two drawn, hard ones, and its true pairs weigh double: its probability
-orders pairs well, but it is no share of true pairs. With z = log p / (1 − p) of the model's probability p,
+orders pairs well, but it is no share of true pairs. With z = log p / (1 − p) of the model's probability p and the
+cosine s over the model's temperature τ,
 
-    temperature:  P(match) = σ(z / t)          Platt:  P(match) = σ(a z + b)
+    temperature:  P(match) = σ(z / t)       Platt:  P(match) = σ(b z + c)       fused:  P(match) = σ(a s/τ + b z + c)
 
-The better of the two by the likelihood of pairs that a fit has not seen is taken. Both answer for the share of true
-pairs among those fitted; for another share π (the prior) the logit moves by logit π − logit π_fitted.
-Guo et al. 2017 (arXiv 1706.04599); Platt 1999.
+The best of them by the likelihood of pairs that a fit has not seen is taken. The third one weighs what pre-ranking says
+too, as the fused score of `scoring` does, which leaves a = b = 1 to a ranker as its loss would have it: it needs wrong
+pairs that were drawn uniformly, since drawing them in proportion to exp(s/τ) uses up what s/τ says, and a near 0 is
+right for such pairs alone. All answer for the share of true pairs among those fitted; for another share π (the prior)
+the logit moves by logit π − logit π_fitted.
+Guo et al. 2017 (arXiv 1706.04599); Platt 1999; the third is this project's.
 """
 
 import json
@@ -31,7 +35,8 @@ from .identity import identity_of_weights
 
 logger = logging.getLogger(__name__)
 
-Method = Literal["best", "temperature", "platt"]
+Scaling = Literal["temperature", "platt", "fused"]
+Method = Literal["best"] | Scaling
 
 FILE = "calibration.json"
 _EPSILON = 1e-7
@@ -39,21 +44,22 @@ _EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Calibration:
-    """σ(slope · logit(p) + intercept), moved from the fitted share of true pairs to `prior`.
+    """σ(similarity_slope · s/τ + slope · logit(p) + intercept), moved from the fitted share of true pairs to `prior`.
 
     Args:
-        method: "temperature" (intercept 0) or "platt".
+        method: "temperature" (intercept 0), "platt" or "fused", which alone weighs s/τ.
         true_share: of the pairs fitted.
         prior: share of true pairs where probabilities will be used; None: `true_share`.
         pairs: fitted on.
-        held_out: mean log-likelihood of unseen pairs for "uncalibrated", "temperature" and "platt".
+        held_out: mean log-likelihood of unseen pairs for "uncalibrated" and each method that could be fitted.
         ranker: digest of the ranker that it belongs to.
+        similarity_slope: weight of s/τ; None where pre-ranking is not weighed.
 
     Raises:
         ValueError: a prior that is no share between 0 and 1; numbers that are not finite or out of their range.
     """
 
-    method: Literal["temperature", "platt"]
+    method: Scaling
     slope: float
     intercept: float
     true_share: float
@@ -61,19 +67,49 @@ class Calibration:
     held_out: dict[str, float]
     prior: float | None = None
     ranker: str | None = None
+    similarity_slope: float | None = None
 
     def __post_init__(self):
-        bounds = {"slope": POSITIVE, "intercept": {}, "true_share": {"above": 0, "below": 1}, "pairs": COUNT}
+        bounds = {
+            "slope": POSITIVE,
+            "similarity_slope": POSITIVE,
+            "intercept": {},
+            "true_share": {"above": 0, "below": 1},
+            "pairs": COUNT,
+        }
         require_numbers(self, bounds)
+        if (self.method == "fused") != (self.similarity_slope is not None):
+            raise ValueError(
+                f"similarity_slope is {self.similarity_slope} and the method {self.method!r}: 'fused' has one"
+            )
         require_finite(self.held_out, "held_out")
         if self.prior is not None and not 0 < self.prior < 1:
             raise ValueError(f"the prior is {self.prior}; it is a share of true pairs between 0 and 1")
 
-    def __call__(self, probability: Tensor) -> Tensor:
-        """Calibrated probabilities for the model's: any shape, float32."""
-        values = torch.as_tensor(probability).double().clamp(_EPSILON, 1 - _EPSILON)
+    def __call__(self, probability: Tensor, similarity: Tensor | None = None) -> Tensor:
+        """Calibrated probabilities for the model's, where nothing nearer to its logits is known.
+
+        Args:
+            probability: of any shape.
+            similarity: s/τ of the same pairs, for a calibration that weighs it.
+
+        Returns:
+            of the same shape, float32.
+
+        Raises:
+            ValueError: this calibration needs the similarity.
+        """
+        return self.of_log_odds(_logits(torch.as_tensor(probability)), similarity)
+
+    def of_log_odds(self, log_odds: Tensor, similarity: Tensor | None = None) -> Tensor:
+        """The same for the log-odds of the model's probability, see `match_log_odds`."""
         shift = 0.0 if self.prior is None else _logit(self.prior) - _logit(self.true_share)
-        return torch.sigmoid(self.slope * torch.logit(values) + self.intercept + shift).float()
+        logits = self.slope * log_odds.double() + self.intercept + shift
+        if self.similarity_slope is not None:
+            if similarity is None:
+                raise ValueError("this calibration weighs pre-ranking too: give cosine / temperature of the pairs")
+            logits = logits + self.similarity_slope * similarity.double()
+        return logits.sigmoid().float()
 
     def with_prior(self, prior: float | None) -> "Calibration":
         """The same calibration for another share of true pairs."""
@@ -151,65 +187,101 @@ def fit_calibration(
     folds: int = 5,
     method: Method = "best",
 ) -> Calibration:
-    """Fit on pairs that training has not seen.
+    """Fit on pairs that training has not seen, by their probabilities alone; see `fit_log_odds`.
 
     Args:
         probability: (P,) of the model.
+
+    Raises:
+        ValueError: values that are no probabilities; as `fit_log_odds`.
+    """
+    p = torch.as_tensor(probability, dtype=torch.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probabilities must lie within [0, 1]")
+    return fit_log_odds(_logits(p), labels, None, groups, prior, folds, method)
+
+
+def fit_log_odds(
+    log_odds: Tensor | Sequence[float],
+    labels: Tensor | Sequence[int],
+    similarity: Tensor | Sequence[float] | None = None,
+    groups: Sequence | None = None,
+    prior: float | None = None,
+    folds: int = 5,
+    method: Method = "best",
+) -> Calibration:
+    """Fit on pairs that training has not seen.
+
+    Args:
+        log_odds: (P,) of the model's match probability.
         labels: (P,), 1 = true pair.
+        similarity: (P,) s/τ, for the method "fused", where wrong pairs were drawn uniformly; None: it is not fitted.
         groups: (P,), pairs that belong together (of one picture, say) are held out together; default: each on its own.
         prior: see `Calibration`.
         folds: of the cross-validation that chooses the method.
-        method: or the one to take.
+        method: or the one to take. "best" leaves "fused" out where it would weigh either evidence against itself.
 
     Raises:
-        ValueError: pairs of one kind only, or fewer than `folds` of either; values that are no probabilities.
+        ValueError: pairs of one kind only, or fewer than `folds` of either; values that are not finite; "fused" without
+            similarity; a fit that turns an order round.
     """
-    p = np.asarray(torch.as_tensor(probability, dtype=torch.float64))
+    z = _column(log_odds)
     y = np.asarray(torch.as_tensor(labels)).astype(np.float64)
-    if p.shape != y.shape or p.ndim != 1:
-        raise ValueError(f"probabilities {p.shape} and labels {y.shape} must be lists of the same length")
-    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
-        raise ValueError("probabilities must lie within [0, 1]")
+    s = None if similarity is None else _column(similarity)
+    if y.ndim != 1 or not len(y) == len(z) == len(z if s is None else s):
+        raise ValueError(f"evidence of {len(z)} pairs and labels {y.shape} must be lists of the same length")
+    evidence: dict[Scaling, np.ndarray] = {"temperature": z, "platt": z}
+    if s is not None:
+        evidence["fused"] = np.concatenate([z, s], axis=1)
+    if not np.isfinite(evidence.get("fused", z)).all():
+        raise ValueError("the evidence to calibrate must be finite")
     if not np.isin(y, (0, 1)).all():
         raise ValueError("labels must be 0 or 1")
     if min(y.sum(), len(y) - y.sum()) < folds:
         raise ValueError(
             f"{int(y.sum())} true and {int(len(y) - y.sum())} false pairs: at least {folds} of each are needed"
         )
-    z = _logits(p)
+    if method not in ("best", *evidence):
+        raise ValueError(f"method is {method!r}; use 'best' or one of {', '.join(evidence)}")
     parts = _folds(
         np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1], folds
     )
-    held_out = {"uncalibrated": _likelihood(z, y)}
-    for name in ("temperature", "platt"):
+    held_out = {"uncalibrated": _likelihood(z[:, 0], y)}
+    fits: dict[Scaling, tuple[np.ndarray, float]] = {}
+    for name, columns in evidence.items():
         total = 0.0
         for part in parts:
-            slope, intercept = _fit(z[~part], y[~part], name)
-            total += _likelihood(slope * z[part] + intercept, y[part]) * part.sum()
+            slopes, intercept = _fit(columns[~part], y[~part], name)
+            total += _likelihood(columns[part] @ slopes + intercept, y[part]) * part.sum()
         held_out[name] = float(total / len(y))
-    if method not in ("best", "temperature", "platt"):
-        raise ValueError(f"method is {method!r}; use 'best', 'temperature' or 'platt'")
-    if method == "best":
-        method = "platt" if held_out["platt"] > held_out["temperature"] else "temperature"
-    slope, intercept = _fit(z, y, method)
-    if slope <= 0:
-        raise ValueError(
-            f"the fit turns the order round (slope {slope:.3g}): on these pairs the model's probability says nothing"
-        )
-    return Calibration(method, slope, intercept, float(y.mean()), len(y), held_out, prior)
+        fits[name] = _fit(columns, y, name)
+    able = [name for name, (slopes, _) in fits.items() if name != "fused" or (slopes > 0).all()]
+    chosen = max(able, key=held_out.__getitem__) if method == "best" else method
+    slopes, intercept = fits[chosen]
+    if (slopes <= 0).any():
+        shown = ", ".join(f"{slope:.3g}" for slope in slopes)
+        raise ValueError(f"the fit turns the order round (slope {shown}): on these pairs the evidence says nothing")
+    weighed = float(slopes[1]) if chosen == "fused" else None
+    share = float(y.mean())
+    return Calibration(chosen, float(slopes[0]), intercept, share, len(y), held_out, prior, similarity_slope=weighed)
 
 
-def _fit(z: np.ndarray, y: np.ndarray, method: str) -> tuple[float, float]:
-    """Slope and intercept of most likelihood. Platt's targets ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)), which keep them
-    finite where the classes can be told apart entirely, are shares of every pair that count as true."""
+def _fit(evidence: np.ndarray, y: np.ndarray, method: str) -> tuple[np.ndarray, float]:
+    """Slopes of (P, K) and intercept of most likelihood. Platt's targets ((N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)), which
+    keep them finite where the classes can be told apart entirely, are shares of every pair that count as true."""
     from sklearn.linear_model import LogisticRegression  # takes a second, and a search only applies what was fitted
 
     true = y.sum()
     targets = np.where(y == 1, (true + 1) / (true + 2), 1 / (len(y) - true + 2))
     fit = LogisticRegression(
-        C=np.inf, fit_intercept=method == "platt", solver="newton-cholesky", tol=1e-10, max_iter=200
-    ).fit(np.r_[z, z][:, None], np.repeat([1, 0], len(z)), sample_weight=np.r_[targets, 1 - targets])
-    return float(fit.coef_[0, 0]), float(np.ravel(fit.intercept_)[0])
+        C=np.inf, fit_intercept=method != "temperature", solver="newton-cholesky", tol=1e-10, max_iter=200
+    ).fit(np.r_[evidence, evidence], np.repeat([1, 0], len(y)), sample_weight=np.r_[targets, 1 - targets])
+    return fit.coef_[0].astype(float), float(np.ravel(fit.intercept_)[0])
+
+
+def _column(values: Tensor | Sequence[float]) -> np.ndarray:
+    """(P, 1) float64."""
+    return np.asarray(torch.as_tensor(values, dtype=torch.float64)).reshape(-1, 1)
 
 
 def _folds(groups: np.ndarray, folds: int) -> list[np.ndarray]:
@@ -219,9 +291,9 @@ def _folds(groups: np.ndarray, folds: int) -> list[np.ndarray]:
     return [fold_of[groups] == fold for fold in range(folds) if (fold_of[groups] == fold).any()]
 
 
-def _logits(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, _EPSILON, 1 - _EPSILON)
-    return np.log(p) - np.log1p(-p)
+def _logits(probability: Tensor) -> Tensor:
+    """Log-odds in float64, finite where a probability has been rounded to 0 or 1."""
+    return torch.logit(probability.double().clamp(_EPSILON, 1 - _EPSILON))
 
 
 def _logit(p: float) -> float:

@@ -25,13 +25,14 @@ Scores of both rules are without bounds that could be relied on, so what the ran
 has seen by a constant of each query: `in_tiers`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..model.modeling_r2d2 import R2D2Model
+from .calibration import Calibration
 
 ScoreRule = Literal["fused", "published"]
 SCORE_RULES: tuple[ScoreRule, ...] = get_args(ScoreRule)
@@ -63,9 +64,15 @@ class TwoStageScore:
             raise ValueError(f"score is {self.rule!r}; use one of {', '.join(SCORE_RULES)}")
 
     @classmethod
-    def of(cls, model: R2D2Model, rule: ScoreRule | None = None) -> "TwoStageScore":
-        """A model's own rule, or the one named, at the temperature that the model has now."""
-        return cls(rule or model.config.two_stage_score, model.bounded_temperature().item())
+    def of(
+        cls, model: R2D2Model, rule: ScoreRule | None = None, calibration: Calibration | None = None
+    ) -> "TwoStageScore":
+        """A model's own rule, or the one named, at the temperature that the model has now; with the weights of both
+        stages' evidence where a calibration has fitted them, so that "fused" orders as its probabilities do."""
+        found = cls(rule or model.config.two_stage_score, model.bounded_temperature().item())
+        if found.rule == "published" or calibration is None or calibration.similarity_slope is None:
+            return found
+        return replace(found, similarity_weight=calibration.similarity_slope, match_weight=calibration.slope)
 
     def __call__(self, cosine: Tensor, log_odds: Tensor) -> Tensor:
         """Scores of candidates.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ except ImportError as error:
 
 from ..inference.finite import require_finite
 from ..inference.loading import load_processor, load_whole
+from ..inference.scoring import SCORE_RULES, ScoreRule, TwoStageScore
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
@@ -111,7 +112,9 @@ class _R2D2Module(InputModule):
             "local_files_only": local_files_only,
         }
         model = load_whole(R2D2Model, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
-        return cls(model, load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {})))
+        processor = load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {}))
+        place["cache_folder"] = place.pop("cache_dir")
+        return cls(model, processor, **(cls.load_config(str(model_name_or_path), **place) if cls.config_keys else {}))
 
     def _of_one_kind(self, inputs: Sequence[Any], prompt: str | None) -> dict[str, Tensor]:
         """Texts or pictures, each by itself; see `R2D2Encoder.preprocess`."""
@@ -133,6 +136,8 @@ class _R2D2Module(InputModule):
             raise ValueError("safe_serialization=False would write a pickle; weights are saved as safetensors only")
         self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        if self.config_keys:
+            self.save_config(output_path)
 
 
 class R2D2Encoder(_R2D2Module):
@@ -172,18 +177,29 @@ class R2D2Encoder(_R2D2Module):
 
 
 class R2D2Ranker(_R2D2Module):
-    """The two cross encoders: (text, picture) pairs, in either order, to scores (P, 1): the log-odds of the match
-    probability, so that `CrossEncoder`'s sigmoid gives that probability back.
+    """The two cross encoders: (text, picture) pairs, in either order, to scores (P, 1).
 
     A text or picture that occurs in several pairs of a batch is encoded once.
 
+    Args:
+        model: with a ranker.
+        processor: the model's.
+        score: "match", the log-odds of the match probability, which a sigmoid makes that probability again; or a rule
+            of `TwoStageScore`, "fused" or "published", by which both stages together order candidates.
+
     Raises:
-        ValueError: a model without a ranker (PRD2).
+        ValueError: a model without a ranker (PRD2), another score.
     """
 
-    def __init__(self, model: R2D2Model, processor: R2D2Processor) -> None:
+    config_file_name = "r2d2_ranker.json"
+    config_keys = ["score"]
+
+    def __init__(self, model: R2D2Model, processor: R2D2Processor, score: Literal["match"] | ScoreRule = "match"):
         require_ranker(model.config, "a CrossEncoder", "use it as SentenceTransformer")
+        if score != "match" and score not in SCORE_RULES:
+            raise ValueError(f"score is {score!r}; use one of match, {', '.join(SCORE_RULES)}")
         super().__init__(model, processor)
+        self.score = score
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Distinct texts and pictures, and `text_index`, `image_index` (P,) that name the pairs.
@@ -216,8 +232,13 @@ class R2D2Ranker(_R2D2Module):
         """Adds `scores` (P, 1), float32.
 
         Raises:
-            ValueError: no pairs, but texts or pictures by themselves.
+            ValueError: no pairs, but texts or pictures by themselves; the published score, which is no log-odds that a
+                loss could train.
         """
+        if self.training and self.score == "published":
+            raise ValueError(
+                "cosine + probability cannot be trained: make the model by cross_encoder(…, score='match')"
+            )
         if "text_index" not in features:
             raise ValueError("the ranker compares pairs of one text and one picture, and these are no pairs")
         texts = self.model.get_text_features(features["input_ids"], features["attention_mask"])
@@ -230,7 +251,12 @@ class R2D2Ranker(_R2D2Module):
             features["image_index"],
             cls_only=True,
         )
-        features["scores"] = match_log_odds(output.text_match_logits, output.image_match_logits).unsqueeze(1)
+        scores = match_log_odds(output.text_match_logits, output.image_match_logits)
+        if self.score != "match":
+            text_embeds, image_embeds = (normalize(each.pooler_output.float()) for each in (texts, images))
+            cosine = (text_embeds[features["text_index"]] * image_embeds[features["image_index"]]).sum(dim=-1)
+            scores = TwoStageScore.of(self.model, self.score)(cosine, scores)
+        features["scores"] = scores.unsqueeze(1)
         if not self.training:
             require_finite(features["scores"], f"scores of {self.model.config.name_or_path}")
         return features
@@ -241,13 +267,25 @@ def sentence_transformer(model: str | PathLike, **kwargs: Any) -> SentenceTransf
     return SentenceTransformer(modules=[R2D2Encoder.load(model)], similarity_fn_name="cosine", **kwargs)
 
 
-def cross_encoder(model: str | PathLike, **kwargs: Any) -> CrossEncoder:
-    """The ranker of an R2D2 folder (or Hub name) as a `CrossEncoder`; `kwargs` go to it.
+def cross_encoder(
+    model: str | PathLike, score: Literal["match"] | ScoreRule | None = None, **kwargs: Any
+) -> CrossEncoder:
+    """The ranker of an R2D2 folder (or Hub name) as a `CrossEncoder`.
+
+    Args:
+        model: the folder or name.
+        score: what `predict` and `rank` give: "fused" or "published", both stages' score, as a search orders by it;
+            "match", the match probability alone, also to train the ranker. None: as the model's configuration says.
+        kwargs: go to the `CrossEncoder`.
 
     Raises:
-        ValueError: a model without a ranker (PRD2).
+        ValueError: a model without a ranker (PRD2), another score.
     """
-    return CrossEncoder(modules=[R2D2Ranker.load(model)], **kwargs)
+    loaded = R2D2Ranker.load(model)
+    ranker = R2D2Ranker(loaded.model, loaded.processor, score or loaded.model.config.two_stage_score)
+    if ranker.score != "match":  # beyond about 17 a sigmoid is 1 for all
+        kwargs.setdefault("activation_fn", torch.nn.Identity())
+    return CrossEncoder(modules=[ranker], **kwargs)
 
 
 def _texts(processor: R2D2Processor, texts: list[str]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
-"""The second stage of a search: match probabilities of the candidates, every picture and text prepared once."""
+"""The second stage of a search: log-odds of the candidates' match, every picture and text prepared once."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..inference.encoding import EncodedTexts, encode_images, encode_texts, pixels_of
-from ..inference.ranker import FastRanker, RankedImages, RankedTexts
-from ..model.modeling_r2d2 import R2D2Model
+from ..inference.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
+from ..inference.scoring import TwoStageScore
+from ..model.modeling_r2d2 import R2D2Model, match_log_odds
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, turns_upright
 from .cache import unpack
@@ -21,25 +23,39 @@ logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 2**28
 
 
+#: A query and a row of the index.
+Pair = tuple[int, int]
+#: By row: log-odds of the match probability, and how many encoders it is of.
+Ranked = dict[int, tuple[float, int]]
+
+
 class CandidateRanking:
-    """Ranks candidates of an index for queries already encoded; results by row: (probability, encoders asked)."""
+    """Ranks candidates of an index for queries already encoded."""
 
     def __init__(self, model: R2D2Model, processor: R2D2Processor, ranker: FastRanker, index: ImageIndex):
         self.model, self.processor, self.ranker, self.index = model, processor, ranker, index
 
-    def images(self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list) -> list[dict]:
-        """Match probability of the candidates of text queries: by row, with the number of encoders asked."""
+    def images(
+        self, queries: EncodedTexts, chosen: list, cascade: int | None, found: list, score: TwoStageScore
+    ) -> list[Ranked]:
+        """Log-odds of the candidates of text queries.
+
+        Args:
+            chosen: rows for each query.
+            cascade: of how many of each query's best by the first encoder the second one is asked; None: of all.
+            found: rows and cosines for each query.
+            score: what a cascade chooses by.
+        """
         distinct = np.unique(np.concatenate(chosen))
         pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
         texts = ranked(queries)
-        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
 
-        def run(wanted: list[tuple[int, int]], **encoders: Any) -> dict[tuple[int, int], Tensor]:
+        def run(wanted: list[Pair], **encoders: Any) -> dict[Pair, Tensor]:
             by_row: dict[int, list[int]] = {}
             for query, row in wanted:
                 by_row.setdefault(row, []).append(query)
             rows = np.array([row for row in distinct if int(row) in by_row], dtype=np.int64)
-            out = {}
+            out: dict[Pair, Tensor] = {}
             for start in range(0, len(rows), self._block):
                 kept, images = self._images(rows[start : start + self._block])
                 index = [(q, place) for place, row in enumerate(kept) for q in by_row[row]]
@@ -47,53 +63,29 @@ class CandidateRanking:
                     continue
                 text_index, image_index = torch.tensor(index, device=self.model.device).t().contiguous()
                 logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
-                part = torch.stack(
-                    [each[:, :2] for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
-                ).float()
-                values = part.softmax(dim=-1)[..., 1].t().cpu()
-                out.update({(q, kept[place]): value for (q, place), value in zip(index, values, strict=True)})
+                out.update(_by_pair([(q, kept[place]) for q, place in index], logits))
             return out
 
-        return self._cascaded(run, pairs, cascade, cosines)
+        return _cascaded(run, pairs, cascade, found, score)
 
-    def captions(self, states: Tensor, chosen: list, cascade: int | None, found: list) -> list[dict]:
-        """Match probability of the candidate captions of picture queries."""
+    def captions(
+        self, states: Tensor, chosen: list, cascade: int | None, found: list, score: TwoStageScore
+    ) -> list[Ranked]:
+        """Log-odds of the candidate captions of picture queries; arguments as of `images`."""
         captions, _, _ = self.index.texts
         distinct = np.unique(np.concatenate(chosen)).tolist()
         place_of = {row: place for place, row in enumerate(distinct)}
         texts = ranked(encode_texts(self.model, self.processor, [captions[row] for row in distinct]))
         images = self.ranker.prepare(states)
         pairs = [(q, int(row)) for q, rows in enumerate(chosen) for row in rows]
-        cosines = [dict(zip(rows.tolist(), cosine.tolist(), strict=True)) for rows, cosine in found]
 
-        def run(wanted: list[tuple[int, int]], **encoders: Any) -> dict[tuple[int, int], Tensor]:
+        def run(wanted: list[Pair], **encoders: Any) -> dict[Pair, Tensor]:
             device = self.model.device
             text_index = torch.tensor([place_of[row] for _, row in wanted], device=device)
             image_index = torch.tensor([query for query, _ in wanted], device=device)
-            logits = self.ranker.logits(texts, images, text_index, image_index, **encoders)
-            part = [each for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
-            values = torch.stack(part).float().softmax(dim=-1)[..., 1].t().cpu()
-            return dict(zip(wanted, values, strict=True))
+            return _by_pair(wanted, self.ranker.logits(texts, images, text_index, image_index, **encoders))
 
-        return self._cascaded(run, pairs, cascade, cosines)
-
-    def _cascaded(self, run, pairs: list[tuple[int, int]], cascade: int | None, cosines: list[dict]) -> list[dict]:
-        """All pairs by both encoders; or by the first one, and its best of each query by the second one too."""
-        ranked: list[dict[int, tuple[float, int]]] = [{} for _ in cosines]
-        if cascade is None:
-            for (query, row), values in run(pairs).items():
-                ranked[query][row] = (float(values.mean()), 2)
-            return ranked
-        first = run(pairs, image_text=False)
-        for (query, row), values in first.items():
-            ranked[query][row] = (float(values[0]), 1)
-        best: list[tuple[int, int]] = []
-        for query, by_row in enumerate(ranked):
-            scores = {row: -(alone + cosines[query][row]) for row, (alone, _) in by_row.items()}
-            best.extend((query, row) for row in sorted(scores, key=scores.__getitem__)[:cascade])
-        for (query, row), values in (run(best, text_image=False) if best else {}).items():
-            ranked[query][row] = ((ranked[query][row][0] + float(values[0])) / 2, 2)
-        return ranked
+        return _cascaded(run, pairs, cascade, found, score)
 
     @property
     def _block(self) -> int:
@@ -128,6 +120,41 @@ class CandidateRanking:
         if not pixels:
             return [], None
         return kept, self.ranker.prepare(encode_images(self.model, self.processor, pixels).states)
+
+
+def _by_pair(pairs: list[Pair], logits: MatchLogits) -> dict[Pair, Tensor]:
+    """(E, 2) logits of each pair, of the E encoders that were asked."""
+    known = [each for each in (logits.text_match_logits, logits.image_match_logits) if each is not None]
+    return dict(zip(pairs, torch.stack(known, dim=1).float().cpu(), strict=True))
+
+
+def _cascaded(
+    run: Callable[..., dict[Pair, Tensor]], pairs: list[Pair], cascade: int | None, found: list, score: TwoStageScore
+) -> list[Ranked]:
+    """All pairs by both encoders; or by the first one, and its best of each query by the second one too."""
+    results: list[Ranked] = [{} for _ in found]
+
+    def note(logits: dict[Pair, Tensor], encoders: int) -> None:
+        if logits:
+            both = torch.stack([*logits.values()])
+            for (query, row), log_odds in zip(logits, match_log_odds(both[:, 0], both[:, -1]).tolist(), strict=True):
+                results[query][row] = (log_odds, encoders)
+
+    if cascade is None:
+        note(run(pairs), 2)
+        return results
+    first = run(pairs, image_text=False)
+    note(first, 1)
+    best: list[Pair] = []
+    for query, (by_row, (rows, cosine)) in enumerate(zip(results, found, strict=True)):
+        cosine_of = dict(zip(rows.tolist(), cosine.tolist(), strict=True))
+        own = [*by_row]
+        log_odds = torch.tensor([by_row[row][0] for row in own], dtype=torch.float64)
+        scores = score(torch.tensor([cosine_of[row] for row in own], dtype=torch.float64), log_odds)
+        best += [(query, own[place]) for place in scores.argsort(descending=True, stable=True)[:cascade].tolist()]
+    second = run(best, text_image=False) if best else {}
+    note({pair: torch.cat([first[pair], logits]) for pair, logits in second.items()}, 2)
+    return results
 
 
 def ranked(texts: EncodedTexts) -> RankedTexts:

@@ -29,8 +29,8 @@ class SearchHit:
     """One found picture, or caption.
 
     Args:
-        score: match probability (before calibration) + cosine for candidates; below them by cosine, lowered by a
-            constant, so that scores always fall with the rank.
+        score: of candidates both stages' evidence, see `R2D2Retriever.search`; below them by cosine, lowered as far as
+            it needs for scores to fall with the rank. Where nothing was ranked, the cosine.
         match_probability: calibrated where the model has a calibration, None for what the ranker was not asked about.
         raw_match_probability: before calibration, where there is one.
         cosine: in [-1, 1].

@@ -24,6 +24,7 @@ from ..inference.encoding import (
 from ..inference.identity import ModelIdentity
 from ..inference.models import load_model
 from ..inference.ranker import FastRanker
+from ..inference.scoring import ScoreRule, TwoStageScore, in_tiers
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.ranges_r2d2 import require_number
@@ -31,7 +32,7 @@ from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import open_image, turns_upright
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
 from .cache import CacheOptions, Keep, Precision
-from .candidates import CandidateRanking
+from .candidates import CandidateRanking, Ranked
 from .images import CollectionImage
 from .manifest import Manifest
 from .results import SearchHit, SearchResult
@@ -42,19 +43,17 @@ from .vectors import FaissVectors, VectorSearch, build_vectors
 logger = logging.getLogger(__name__)
 
 ImageQuery = str | PathLike | Image.Image
-#: Added to the score of candidates that only the first encoder of a cascade has seen, [-1, 2], and then to all others.
-ONLY_FIRST_ENCODER = -4.0
-NOT_A_CANDIDATE = -4.0
 
 
 @dataclass(frozen=True)
 class MatchResult:
     """Of I pictures and T texts: match_probability (I, T), calibrated where the model has a calibration;
-    raw_match_probability (I, T); cosine (I, T). Float32."""
+    raw_match_probability (I, T); cosine (I, T); score (I, T), both stages' as a search orders by it. Float32."""
 
     match_probability: Tensor
     raw_match_probability: Tensor
     cosine: Tensor
+    score: Tensor
 
 
 class R2D2Retriever:
@@ -74,9 +73,11 @@ class R2D2Retriever:
         calibration: of the match probability; None: as the model gives it.
         vectors: where the nearest embeddings are looked up; default: what the index says.
         chunk: pairs that the ranker sees at a time, see `FastRanker`.
+        score: of both stages where a call names none, see `search`.
 
     Raises:
         OtherModelError: the index was made by another model, or with other preprocessing.
+        ValueError: an unknown score.
     """
 
     def __init__(
@@ -87,9 +88,14 @@ class R2D2Retriever:
         calibration: Calibration | None = None,
         vectors: VectorSearch | None = None,
         chunk: int | None = None,
+        score: ScoreRule | None = None,
     ):
         self.model, self.processor, self.index, self.calibration = model.eval(), processor, index, calibration
         self.ranker = FastRanker(model, chunk) if model.can_rank else None
+        if score is not None:
+            require_ranker(model.config, "a score of both stages")
+            TwoStageScore.of(model, score)
+        self.rule = score
         self.stage = None
         if index is not None and self.ranker is not None:
             self.stage = CandidateRanking(model, processor, self.ranker, index)
@@ -111,6 +117,7 @@ class R2D2Retriever:
         calibrated: bool = True,
         effort: int | None = None,
         chunk: int | None = None,
+        score: ScoreRule | None = None,
     ) -> "R2D2Retriever":
         """Open an index that `build` or `r2d2 index` made.
 
@@ -120,6 +127,7 @@ class R2D2Retriever:
             verify: compare every file's checksum first.
             calibrated: use the model's calibration, if it has one.
             effort: of an approximate vector index, see `FaissVectors`.
+            score: as in the class.
 
         Raises:
             IndexFileError: no index there, a torn or edited file, an index of another version.
@@ -135,7 +143,7 @@ class R2D2Retriever:
             remember_model(index, identity)
         calibration = Calibration.of_model(model, network) if calibrated else None
         vectors = None if is_token_wise(network) else _vectors_of(opened, effort)
-        return cls(network, processor, opened, calibration, vectors, chunk)
+        return cls(network, processor, opened, calibration, vectors, chunk, score)
 
     @classmethod
     def build(
@@ -178,6 +186,7 @@ class R2D2Retriever:
         candidates: int = 128,
         min_match_probability: float | None = None,
         cascade: int | None = None,
+        score: ScoreRule | None = None,
     ) -> list[SearchResult]:
         """Search by texts, or by pictures; a batch of queries shares the work on pictures that several of them need.
 
@@ -194,13 +203,17 @@ class R2D2Retriever:
             min_match_probability: leave out hits below it, and hits that the ranker was not asked about.
             cascade: the text-image encoder alone orders the candidates, and both encoders only its best `cascade`.
                 Several times faster; what lies between gets the first encoder's probability.
+            score: what orders the candidates: "fused", cosine / temperature + log-odds of the match probability, or
+                "published", cosine + match probability; None: as the model's configuration says. A calibration that
+                has fitted weights of both (`Calibration.similarity_slope`) is what "fused" orders by.
 
         Returns:
             a result for each query, in order.
 
         Raises:
             ValueError: no query, one without any character, counts below 1, no captions to find,
-                `min_match_probability` where no probability is known, or two of a kind compared token by token.
+                `min_match_probability` or `score` where nothing is ranked, an unknown score, or two of a kind compared
+                token by token.
         """
         if self.index is None:
             raise ValueError("this retriever has no index: R2D2Retriever.open(INDEX), or use match()")
@@ -224,6 +237,11 @@ class R2D2Retriever:
                 "min_match_probability needs match probabilities: a model with a ranker, candidates above 0, and a "
                 "text compared with pictures or a picture with texts"
             )
+        if score is not None and stage is None:
+            raise ValueError(
+                "a score is of both stages: it needs a model with a ranker, candidates above 0, and a text compared "
+                "with pictures or a picture with texts"
+            )
         if self.tokens is not None and (texts is None) == (find == "images"):
             raise ValueError("this model compares tokens of a text with those of a picture, not two of a kind")
         wanted = max(top_k, 0 if stage is None else candidates)
@@ -239,27 +257,36 @@ class R2D2Retriever:
             pil_images = opened
             queries = encode_images(self.model, self.processor, opened, keep_states=stage is not None)
         found = self._nearest(self.index, queries, wanted, find)
-        probability: list[dict[int, tuple[float, int]]] = [{} for _ in names]
-        if stage is not None:
+        combined = None if stage is None else self._score(score)
+        ranked: list[Ranked] = [{} for _ in names]
+        if stage is not None and combined is not None:
             chosen = [rows[:candidates] for rows, _ in found]
             if isinstance(queries, EncodedTexts):
-                probability = stage.images(queries, chosen, cascade, found)
+                ranked = stage.images(queries, chosen, cascade, found, combined)
             else:
-                probability = stage.captions(queries.states, chosen, cascade, found)
+                ranked = stage.captions(queries.states, chosen, cascade, found, combined)
         results = []
-        for number, name in enumerate(names):
-            rows, cosine = found[number]
-            hits = self._hits(
-                self.index, rows, cosine, probability[number], find, top_k, min_match_probability, cascade
-            )
-            results.append(SearchResult(name, hits, pil_images[number]))
+        for name, image, (rows, cosine), own in zip(names, pil_images, found, ranked, strict=True):
+            scored = _scored(rows, cosine, own, combined)
+            hits = self._hits(self.index, scored, find, top_k, min_match_probability)
+            results.append(SearchResult(name, hits, image))
         return results
 
-    def match(self, images: ImageQuery | Sequence[ImageQuery], texts: str | Sequence[str]) -> MatchResult:
-        """Match probability and cosine of every picture with every text; needs no index.
+    def match(
+        self,
+        images: ImageQuery | Sequence[ImageQuery],
+        texts: str | Sequence[str],
+        score: ScoreRule | None = None,
+    ) -> MatchResult:
+        """Match probability, cosine and score of every picture with every text; needs no index.
+
+        Args:
+            images: one or several.
+            texts: one or several.
+            score: as in `search`.
 
         Raises:
-            ValueError: a model without a ranker, an empty text.
+            ValueError: a model without a ranker, an empty text, an unknown score.
             ImageReadError: a picture that cannot be read.
         """
         require_ranker(self.model.config)
@@ -270,10 +297,11 @@ class R2D2Retriever:
         encoded_images = encode_images(self.model, self.processor, pil_images)
         image_index = torch.arange(len(pil_images)).repeat_interleave(len(texts))
         text_index = torch.arange(len(texts)).repeat(len(pil_images))
-        raw = self.ranker.match_probabilities(encoded_texts, encoded_images, text_index, image_index)
-        raw = raw.view(len(pil_images), len(texts))
-        calibrated = raw if self.calibration is None else self.calibration(raw)
-        return MatchResult(calibrated, raw, (encoded_images.embeds @ encoded_texts.embeds.t()).cpu())
+        log_odds = self.ranker.match_log_odds(encoded_texts, encoded_images, text_index, image_index)
+        log_odds = log_odds.view(len(pil_images), len(texts))
+        cosine = (encoded_images.embeds @ encoded_texts.embeds.t()).cpu()
+        raw = log_odds.sigmoid()
+        return MatchResult(self._calibrated(log_odds, cosine), raw, cosine, self._score(score)(cosine, log_odds))
 
     def heat_map(self, image: ImageQuery, text: str, word: str | None = None):
         """Where in the picture the text-image encoder looks for each word; see `heatmap.heat_map`."""
@@ -316,36 +344,29 @@ class R2D2Retriever:
             sorted_found.append((rows[order], cosine[order]))
         return sorted_found
 
+    def _score(self, rule: ScoreRule | None) -> TwoStageScore:
+        """The score that orders candidates."""
+        return TwoStageScore.of(self.model, rule or self.rule, self.calibration)
+
+    def _calibrated(self, log_odds: Tensor, cosine: Tensor) -> Tensor:
+        """Match probabilities as they are shown, float32."""
+        if self.calibration is None:
+            return log_odds.sigmoid().float()
+        return self.calibration.of_log_odds(log_odds, cosine / self.model.bounded_temperature().item())
+
     def _hits(
-        self,
-        index: ImageIndex,
-        rows: np.ndarray,
-        cosine: np.ndarray,
-        probability: dict[int, tuple[float, int]],
-        find: str,
-        top_k: int,
-        minimum: float | None,
-        cascade: int | None,
+        self, index: ImageIndex, scored: list["_Scored"], find: str, top_k: int, minimum: float | None
     ) -> list[SearchHit]:
-        """The hits of one query: tiers of candidates by both encoders, by one, and the rest by cosine."""
-        lowest = NOT_A_CANDIDATE if cascade is None else ONLY_FIRST_ENCODER + NOT_A_CANDIDATE
-        scored = []
-        for row, similarity in zip(rows.tolist(), cosine.tolist(), strict=True):
-            raw, encoders = probability.get(row, (None, 0))
-            if raw is None:
-                score = similarity + (lowest if probability else 0.0)
-            else:
-                score = raw + similarity + (0.0 if encoders == 2 else ONLY_FIRST_ENCODER)
-            scored.append((score, row, similarity, raw))
-        scored.sort(key=lambda entry: -entry[0])  # stable: ties stay in the order of their cosine
+        """The hits of one query."""
         hits: list[SearchHit] = []
-        for score, row, similarity, raw in scored:
-            shown = raw
-            if raw is not None and self.calibration is not None:
-                shown = float(self.calibration(torch.tensor(raw)))
+        for each in scored:
+            raw = shown = None
+            if each.log_odds is not None:
+                log_odds = torch.tensor(each.log_odds, dtype=torch.float64)
+                raw, shown = float(log_odds.sigmoid()), float(self._calibrated(log_odds, torch.tensor(each.cosine)))
             if minimum is not None and (shown is None or shown < minimum):
                 continue
-            text = None
+            text, row = None, each.row
             if find == "texts":
                 captions, owners, _ = index.texts
                 text, row = captions[row], owners[row][0]
@@ -355,9 +376,9 @@ class R2D2Retriever:
                     rank=len(hits) + 1,
                     id=image.id,
                     path=image.path,
-                    score=score,
+                    score=each.score,
                     match_probability=shown,
-                    cosine=similarity,
+                    cosine=each.cosine,
                     raw_match_probability=raw if self.calibration is not None else None,
                     text=text,
                     problem=image.state(),
@@ -368,6 +389,30 @@ class R2D2Retriever:
             if len(hits) == top_k:
                 break
         return hits
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A row of the index with its score for a query; log_odds None where the ranker was not asked about it."""
+
+    score: float
+    row: int
+    cosine: float
+    log_odds: float | None
+
+
+def _scored(rows: np.ndarray, cosine: np.ndarray, ranked: Ranked, score: TwoStageScore | None) -> list[_Scored]:
+    """What was found for one query, best first: candidates by both encoders, by one, and the rest by cosine."""
+    similarities = torch.from_numpy(cosine).double()
+    known = [ranked.get(row, (None, 0)) for row in rows.tolist()]
+    scores = similarities
+    if ranked and score is not None:
+        encoders = torch.tensor([count for _, count in known])
+        log_odds = torch.tensor([0.0 if odds is None else odds for odds, _ in known], dtype=torch.float64)
+        unranked = score.pre_ranking(similarities)
+        scores = in_tiers(torch.where(encoders > 0, score(similarities, log_odds), unranked), 2 - encoders)
+    order = scores.argsort(descending=True, stable=True).tolist()  # ties stay in the order of their cosine
+    return [_Scored(float(scores[i]), int(rows[i]), float(cosine[i]), known[i][0]) for i in order]
 
 
 def checked_texts(texts: str | Sequence[str]) -> list[str]:

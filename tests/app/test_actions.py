@@ -33,6 +33,11 @@ def direct(models: AppModels, images: list[Image.Image], texts: list[str]) -> tu
     return torch.stack(probabilities), torch.stack(cosines)
 
 
+def both_stages(models: AppModels, probability: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
+    """The fused score, written out."""
+    return cosine / models.retriever.model.temperature.item() + torch.log(probability / (1 - probability))
+
+
 @pytest.fixture
 def images(place):
     return [Image.open(place.image(name)).convert("RGB") for name in NAMES]
@@ -44,15 +49,24 @@ def names_of(found: actions.Found) -> list[str]:
 
 def test_search_by_text_is_ranked_by_both_stages(models, images):
     probability, cosine = direct(models, images, ["黄鸟"])
-    order = (probability + cosine)[:, 0].argsort(descending=True).tolist()
+    scores = both_stages(models, probability, cosine)[:, 0]
+    order = scores.argsort(descending=True).tolist()
     found = actions.search_by_text(models, " 黄鸟 ", top_k=5, candidates=128, minimum=0)
     assert names_of(found) == [NAMES[i] for i in order[:5]]
     assert found.notes == []
     best = order[0]
-    score = float(probability[best, 0] + cosine[best, 0])
-    lines = [f"匹配 {100 * probability[best, 0]:.1f}%", f"余弦 {cosine[best, 0]:.2f} · 得分 {score:.2f}"]
+    lines = [f"匹配 {100 * probability[best, 0]:.1f}%", f"余弦 {cosine[best, 0]:.2f} · 得分 {scores[best]:.2f}"]
     assert found.tiles[0].caption.splitlines() == [f"1 · {NAMES[best]}.png", *lines]
     assert found.tiles[0].image.tobytes() == images[best].tobytes()
+
+
+def test_score_as_the_page_was_opened_with(models, images):
+    probability, cosine = direct(models, images, ["黄鸟"])
+    model, processor, index = (getattr(models.retriever, name) for name in ("model", "processor", "index"))
+    opened = replace(models, retriever=R2D2Retriever(model, processor, index, score="published"))
+    found = actions.search_by_text(opened, "黄鸟", top_k=5, candidates=128, minimum=0)
+    order = (probability + cosine)[:, 0].argsort(descending=True).tolist()
+    assert names_of(found) == [NAMES[i] for i in order[:5]]
 
 
 def test_minimum_and_candidates(models, images):
@@ -222,7 +236,7 @@ def test_draw(drawing_place):
     assert max(highest for _, highest in extrema) <= 1  # a batch of one rounds otherwise than one of three
     small = {caption: image.resize((8, 8), Image.Resampling.NEAREST) for caption, image in by_seed.items()}
     probability, cosine = direct(models, list(small.values()), ["一只猫"])
-    order = (probability + cosine)[:, 0].argsort(descending=True).tolist()
+    order = both_stages(models, probability, cosine)[:, 0].argsort(descending=True).tolist()
     assert [tile.caption.splitlines()[0] for tile in found.tiles] == [list(small)[i] for i in order]
     assert f"匹配 {100 * probability[order[0], 0]:.1f}%" in found.tiles[0].caption
     with pytest.raises(InputError, match="steps"):

@@ -9,12 +9,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from modeling_r2d2.figures.reliability import reliability_plot
-from modeling_r2d2.inference.calibrating import draw_pairs
-from modeling_r2d2.inference.calibration import Calibration, fit_calibration, reliability, threshold_for
+from modeling_r2d2.inference.calibrating import calibrate_model, draw_pairs, measure
+from modeling_r2d2.inference.calibration import (
+    Calibration,
+    fit_calibration,
+    fit_log_odds,
+    reliability,
+    threshold_for,
+)
 from modeling_r2d2.inference.encoding import encode_images, encode_texts
 from modeling_r2d2.inference.identity import identity_of_weights
 from modeling_r2d2.inference.negatives import similarity_logits
-from modeling_r2d2.processing.datasets.gallery import positive_pairs
+from modeling_r2d2.processing.datasets.gallery import Gallery, positive_pairs
 from tests.helpers import tiny_image
 
 
@@ -47,6 +53,84 @@ def test_platt_is_logistic_regression():
     theirs = LogisticRegression(C=1e10, tol=1e-10).fit(z[:, None], labels)
     assert fitted.slope == pytest.approx(theirs.coef_[0, 0], rel=5e-3)  # Platt's targets are a little softer
     assert fitted.intercept == pytest.approx(theirs.intercept_[0], abs=5e-3)
+
+
+class TestFused:
+    """P(match) = σ(a s/τ + b z + c) of both stages' evidence."""
+
+    @staticmethod
+    def known(a, b, c, pairs=20_000, seed=0):
+        rng = np.random.default_rng(seed)
+        z, s = rng.normal(scale=2.0, size=pairs), rng.normal(8.0, 3.0, size=pairs)
+        labels = rng.random(pairs) < 1 / (1 + np.exp(-(a * s + b * z + c)))
+        return z, s, labels.astype(int)
+
+    def test_finds_what_made_the_labels(self):
+        z, s, labels = self.known(0.6, 1.2, -5.0)
+        fitted = fit_log_odds(z, labels, s)
+        assert fitted.method == "fused"
+        assert set(fitted.held_out) == {"uncalibrated", "temperature", "platt", "fused"}
+        assert fitted.held_out["fused"] > fitted.held_out["platt"] + 0.05
+        found = fitted.similarity_slope, fitted.slope, fitted.intercept
+        assert found == pytest.approx((0.6, 1.2, -5.0), rel=0.06)
+        fresh, similarity, fresh_labels = self.known(0.6, 1.2, -5.0, seed=1)
+        probability = fitted.of_log_odds(torch.tensor(fresh), torch.tensor(similarity))
+        assert reliability(probability, fresh_labels).error < 0.015
+
+    def test_is_logistic_regression(self):
+        z, s, labels = self.known(0.5, 0.7, -4.0, pairs=3000)
+        fitted = fit_log_odds(z, labels, s, method="fused")
+        theirs = LogisticRegression(C=1e10, tol=1e-10).fit(np.stack([z, s], axis=1), labels)
+        assert [fitted.slope, fitted.similarity_slope] == pytest.approx(theirs.coef_[0].tolist(), rel=1e-2)
+
+    def test_evidence_that_speaks_against_itself_is_left_out(self):
+        z, s, labels = self.known(-0.3, 1.0, 2.0)
+        fitted = fit_log_odds(z, labels, s)
+        assert fitted.held_out["fused"] > fitted.held_out["platt"]
+        assert (fitted.method, fitted.similarity_slope) == ("platt", None)
+        with pytest.raises(ValueError, match="order round"):
+            fit_log_odds(z, labels, s, method="fused")
+
+    def test_needs_the_similarity(self):
+        z, s, labels = self.known(0.6, 1.2, -5.0, pairs=500)
+        with pytest.raises(ValueError, match="use 'best' or one of temperature, platt"):
+            fit_log_odds(z, labels, method="fused")
+        with pytest.raises(ValueError, match="same length"):
+            fit_log_odds(z, labels, s[:-1])
+        with pytest.raises(ValueError, match="must be finite"):
+            fit_log_odds(z, labels, np.where(np.arange(500) == 3, np.nan, s))
+        fitted = fit_log_odds(z, labels, s, method="fused")
+        with pytest.raises(ValueError, match="give cosine / temperature"):
+            fitted(torch.tensor([0.5]))
+        with pytest.raises(ValueError, match="'fused' has one"):
+            Calibration("platt", 1.0, 0.0, 0.5, 10, {}, similarity_slope=1.0)
+        by_probability = fitted(torch.tensor([0.5]), torch.tensor([2.0]))
+        torch.testing.assert_close(by_probability, fitted.of_log_odds(torch.tensor([0.0]), torch.tensor([2.0])))
+
+    def test_of_a_gallery(self, model_folder):
+        """Hard wrong pairs are drawn by pre-ranking: its evidence is weighed on uniform ones alone."""
+        names = list("猫狗马鱼鸟车船山水火木天")
+        gallery = Gallery([tiny_image(seed) for seed in range(12)], names, names, [[name] for name in names])
+        fitted, found = calibrate_model(model_folder, gallery, "uniform", 4)
+        assert "fused" in fitted.held_out
+        assert found.labels.sum() == 12
+        assert set(measure(found, fitted)) == {"before", "after"}
+        with pytest.raises(ValueError, match="fit it on uniform ones"):
+            calibrate_model(model_folder, gallery, "hard", method="fused")
+
+
+def test_log_odds_beyond_what_a_probability_holds():
+    """z of 40 is a probability of 1 in float64 too, and not of 1 where the slope is a fortieth."""
+    fitted = Calibration("platt", 0.025, 0.0, 0.5, 10, {})
+    found = fitted.of_log_odds(torch.tensor([40.0, 80.0]))
+    torch.testing.assert_close(found, torch.sigmoid(torch.tensor([1.0, 2.0])))
+
+
+def test_a_calibration_of_an_earlier_release(tmp_path):
+    held = {"method": "platt", "slope": 0.5, "intercept": 0.1, "true_share": 0.3, "pairs": 40, "held_out": {}}
+    (tmp_path / "calibration.json").write_text(json.dumps({**held, "prior": None, "ranker": None}))
+    assert Calibration.load(tmp_path) == Calibration(**held)
+    assert Calibration.load(tmp_path).similarity_slope is None
 
 
 def test_separable_classes_stay_finite():

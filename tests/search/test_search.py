@@ -56,6 +56,18 @@ def one_by_one(model, processor, collection):
 
 
 @pytest.fixture(scope="module")
+def score_of(model):
+    """The score of (probability, cosine) by a rule, written out."""
+
+    def score(probability, cosine, rule="fused"):
+        if rule == "published":
+            return cosine + probability
+        return cosine / model.temperature.item() + np.log(probability / (1 - probability))
+
+    return score
+
+
+@pytest.fixture(scope="module")
 def indexes(model, processor, collection, tmp_path_factory):
     root = tmp_path_factory.mktemp("indexes")
     made = {}
@@ -71,31 +83,34 @@ def retriever(request, indexes, model, processor):
     return R2D2Retriever.open(indexes[request.param], model, processor, chunk=3)
 
 
-@pytest.mark.parametrize("candidates", [1, 4, 9, 128])
-def test_text_to_image(retriever, one_by_one, candidates):
-    results = retriever.search(QUERIES, top_k=9, candidates=candidates)
+@pytest.mark.parametrize(
+    ("candidates", "rule"), [(1, None), (4, "fused"), (4, "published"), (9, "published"), (128, None)]
+)
+def test_text_to_image(retriever, one_by_one, score_of, candidates, rule):
+    results = retriever.search(QUERIES, top_k=9, candidates=candidates, score=rule)
     for text, result in zip(QUERIES, results, strict=True):
         assert result.query == text
         scores = {name: one_by_one[text, name] for name in NAMES}
         by_cosine = sorted(NAMES, key=lambda name: -scores[name][1])
         chosen, rest = by_cosine[:candidates], by_cosine[candidates:]
-        expected = sorted(chosen, key=lambda name: -(scores[name][0] + scores[name][1])) + rest
-        assert [hit.id for hit in result.hits] == expected
+        combined = {name: score_of(*scores[name][:2], rule or "fused") for name in NAMES}
+        assert [hit.id for hit in result.hits] == sorted(chosen, key=lambda name: -combined[name]) + rest
         assert [hit.rank for hit in result.hits] == list(range(1, 10))
         for hit in result.hits:
             probability, cosine = scores[hit.id][:2]
             assert hit.cosine == pytest.approx(cosine, abs=1e-5)
             if hit.id in chosen:
                 assert hit.match_probability == pytest.approx(probability, abs=1e-5)
-                assert hit.score == pytest.approx(probability + cosine, abs=2e-5)
+                assert hit.score == pytest.approx(combined[hit.id], abs=3e-4)
             else:
                 assert hit.match_probability is None
+                assert hit.score <= min(combined[name] for name in chosen) - 1 + 3e-4
         values = [hit.score for hit in result.hits]
         assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize("candidates", [2, 128])
-def test_image_to_text(retriever, one_by_one, collection, candidates):
+def test_image_to_text(retriever, one_by_one, score_of, collection, candidates):
     names = [NAMES[0], NAMES[4]]
     captions = [*CAPTIONS, "黑马"]
     results = retriever.search(images=[collection / n for n in names], find="texts", top_k=20, candidates=candidates)
@@ -103,7 +118,7 @@ def test_image_to_text(retriever, one_by_one, collection, candidates):
         scores = {text: one_by_one[text, name] for text in captions}
         by_cosine = sorted(captions, key=lambda text: -scores[text][1])
         chosen, rest = by_cosine[:candidates], by_cosine[candidates:]
-        expected = sorted(chosen, key=lambda text: -(scores[text][0] + scores[text][1])) + rest
+        expected = sorted(chosen, key=lambda text: -score_of(*scores[text][:2])) + rest
         assert [hit.text for hit in result.hits] == expected
         for hit in result.hits:
             if hit.text in chosen:
@@ -119,19 +134,82 @@ def test_image_to_image(retriever, collection):
     assert all(hit.match_probability is None and hit.score == hit.cosine for hit in result.hits)
 
 
-@pytest.mark.parametrize("best", [1, 3, 100])
-def test_cascade(retriever, one_by_one, best):
-    (result,) = retriever.search(QUERIES[1], top_k=9, candidates=6, cascade=best)
+@pytest.mark.parametrize(("best", "rule"), [(1, "fused"), (3, "fused"), (3, "published"), (100, "fused")])
+def test_cascade(retriever, one_by_one, score_of, best, rule):
+    (result,) = retriever.search(QUERIES[1], top_k=9, candidates=6, cascade=best, score=rule)
     scores = {name: one_by_one[QUERIES[1], name] for name in NAMES}
     by_cosine = sorted(NAMES, key=lambda name: -scores[name][1])
-    first = sorted(by_cosine[:6], key=lambda name: -(scores[name][2] + scores[name][1]))
-    top = sorted(first[:best], key=lambda name: -(scores[name][0] + scores[name][1]))
+    first = sorted(by_cosine[:6], key=lambda name: -score_of(scores[name][2], scores[name][1], rule))
+    top = sorted(first[:best], key=lambda name: -score_of(*scores[name][:2], rule))
     assert [hit.id for hit in result.hits] == top + first[best:] + by_cosine[6:]
     for hit in result.hits[:6]:
         wanted = scores[hit.id][0 if hit.id in top else 2]
         assert hit.match_probability == pytest.approx(wanted, abs=1e-5)
     values = [hit.score for hit in result.hits]
     assert values == sorted(values, reverse=True)
+    if best >= 6:  # every candidate by both encoders: as without a cascade
+        (whole,) = retriever.search(QUERIES[1], top_k=9, candidates=6, score=rule)
+        assert [hit.id for hit in whole.hits] == [hit.id for hit in result.hits]
+        assert [hit.score for hit in whole.hits] == pytest.approx(values, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["fused", "published"])
+def test_same_scores_as_evaluation(indexes, model, processor, collection, rule):
+    """A search, `match` and `two_stage_scores` are three ways to the same numbers, candidates or not."""
+    from modeling_r2d2.evaluation import encode_images, encode_texts, two_stage_scores
+
+    retriever = R2D2Retriever.open(indexes["states", "float32"], model, processor)
+    images = [Image.open(collection / name) for name in NAMES]
+    encoded = encode_texts(model, processor, QUERIES), encode_images(model, processor, images)
+    for count in (4, 9):
+        scores = two_stage_scores(model, *encoded, count, score=rule)
+        for row, result in zip(scores, retriever.search(QUERIES, top_k=9, candidates=count, score=rule), strict=True):
+            assert [hit.score for hit in result.hits] == pytest.approx(row.sort(descending=True).values, abs=3e-4)
+            assert [hit.id for hit in result.hits] == [NAMES[i] for i in row.argsort(descending=True)]
+    matched = retriever.match([collection / name for name in NAMES], QUERIES, score=rule)
+    torch.testing.assert_close(matched.score.t(), scores, atol=3e-4, rtol=0)
+
+
+def test_score_of_a_converted_checkpoint_and_of_the_retriever(indexes, model, processor, monkeypatch):
+    """A configuration says which rule; the retriever's own comes before, and a call's before that."""
+    path = indexes["states", "float32"]
+    by_rule = {
+        rule: [hit.score for hit in R2D2Retriever.open(path, model, processor).search("小船", score=rule)[0].hits]
+        for rule in ("fused", "published")
+    }
+    monkeypatch.setattr(model.config, "two_stage_score", "published")
+    retriever = R2D2Retriever.open(path, model, processor)
+    assert [hit.score for hit in retriever.search("小船")[0].hits] == by_rule["published"]
+    retriever = R2D2Retriever.open(path, model, processor, score="fused")
+    assert [hit.score for hit in retriever.search("小船")[0].hits] == by_rule["fused"]
+    assert [hit.score for hit in retriever.search("小船", score="published")[0].hits] == by_rule["published"]
+    with pytest.raises(ValueError, match="score is 'sum'"):
+        retriever.search("小船", score="sum")
+    for wanted in ({"texts": "小船", "candidates": 0}, {"images": tiny_image(0)}):
+        with pytest.raises(ValueError, match="a score is of both stages"):
+            retriever.search(**wanted, score="fused")
+    with pytest.raises(ValueError, match="a score of both stages needs a ranker"):
+        R2D2Retriever(tiny_model(ranker=False), processor, score="fused")
+
+
+def test_saturated_probabilities_keep_their_order(indexes, model, processor):
+    """Heads so sure that every probability is 0 or 1 in float32: the order is still that of the log-odds."""
+    retriever = R2D2Retriever.open(indexes["states", "float32"], model, processor)
+    heads = model.text_image_match_head, model.image_text_match_head
+    before = [head.weight.detach().clone() for head in heads]
+    try:
+        for head in heads:
+            head.weight.data *= 400
+        hits = retriever.search("小船", top_k=9)[0].hits
+        matched = retriever.match([hit.image.open() for hit in hits], "小船")
+    finally:
+        for head, weight in zip(heads, before, strict=True):
+            head.weight.data.copy_(weight)
+    assert matched.raw_match_probability.unique().numel() < 9
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert min(-np.diff(scores)) > 1e-3
+    assert matched.score[:, 0].tolist() == pytest.approx(scores, rel=1e-4)
 
 
 def test_a_image_is_read_once_for_all_queries(indexes, model, processor, monkeypatch):
@@ -150,6 +228,30 @@ def test_coarse_states_move_probabilities_little(indexes, model, processor, one_
     (result,) = retriever.search("一只猫", top_k=9)
     difference = [abs(hit.match_probability - one_by_one["一只猫", hit.id][0]) for hit in result.hits]
     assert 0 < max(difference) < 0.1
+
+
+def test_fused_calibration_orders_and_agrees(indexes, model, processor, one_by_one):
+    """Fitted weights of both stages: the order of hits is that of their calibrated probabilities."""
+    calibration = Calibration("fused", 2.0, -9.0, 0.25, 100, {}, similarity_slope=0.3)
+    retriever = R2D2Retriever.open(indexes["states", "float32"], model, processor)
+    plain = retriever.search("小船", top_k=9)[0].hits
+    retriever.calibration = calibration
+    hits = retriever.search("小船", top_k=9)[0].hits
+    assert [hit.id for hit in hits] != [hit.id for hit in plain]
+    for hit in hits:
+        p, cosine = one_by_one["小船", hit.id][:2]
+        z = 0.3 * cosine / model.temperature.item() + 2 * np.log(p / (1 - p))
+        assert hit.score == pytest.approx(z, abs=1e-3)
+        assert hit.match_probability == pytest.approx(1 / (1 + np.exp(9 - z)), abs=1e-4)
+    probabilities = [hit.match_probability for hit in hits]
+    assert probabilities == sorted(probabilities, reverse=True)
+    published = retriever.search("小船", top_k=9, score="published")[0].hits
+    assert [hit.score for hit in published] == pytest.approx(
+        sorted((sum(one_by_one["小船", hit.id][:2]) for hit in hits), reverse=True), abs=1e-4
+    )
+    matched = retriever.match([hit.image.open() for hit in hits], "小船")
+    assert matched.match_probability[:, 0].tolist() == pytest.approx(probabilities, abs=1e-4)
+    assert matched.score[:, 0].tolist() == pytest.approx([hit.score for hit in hits], abs=1e-3)
 
 
 def test_threshold_and_calibration(indexes, model, processor, one_by_one):

@@ -49,7 +49,8 @@ def test_evaluation(r2d2, onnx_model, pil_images):
     expected = evaluate_retrieval(r2d2.model, r2d2.processor, pil_images, TEXTS, candidates=3, batch_size=3)
     found = evaluate_retrieval(onnx_model, r2d2.processor, pil_images, TEXTS, candidates=3, batch_size=3)
     _close(found.cosine, expected.cosine)
-    _close(found.text_to_image_scores, expected.text_to_image_scores)
+    assert found.score == "fused"
+    torch.testing.assert_close(found.text_to_image_scores, expected.text_to_image_scores, atol=2e-3, rtol=0)
     assert found.to_dict() == expected.to_dict()
 
 
@@ -71,7 +72,7 @@ def test_search(r2d2, onnx_model, pil_images, tmp_path, keep):
     for found, expected in zip(results["onnx"], results["torch"], strict=True):
         assert [hit.id for hit in found.hits] == [hit.id for hit in expected.hits]
         for ours, theirs in zip(found.hits, expected.hits, strict=True):
-            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+            assert ours.score == pytest.approx(theirs.score, abs=2e-3)  # a cosine by the temperature
             assert (ours.match_probability is None) == (theirs.match_probability is None)
     _close(results["onnx match"], results["torch match"])
     with pytest.raises(OtherModelError):  # vectors of two models are never mixed unnoticed

@@ -44,7 +44,7 @@ def encoder(folder):
 
 @pytest.fixture(scope="module")
 def ranker(folder):
-    return cross_encoder(folder, device="cpu")
+    return cross_encoder(folder, score="match", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,31 @@ def test_rank(ranker, pil_images, expected, tmp_path):
     captions = ranker.rank(pil_images[2], TEXTS, return_documents=True, top_k=2)  # and captions for a picture
     best = np.argsort(-expected[2][:, 2])[:2]
     assert [hit["text"] for hit in captions] == [TEXTS[place] for place in best]
+
+
+@pytest.mark.parametrize("rule", [None, "fused", "published"])
+def test_both_stages(folder, pil_images, expected, tmp_path, rule):
+    """Scores of a search, also where a sigmoid would be 1 for all, and again after saving."""
+    texts, images, p = expected
+    cosine = texts @ images.T
+    tau = R2D2Model.from_pretrained(folder).temperature.item()
+    wanted = cosine + p if rule == "published" else cosine / tau + np.log(p / (1 - p))
+    model = cross_encoder(folder, rule, device="cpu")
+    pairs = [(text, image) for text in TEXTS for image in pil_images]
+    np.testing.assert_allclose(model.predict(pairs).reshape(3, 5), wanted, atol=1e-3)
+    ranking = model.rank(TEXTS[1], pil_images)
+    assert [hit["corpus_id"] for hit in ranking] == np.argsort(-wanted[1]).tolist()
+    model.save(str(tmp_path), create_model_card=False)
+    again = CrossEncoder(str(tmp_path), trust_remote_code=True, device="cpu", local_files_only=True)
+    np.testing.assert_allclose(again.predict(pairs).reshape(3, 5), wanted, atol=1e-3)
+    features = model[0].preprocess(pairs[:2])
+    if rule == "published":
+        with pytest.raises(ValueError, match="cannot be trained"):
+            model.train()[0](features)
+    else:
+        assert model.train()[0](features)["scores"].requires_grad
+    with pytest.raises(ValueError, match="score is 'sum'"):
+        cross_encoder(folder, "sum", device="cpu")
 
 
 def test_what_repeats_is_encoded_once(ranker, pil_images):

@@ -99,7 +99,7 @@ def train(model, loss, data: Dataset, output: Path) -> dict:
     ],
 )
 def test_cross_encoder_trainer(loss, names, folder, columns, tmp_path):
-    model = cross_encoder(folder, device="cpu")
+    model = cross_encoder(folder, score="match", device="cpu")
     metrics = train(model, loss, dataset(columns, *names), tmp_path)
     assert np.isfinite(metrics["eval_loss"])
 
@@ -122,7 +122,7 @@ def test_sentence_transformer_trainer(loss, names, folder, columns, tmp_path):
 def test_the_trained_folder(kind, folder, columns, tmp_path):
     """Saved with its card by the library, it gives the same again, there and as an R2D2."""
     if kind == "ranker":
-        model, cls, loss = cross_encoder(folder, device="cpu"), CrossEncoder, ranking.BinaryCrossEntropyLoss
+        model, cls, loss = cross_encoder(folder, "match", device="cpu"), CrossEncoder, ranking.BinaryCrossEntropyLoss
         names, pairs = ("text", "image", "label"), list(zip(TEXTS, columns["path"], strict=True))
     else:
         model, cls, loss = sentence_transformer(folder, device="cpu"), SentenceTransformer, embedding.CoSENTLoss
