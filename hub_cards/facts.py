@@ -69,7 +69,7 @@ class ModelFacts:
         dtypes: of the safetensors files.
         origin: how the weights came about.
         training: name -> value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`,
-            `objectives`, `task`, `data`, `trained_share`.
+            `objectives`, `published`, `task`, `data`, `trained_share`.
         record: what the run wrote of its data and of where it began.
         conversion: `file`, `sha256`, `source` of a converted checkpoint.
         notes: what could not be read.
@@ -185,6 +185,7 @@ def _read_training(facts: ModelFacts) -> None:
     if (record := RunRecord.read(folder)) is not None and not (folder / FINETUNING_FILE).is_file():
         facts.record, facts.origin = record, "pre-trained"
         training["objectives"] = record.objectives
+        training["published"] = record.published
         training["data"] = "; ".join(each.counted() for each in record.data)
     if (folder / FINETUNING_FILE).is_file():
         facts.record = RunRecord.of_finetuning(folder)

@@ -13,6 +13,7 @@ TRAINING = {
     "task": ("task", "任务"),
     "data": ("data, counted", "数据量"),
     "objectives": ("objectives", "训练目标"),
+    "published": ("towers (a teacher's are the moving average)", "双塔权重（教师的为滑动平均）"),
     "losses": ("losses", "损失"),
     "trained_share": ("parameters trained", "训练的参数"),
     "num_train_epochs": ("epochs", "轮数"),

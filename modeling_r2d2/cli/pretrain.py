@@ -56,15 +56,17 @@ def pretrain(settings: PretrainingRun) -> None:
         f"{settings.recipe} → {settings.output}"
     )
     data = TrainingData.of(settings.data, pairs, settings.split)
-    record = RunRecord([data], *describe_start(settings), objectives=str(settings.recipe))
+    published = "teacher" if settings.publish == "teacher" else None
+    record = RunRecord([data], *describe_start(settings), objectives=str(settings.recipe), published=published)
     trainer = run(network, processor, pairs, settings, held_out, [RecordCallback(record, pairs, settings.resume)])
     if pairs.report is not None and (message := pairs.report.tell()):  # what turned out bad while training
         console.print(message)
     if held_out is not None:
         done, history = trainer.state.global_step, trainer.state.log_history
-        found = next((logs for logs in history if logs["step"] == done and evaluation_line(logs)), None)
-        if found is None:  # the last step has not been evaluated yet
-            found = trainer.evaluate()
+        prefix = "eval_teacher" if published else "eval"
+        evaluated = (logs for logs in history if logs["step"] == done and f"{prefix}_loss" in logs)
+        if (found := next(evaluated, None)) is None:  # the last step has not been evaluated yet
+            found = trainer.evaluate(metric_key_prefix=prefix)
             trainer.save_state()
         console.print(f"held out: {evaluation_line(found)}")
     console.print(f"model and processor are in {settings.output}")

@@ -264,7 +264,7 @@ class DualQueueContrastiveCallback(DistillationCallback):
         super().__init__(None, None, fixed, resume_from, missing_state)
         self.settings = _settings(DualQueueSettings, settings, fields)
 
-    def on_init_end(self, args, state, control, model=None, **kwargs):
+    def on_init_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         """Before DistributedDataParallel asks which parameters train: fix the temperature."""
         self._fix_temperature(_checked(model))
 

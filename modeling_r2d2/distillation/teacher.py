@@ -3,13 +3,17 @@
 import contextlib
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..jobs.checkpoints import STATE_FILE
 from ..model.modeling_r2d2 import normalize
 
 #: Parts of the student that no objective asks the teacher for.
@@ -81,6 +85,22 @@ class MomentumTeacher(nn.Module):
         if copied := [pair for pair in buffers if not pair[0].is_floating_point()]:
             torch._foreach_copy_([t for t, _ in copied], [s for _, s in copied])
 
+    def hand_to(self, model: nn.Module):
+        """Write what is averaged here into a model of the student's kind: it then has the teacher's towers,
+        projections, temperature and running statistics, and keeps its own ranker."""
+        take_weights(model, self.model.state_dict())
+
+    @contextlib.contextmanager
+    def lent_to(self, model: nn.Module) -> Iterator[None]:
+        """Within this context a model has the teacher's weights, as by `hand_to`; then its own again, bit for bit."""
+        held = model.state_dict()
+        kept = {name: held[name].clone() for name in self.model.state_dict()}
+        self.hand_to(model)
+        try:
+            yield
+        finally:
+            take_weights(model, kept)
+
     @torch.no_grad()
     def encode(
         self,
@@ -116,6 +136,27 @@ class MomentumTeacher(nn.Module):
             return TeacherFeatures(*parts[0])
         columns: list[Any] = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
         return TeacherFeatures(*columns)
+
+
+@torch.no_grad()
+def take_weights(model: nn.Module, weights: Mapping[str, Tensor]):
+    """Copy tensors by name into a model, whose other ones stay as they are.
+
+    Raises:
+        ValueError: a model that is sharded.
+    """
+    held = model.state_dict()
+    if any(isinstance(held[name], DTensor) for name in weights):
+        raise ValueError("the teacher is whole in every process and cannot be handed to a sharded model: unshard it")
+    for name, value in weights.items():
+        held[name].copy_(value)
+
+
+def saved_teacher(folder: Path) -> dict[str, Tensor]:
+    """The teacher's weights by name in a checkpoint's folder, as `take_weights` takes them."""
+    prefix = "teacher.model."
+    state = load_file(folder / STATE_FILE)
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _whole(tensor: Tensor) -> Tensor:

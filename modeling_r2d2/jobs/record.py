@@ -85,12 +85,14 @@ class RunRecord:
         start: how it began, "model", "preset" or "config", or "clip" and "roberta" -> the name.
         hub: which of these names are repositories of the Hub.
         objectives: of the recipe.
+        published: "teacher" where the towers are the teacher's moving average.
     """
 
     data: list[TrainingData]
     start: dict[str, str]
     hub: list[str] = field(default_factory=list)
     objectives: str | None = None
+    published: str | None = None
 
     def write(self, folder: str | PathLike) -> None:
         """Into the folder, which is made."""
@@ -135,7 +137,7 @@ class RunRecord:
         """Of a resumed run: it began as the earlier one did."""
         if earlier is None:
             return self
-        return RunRecord(self.data, earlier.start, earlier.hub, self.objectives)
+        return RunRecord(self.data, earlier.start, earlier.hub, self.objectives, self.published)
 
 
 def remove_records(folder: str | PathLike) -> None:

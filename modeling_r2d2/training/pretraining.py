@@ -57,7 +57,7 @@ def build_trainer(
         eval_pairs: the same, or a dictionary of them by name, for `eval_steps`.
 
     Raises:
-        ValueError: a recipe that does not fit the model, see `Recipe.check`; labelled pairs.
+        ValueError: a recipe that does not fit the model, see `Recipe.check`; labelled pairs; no teacher to publish.
     """
     require_true_pairs("pre-training", pairs, *(eval_pairs.values() if isinstance(eval_pairs, dict) else [eval_pairs]))
     recipe = objectives_of(settings, model, pairs)
@@ -116,6 +116,7 @@ def build_trainer(
             "mask_ratio": mask_ratio,
             "objectives": str(recipe),
         },
+        publish=settings.publish,
     )
 
 

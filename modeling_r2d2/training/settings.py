@@ -75,6 +75,11 @@ class PretrainingSettings(RunSettings):
         "The momentum that the teacher rises to, (1 + t) / (10 + t) after t steps until then. The default is 0.995; of "
         "brivl 0.99 from the first step on.",
     )
+    publish: Literal["student", "teacher"] = setting(
+        "student",
+        "Whose towers the model gets at the end: the student's, or the teacher's, which are its moving average and are "
+        "then evaluated too. The ranker is the student's.",
+    )
     rank_from: float | None = setting(
         None,
         "The share of the run before the ranking losses begin; until then the cross encoders are not computed. The "

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
@@ -18,7 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from ..distillation.callbacks import DistillationCallback, distillation_of
+from ..distillation.callbacks import DistillationCallback, distillation_of, unwrapped
+from ..distillation.teacher import saved_teacher, take_weights
 from ..inference.finite import require_finite
 from ..inference.loading import one_line_errors
 from ..inference.pickles import refuse_unsafe_pickles
@@ -81,10 +82,14 @@ class R2D2Trainer(Trainer):
 
     Args:
         run_settings: what the run depends on beside arguments, model, processor, distillation and data, by name.
+        publish: "teacher": every evaluation is made with the teacher's weights too (`eval_teacher_…`), and at the end
+            the model takes them: towers, projections and running statistics are then the moving average, the ranker
+            is the one that was trained. Checkpoints hold the student as ever.
 
     Raises:
         ValueError: a tokenizer with more tokens than the model's vocabulary; `label_smoothing_factor` for a model whose
-            loss has no labels; when it is resumed, a checkpoint of another run, or one that is not whole.
+            loss has no labels; a teacher to publish where there is none, or of the best checkpoint; when it is
+            resumed, a checkpoint of another run, or one that is not whole.
         NotFiniteError: while training, and when a model is saved: losses, gradients, weights or figures of an
             evaluation are not finite.
     """
@@ -92,8 +97,16 @@ class R2D2Trainer(Trainer):
     loss_is_scaled_for_ga = False
     model: PreTrainedModel
 
-    def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        run_settings: Mapping[str, Any] | None = None,
+        publish: Literal["student", "teacher"] = "student",
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.publish = publish
+        self._check_teacher()
         self.run_settings = dict(run_settings or {})
         self._identity: dict[str, Any] | None = None
         self._check_vocabulary()
@@ -105,6 +118,17 @@ class R2D2Trainer(Trainer):
         self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossProgressCallback())
+
+    def _check_teacher(self):
+        if self.publish == "student":
+            return
+        if not self._distillation_callbacks():
+            raise ValueError(
+                "there is no teacher to publish: train with a recipe that has one (r2d2, prd2, brivl), and leave "
+                "distillation on"
+            )
+        if self.args.load_best_model_at_end:
+            raise ValueError("the teacher that is published is the last one: leave load_best_model_at_end out")
 
     def _check_vocabulary(self):
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
@@ -238,13 +262,21 @@ class R2D2Trainer(Trainer):
         """
         self._guard.check_weights(self.state.global_step, self.model, self.args.output_dir)
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As in Trainer.
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As in Trainer; a teacher that is to be published is evaluated too, while training.
 
         Raises:
             NotFiniteError: a figure is not finite.
         """
-        metrics = super().evaluate(*args, **kwargs)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        run = distillation_of(self.model) if self.publish == "teacher" else None
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)  # each comes here
+        if run is not None and not several:
+            # the seed that a loader draws is not taken from training
+            with torch.random.fork_rng(devices=[]), run.distillation.teacher.lent_to(run.student):
+                metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_teacher")
         require_finite(metrics, f"step {self.state.global_step}: evaluation")
         return metrics
 
@@ -284,8 +316,9 @@ class R2D2Trainer(Trainer):
                 logs.update({name: value for name, value in run.measures().items() if name not in logs})
             logs["images_per_second"] = self._images / seconds
             logs["data_wait"] = self._waited / seconds
-        if "eval_loss" in logs:
-            logs.update({f"eval_{name}": value for name, value in self._parts[False].pop().items()})
+        for name in [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]:
+            parts = self._parts[False].pop()
+            logs.update({name.removesuffix("loss") + part: value for part, value in parts.items()})
         super().log(logs, start_time)
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
 
@@ -311,7 +344,7 @@ class R2D2Trainer(Trainer):
         """
         self._identity = self.run_identity()
         if not resume_from_checkpoint:
-            return super().train(None, *args, **kwargs)
+            return self._published(super().train(None, *args, **kwargs))
         if resume_from_checkpoint is True:
             folder = checkpoint_to_resume(self._output)
         else:
@@ -322,7 +355,14 @@ class R2D2Trainer(Trainer):
             self._take_finished(folder, folder.parent, state)
             return TrainOutput(state.global_step, 0.0, {})
         tell_lengthened(folder, self._identity)
-        return super().train(str(folder), *args, **kwargs)
+        return self._published(super().train(str(folder), *args, **kwargs))
+
+    def _published(self, trained: TrainOutput) -> TrainOutput:
+        """At the end of training: the model takes the teacher's weights where these are to be published."""
+        if self.publish == "teacher":
+            state = next(c.state for c in self._distillation_callbacks() if c.state is not None)
+            state.teacher.hand_to(unwrapped(self.model))
+        return trained
 
     def run_identity(self) -> dict[str, Any]:
         """What the weights that this run ends with depend on: JSON, noted in each checkpoint."""
@@ -345,6 +385,7 @@ class R2D2Trainer(Trainer):
             "distillation": distillation or None,
             "data": describe_data(getattr(dataset, "pairs", dataset)),
             **plain(self.run_settings),
+            **({} if self.publish == "student" else {"publish": self.publish}),
         }
 
     def require_resumable(self, folder: Path) -> None:
@@ -396,6 +437,8 @@ class R2D2Trainer(Trainer):
         if not hasattr(self.model, "peft_config") and any(output.glob("*.safetensors")):
             place = output
         self._load_from_checkpoint(str(place))
+        if self.publish == "teacher" and place != output:
+            take_weights(unwrapped(self.model), saved_teacher(place))
 
     @property
     def _output(self) -> Path:

@@ -60,6 +60,7 @@ def trainer(
     callbacks: list[TrainerCallback] | None = None,
     tower: str = "clip",
     data: Dataset | None = None,
+    publish: str | None = None,
     **arguments: Any,
 ) -> Trainer:
     set_seed(0)
@@ -90,6 +91,7 @@ def trainer(
         train_dataset=data or Pairs(),
         eval_dataset=Pairs() if "eval_strategy" in arguments else None,
         callbacks=[callback()] if callbacks is None else callbacks,
+        **({} if publish is None else {"publish": publish}),
     )
 
 
