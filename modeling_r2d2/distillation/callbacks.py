@@ -159,11 +159,11 @@ class DistillationCallback(TrainerCallback):
         """Teacher, queue and centre; None before training."""
         return None if self.run is None else self.run.distillation
 
-    def on_init_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+    def on_init_end(self, args, state, control, model=None, **kwargs):
         """When a Trainer is made, which makes its optimizer later: a model without the heads of feature-guided
         distillation gets them. One in a wrapper (PEFT), or whose optimizer is there already, must have them."""
         lacking = self.feature_guided is not None and not getattr(model, "has_feature_heads", True)
-        if lacking and optimizer is None and unwrapped(model) is model:
+        if lacking and kwargs.get("optimizer") is None and unwrapped(model) is model:
             model.add_feature_heads()
 
     def on_train_begin(self, args, state: TrainerState, control: TrainerControl, model=None, **kwargs):

@@ -445,11 +445,15 @@ class R2D2ForPreTraining(R2D2Model):
             image_student, text_student, guidance.image_targets, guidance.text_targets, guidance.temperature
         )
 
-    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """The sum of the named parts, weighted as the configuration says."""
+    def weighted_losses(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The named parts, each times its weight in the configuration."""
         config = self.config
         weights = {"loss_fgr": config.fgr_weight, "loss_mlm": config.mlm_weight, "loss_fgd": config.fgd_weight}
-        return cast(Tensor, sum(weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items()))
+        return {name: weights.get(name, config.gcpr_weight) * loss for name, loss in losses.items()}
+
+    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of the named parts, weighted as the configuration says."""
+        return cast(Tensor, sum(self.weighted_losses(losses).values()))
 
     def _ranking_losses(
         self,

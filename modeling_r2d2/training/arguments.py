@@ -22,11 +22,14 @@ class R2D2TrainingArguments(TrainingArguments):
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of being logged as another.
     - `weight_decay=0.05`, cosine decay after 5 % of warm-up.
 
-    And one more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
-    `training.grad_cache`; 0: the whole batch.
+    And two more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
+    `training.grad_cache`; 0: the whole batch. `gradient_shares`: at each log, measure which share each objective has in
+    the gradient that reaches the towers, see `training.gradient_shares`; it costs a backward pass of the ranker for
+    every objective that reads it, at the steps that are logged alone.
 
     Raises:
-        ValueError: a number out of its range, NaN and infinity too.
+        ValueError: a number out of its range, NaN and infinity too; `gradient_shares` together with `grad_cache_chunk`
+            or `torch_compile`.
     """
 
     train_sampling_strategy: str = "sequential"
@@ -39,12 +42,18 @@ class R2D2TrainingArguments(TrainingArguments):
     warmup_steps: float = 0.05
     report_to: str | list[str] = "none"
     grad_cache_chunk: int = field(default=0, metadata={"help": "Pairs that pass the towers at once; 0: the batch."})
+    gradient_shares: bool = field(default=False, metadata={"help": "Log each objective's share in the gradient."})
 
     def __post_init__(self):
         require_numbers(self, _RANGES)
         # Else several processes without a GPU would each train, and save, as if they were alone.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.gradient_shares and (self.grad_cache_chunk or self.torch_compile):
+            raise ValueError(
+                "gradient_shares reads the gradients between towers and objectives, which neither grad_cache_chunk (a "
+                "chunk's graph is gone before the next one's) nor torch_compile (its graph shows none) leaves to read"
+            )
 
 
 _BETA = {"least": 0, "below": 1}

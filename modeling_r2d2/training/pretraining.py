@@ -138,6 +138,7 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, pairs: Any) -
         alpha=settings.alpha,
         momentum=settings.momentum,
         rank_from=settings.rank_from,
+        feature_guided=settings.feature_guided,
     )
     if not recipe.reads_masked_texts and (settings.whole_words or settings.mask_ratio):
         raise ValueError(f"--mask-ratio and --whole-words are of masked texts, which {recipe} does not read")

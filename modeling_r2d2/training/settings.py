@@ -63,7 +63,10 @@ class PretrainingSettings(RunSettings):
         "ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The default is what the model "
         "is made for.",
     )
-    distil: bool = setting(True, "Train with the two-way distillation of the recipe.")
+    distil: bool = setting(True, "Train with the distillation of the recipe.")
+    feature_guided: bool = setting(
+        False, "Distil also by features of masked pictures and texts (FgD), with the recipe r2d2 or prd2."
+    )
     queue_size: int | None = setting(
         None,
         "Earlier pairs in the feature queue. The default is a twentieth of the data, at most 65,536, and none where "
@@ -102,6 +105,9 @@ class PretrainingSettings(RunSettings):
     save_steps: int = setting(500, "Steps between checkpoints; 0 means never.", "--save-every", bounds=COUNT_OR_NONE)
     grad_cache_chunk: int = setting(
         0, "Pairs in memory at once while the whole batch is compared; 0 means all.", bounds=COUNT_OR_NONE
+    )
+    gradient_shares: bool = setting(
+        False, "Log the share of each objective in the gradient that reaches the towers, which costs time at each log."
     )
     bf16: bool = setting(False, "Compute in bfloat16.")
     augmentation: Any = None

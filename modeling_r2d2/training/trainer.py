@@ -7,8 +7,9 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput
 
 from ..distillation.callbacks import DistillationCallback, distillation_of, unwrapped
 from ..distillation.teacher import saved_teacher, take_weights
@@ -33,7 +34,7 @@ from ..jobs.checkpoints import (
 )
 from ..jobs.divergence import DivergenceGuard
 from ..jobs.progress import LossProgressCallback
-from ..jobs.running_means import RunningMeans
+from ..jobs.running_means import LOGGED_PARTS, RunningMeans
 from ..jobs.same_run import (
     checkpoint_to_resume,
     describe_data,
@@ -55,6 +56,7 @@ from ..processing.files.writing import (
     staged_folder,
 )
 from .grad_cache import average_gradients, cached_backward
+from .gradient_shares import gradient_shares, tower_states
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +77,9 @@ class R2D2Trainer(Trainer):
 
     Beyond the stock Trainer it logs every part of the loss (train and eval) and of distillation, `images_per_second`
     and `data_wait` (share of the time since the last log spent waiting for batches), shows them in the progress
-    bar, stops at the step where the run diverges, leaves temperature, norms and biases without weight decay, and
-    writes a checkpoint aside before it renames it: a folder named `checkpoint-<step>` is complete.
+    bar, logs the share of every objective in the gradient where `R2D2TrainingArguments.gradient_shares` asks for it,
+    stops at the step where the run diverges, leaves temperature, norms and biases without weight decay, and writes a
+    checkpoint aside before it renames it: a folder named `checkpoint-<step>` is complete.
 
     A run is resumed from whole checkpoints of the same run alone (`same_run`); of a finished one nothing is trained.
 
@@ -88,8 +91,8 @@ class R2D2Trainer(Trainer):
 
     Raises:
         ValueError: a tokenizer with more tokens than the model's vocabulary; `label_smoothing_factor` for a model whose
-            loss has no labels; a teacher to publish where there is none, or of the best checkpoint; when it is
-            resumed, a checkpoint of another run, or one that is not whole.
+            loss has no labels; a teacher to publish where there is none, or of the best checkpoint; `gradient_shares` of
+            a sharded model; when it is resumed, a checkpoint of another run, or one that is not whole.
         NotFiniteError: while training, and when a model is saved: losses, gradients, weights or figures of an
             evaluation are not finite.
     """
@@ -110,9 +113,12 @@ class R2D2Trainer(Trainer):
         self.run_settings = dict(run_settings or {})
         self._identity: dict[str, Any] | None = None
         self._check_vocabulary()
+        if getattr(self.args, "gradient_shares", False) and not self._is_plain:
+            raise ValueError("gradient_shares measures models that are whole on every worker, not sharded ones")
         self._take_label_smoothing()
         self._warn_of_batch_statistics()
         self._parts = {True: RunningMeans(), False: RunningMeans()}  # by model.training
+        self._gradient_shares: dict[str, torch.Tensor] = {}
         self._guard = DivergenceGuard()
         self._waited, self._images, self._since = 0.0, 0, time.perf_counter()
         self._total = {"waited": 0.0, "seconds": 0.0, "images": 0}
@@ -170,11 +176,35 @@ class R2D2Trainer(Trainer):
         return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in Trainer, keeping the parts of the loss for the next log."""
+        """As in Trainer, keeping the parts of the loss for the next log, and what `gradient_shares` asks for."""
         given = {**inputs, **self._smoothing}
-        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        measured = model.training and self._measures_gradients
+        with tower_states(self.model) if measured else nullcontext([]) as states:
+            loss, outputs = super().compute_loss(
+                model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if measured:
+            self._measure_gradients(outputs, states)
         self._count(model.training, outputs, inputs, loss)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _measures_gradients(self) -> bool:
+        """Whether this is the last micro-batch of a step that will be logged."""
+        asked = getattr(self.args, "gradient_shares", False) and hasattr(self.model, "weighted_losses")
+        if not asked or not self.accelerator.sync_gradients:
+            return False
+        step, by_steps = self.state.global_step + 1, self.args.logging_strategy == IntervalStrategy.STEPS
+        return (by_steps and step % self.state.logging_steps == 0) or (self.args.logging_first_step and step == 1)
+
+    def _measure_gradients(self, outputs: Any, states: list[torch.Tensor]):
+        parts = {name: outputs[name] for name in outputs if name in LOGGED_PARTS and name.startswith("loss_")}
+        losses = cast(Any, self.model).weighted_losses(parts)
+        if len(losses) < 2 or not any(each.requires_grad for each in states):
+            return
+        if (scaler := self.accelerator.scaler) is not None:  # else half-precision gradients are lost below its range
+            losses = {name: scaler.scale(loss) for name, loss in losses.items()}
+        self._gradient_shares = gradient_shares(losses, states)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As in Trainer; with `grad_cache_chunk` the whole batch is compared while a chunk of it is in memory.
@@ -312,6 +342,9 @@ class R2D2Trainer(Trainer):
             for name, value in (("waited", self._waited), ("seconds", seconds), ("images", self._images)):
                 self._total[name] += value
             logs.update(self._parts[True].pop())
+            shares = {f"grad_share_{name[5:]}": float(share) for name, share in self._gradient_shares.items()}
+            logs.update({name: share for name, share in shares.items() if math.isfinite(share)})  # fp16 overflows
+            self._gradient_shares = {}
             if (run := distillation_of(self.model)) is not None:
                 logs.update({name: value for name, value in run.measures().items() if name not in logs})
             logs["images_per_second"] = self._images / seconds

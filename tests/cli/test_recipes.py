@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForPreTraining
 from typer.testing import CliRunner
 
 from modeling_r2d2.cli import app
+from modeling_r2d2.distillation import FeatureGuidedSettings
 from modeling_r2d2.training.recipes import RECIPES, Recipe, find_recipe
 from tests.cli.test_cli import arguments, data  # noqa: F401 (a fixture)
 
@@ -19,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_recipes_of_the_command_line():
     assert {name: str(recipe) for name, recipe in RECIPES.items()} == {
-        "r2d2": "TgD + FGR + MLM + FgD",
-        "prd2": "TgD + FgD",
+        "r2d2": "TgD + FGR + MLM",
+        "prd2": "TgD",
         "clip": "GCPR",
         "filip": "token-wise contrastive loss",
         "wukong": "token-wise contrastive loss on reduced tokens",
@@ -29,7 +31,7 @@ def test_recipes_of_the_command_line():
     with pytest.raises(ValueError, match="unknown recipe 'albef'; there are r2d2, prd2, clip"):
         find_recipe("albef")
     with pytest.raises(ValueError, match="needs masking"):
-        Recipe(masking=False)
+        Recipe(masking=False, feature_guided=FeatureGuidedSettings())
 
 
 @pytest.mark.parametrize(
@@ -44,15 +46,20 @@ def test_recipes_are_adapted_to_options():
     assert recipe.adapted(1000).target_guided.queue_size is None  # by the size of the data, see its settings
     assert recipe.adapted(1000, queue_size=800).target_guided.queue_size == 800
     assert not recipe.adapted(1000, distil=False).distils
-    assert recipe.adapted(1000, masking=False).feature_guided is None
+    assert recipe.adapted(1000, feature_guided=True).feature_guided == FeatureGuidedSettings()
+    own = replace(recipe, feature_guided=FeatureGuidedSettings(block=8))
+    assert own.adapted(1000, feature_guided=True).feature_guided.block == 8
+    assert own.adapted(1000, masking=False).feature_guided is None
 
 
 @pytest.mark.parametrize(
     ("options", "objectives", "ranks"),
     [
-        ((), "TgD + FGR + MLM + FgD", True),
+        ((), "TgD + FGR + MLM", True),
+        (("--feature-guided",), "TgD + FGR + MLM + FgD", True),
         (("--no-distil",), "GCPR + FGR + MLM", True),
-        (("--recipe", "prd2"), "TgD + FgD", False),
+        (("--recipe", "prd2", "--feature-guided"), "TgD + FgD", False),
+        (("--recipe", "prd2"), "TgD", False),
         (("--recipe", "clip"), "GCPR", False),
     ],
 )
@@ -60,6 +67,7 @@ def test_pretrain_by_recipe(data, options, objectives, ranks):  # noqa: F811
     result = runner.invoke(app, arguments(data, *options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert objectives in " ".join(result.output.split())
+    assert ("FgD" in result.output) == ("--feature-guided" in options)
     assert AutoModelForPreTraining.from_pretrained(data / "run").can_rank == ranks
     state = data / "run" / "checkpoint-2" / "distillation.safetensors"
     assert state.is_file() == ("TgD" in objectives)
@@ -72,6 +80,10 @@ def test_pretrain_by_recipe(data, options, objectives, ranks):  # noqa: F811
         (("--no-distil", "--alpha", "0.5"), "belong to target-guided distillation"),
         (("--no-distil", "--momentum", "0.9"), "belongs to a teacher"),
         (("--recipe", "brivl", "--alpha", "0.5"), "the recipe brivl has none"),
+        (("--recipe", "brivl", "--feature-guided"), "brivl has one objective"),
+        (("--recipe", "clip", "--feature-guided"), "needs a teacher and masked texts"),
+        (("--no-distil", "--feature-guided"), "needs a teacher and masked texts"),
+        (("--mask-ratio", "0", "--feature-guided"), "needs a teacher and masked texts"),
         (("--tokenizer", "run", "--model", "run"), "comes with its tokenizer"),
     ],
 )

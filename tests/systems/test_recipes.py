@@ -27,8 +27,8 @@ SYSTEMS = {
     "filip": ("filip", "token-wise contrastive loss"),
     "wukong": ("wukong", "token-wise contrastive loss on reduced tokens"),
     "brivl": ("prd2", "dual-queue contrastive loss"),
-    "prd2": ("prd2", "TgD + FgD"),
-    "r2d2": ("r2d2", "TgD + FGR + MLM + FgD"),
+    "prd2": ("prd2", "TgD"),
+    "r2d2": ("r2d2", "TgD + FGR + MLM"),
 }
 
 

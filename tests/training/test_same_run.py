@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining
+from modeling_r2d2.distillation import FeatureGuidedSettings
 from modeling_r2d2.finetuning import FinetuningSettings
 from modeling_r2d2.inference.identity import weights_digest
 from modeling_r2d2.jobs.same_run import describe_data, only_run, plain
@@ -19,7 +21,7 @@ from modeling_r2d2.training.recipes import Recipe
 from tests.tiny import tiny_config
 from tests.training.test_trainer import Colors, assert_equal, processor, settings, weights  # noqa: F401
 
-RECIPE = Recipe(target_guided=None)  # a teacher, of feature-guided distillation
+RECIPE = Recipe(target_guided=None, feature_guided=FeatureGuidedSettings())
 
 
 class OtherCaptions(Colors):
@@ -130,7 +132,7 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
         ({"warmup_steps": 0.5}, "warmup_steps 0.05, this run has 0.5"),
         ({"mask_ratio": 0.3}, "mask_ratio 0.15, this run has 0.3"),
         ({"augmentation": None, "augment": False}, "augmentation "),
-        ({"recipe": Recipe(target_guided=None, momentum=0.9)}, "momentum.limit 0.995, this run has 0.9"),
+        ({"recipe": replace(RECIPE, momentum=0.9)}, "momentum.limit 0.995, this run has 0.9"),
         ({"recipe": None}, "distillation "),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "bf16": True}}, "bf16 False, this run has True"),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "adam_beta2": 0.98}}, "adam_beta2 0.999, this run has"),
