@@ -25,7 +25,7 @@ class R2D2TrainingArguments(TrainingArguments):
     And two more: `grad_cache_chunk`, the pairs that pass the towers at once while the whole batch is compared, see
     `training.grad_cache`; 0: the whole batch. `gradient_shares`: at each log, measure which share each objective has in
     the gradient that reaches the towers, see `training.gradient_shares`; it costs a backward pass of the ranker for
-    every objective that reads it, at the steps that are logged alone.
+    every objective that reads it, about a quarter of a step, at the steps that are logged alone.
 
     Raises:
         ValueError: a number out of its range, NaN and infinity too; `gradient_shares` together with `grad_cache_chunk`

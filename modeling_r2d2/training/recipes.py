@@ -36,8 +36,8 @@ class Recipe:
         ranker: FGR on the cross encoders.
         masking: masked texts, for MLM (with a ranker) and FgD.
         target_guided: settings of the two ways of distillation; None: without.
-        feature_guided: settings of the two ways of distillation; None, the default: without. (The paper has both; ours
-            leaves out the one that has won nowhere that was measured.)
+        feature_guided: settings of the two ways of distillation; None, the default: without. (The paper has both;
+            this project's default waits until FgD wins in a comparison.)
         momentum: of their teacher, see `DistillationCallback`.
         rank_from: the share of the run before ranking begins, see `RankFromCallback`.
 
@@ -122,8 +122,8 @@ class Recipe:
             feature_guided: with FgD; it is there too where the recipe has it, but not without masked texts.
 
         Raises:
-            ValueError: a setting of the teacher, its queue or the ranker, and there is none; FgD without teacher or masked
-                texts.
+            ValueError: a setting of the teacher, its queue or the ranker, and there is none; FgD without teacher or
+                masked texts.
         """
         targets = self.target_guided if distil else None
         features = self.feature_guided if distil and masking else None

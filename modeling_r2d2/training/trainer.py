@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -179,7 +179,8 @@ class R2D2Trainer(Trainer):
         """As in Trainer, keeping the parts of the loss for the next log, and what `gradient_shares` asks for."""
         given = {**inputs, **self._smoothing}
         measured = model.training and self._measures_gradients
-        with tower_states(self.model) if measured else nullcontext([]) as states:
+        noting: AbstractContextManager[list[torch.Tensor]] = tower_states(self.model) if measured else nullcontext([])
+        with noting as states:
             loss, outputs = super().compute_loss(
                 model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
