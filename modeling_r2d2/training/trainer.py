@@ -91,8 +91,8 @@ class R2D2Trainer(Trainer):
 
     Raises:
         ValueError: a tokenizer with more tokens than the model's vocabulary; `label_smoothing_factor` for a model whose
-            loss has no labels; a teacher to publish where there is none, or of the best checkpoint; `gradient_shares` of
-            a sharded model; when it is resumed, a checkpoint of another run, or one that is not whole.
+            loss has no labels; a teacher to publish where there is none, or of the best checkpoint; `gradient_shares`
+            of a sharded model; when it is resumed, a checkpoint of another run, or one that is not whole.
         NotFiniteError: while training, and when a model is saved: losses, gradients, weights or figures of an
             evaluation are not finite.
     """

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.distillation import FeatureGuidedSettings
+from modeling_r2d2.distillation import FeatureGuidedSettings, TargetGuidedSettings
 from modeling_r2d2.finetuning import FinetuningSettings
 from modeling_r2d2.inference.identity import weights_digest
 from modeling_r2d2.jobs.same_run import describe_data, only_run, plain
@@ -133,7 +133,8 @@ def test_weights_that_a_checkpoint_lacks_are_still_named(processor, tmp_path, ca
         ({"mask_ratio": 0.3}, "mask_ratio 0.15, this run has 0.3"),
         ({"augmentation": None, "augment": False}, "augmentation "),
         ({"recipe": replace(RECIPE, momentum=0.9)}, "momentum.limit 0.995, this run has 0.9"),
-        ({"recipe": None}, "distillation "),
+        ({"recipe": replace(RECIPE, target_guided=TargetGuidedSettings())}, "distillation"),
+        ({"recipe": None}, "model.config.fgd_prototypes "),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "bf16": True}}, "bf16 False, this run has True"),
         ({"arguments": {"disable_tqdm": True, "use_cpu": True, "adam_beta2": 0.98}}, "adam_beta2 0.999, this run has"),
         ({"pairs": OtherCaptions()}, "data.texts "),
