@@ -192,14 +192,20 @@ def _draw(folder: Path, history: list[dict], galleries: dict, figures: dict[str,
 
 
 def _measures(result: dict) -> dict[str, float]:
-    """Recalls under the names that table and card show."""
+    """Recalls under the names that table and card show; both stages by the model's score and by the other one."""
     ways = {"text_to_image": "text→image", "image_to_text": "image→text"}
-    stages = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}
+    both = "pre-ranking + ranking"
+    others = {
+        f"{both} ({rule} score)": recalls
+        for rule, recalls in result["two_stage_by_score"].items()
+        if rule != result["score"]
+    }
+    stages = {"pre-ranking": result["pre_ranking"], both: result["two_stage"], **others}
     return {
-        f"{ways[way]} R@{k}, {stages[stage]}": result[stage][f"{way}_r{k}"]
+        f"{ways[way]} R@{k}, {stage}": recalls[f"{way}_r{k}"]
         for way in ways
         for k in (1, 5, 10)
-        for stage in stages
+        for stage, recalls in stages.items()
     }
 
 
@@ -241,6 +247,8 @@ def _card(settings: DemoSettings, results: dict, vendors: list[str]):
             "seed": settings.seed,
             "minutes of training": f"{results['training_seconds'] / 60:.1f} on {results['threads']} CPU threads",
             "candidates of the ranker": settings.candidates,
+            "score of both stages": "cosine / τ + log-odds of the match probability (fused); beside it the authors', "
+            "cosine + match probability (published)",
         },
         split={
             "training": f"300 concepts drawn by {', '.join(vendors)}, without 10 % of the Samsung pictures",

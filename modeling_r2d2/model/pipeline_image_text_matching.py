@@ -67,7 +67,8 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
 
         Returns:
             for each pair `match_probability`, the mean of both encoders' probability of a match, and `cosine`, the
-            score of pre-ranking; their sum is the score of two-stage retrieval. An empty list for an empty list.
+            score of pre-ranking; their sum is the authors' score of two-stage retrieval. An empty list for an empty
+            list.
 
         Raises:
             ValueError: unequal numbers of pictures and texts, a picture that cannot be read.

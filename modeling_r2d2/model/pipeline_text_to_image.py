@@ -336,8 +336,9 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
         return self.vae.decode(latents.to(self.vae.dtype), return_dict=False, generator=generator)[0]
 
     def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """How well pictures fit their prompts, by the ranker: match probability + cosine, as in two-stage retrieval;
-        the cosine alone where the ranker is pre-ranking only (PRD2).
+        """How well pictures fit their prompts, by the ranker: the score of two-stage retrieval that its configuration
+        names, cosine / temperature + log-odds of the match probability or cosine + match probability; the cosine alone
+        where the ranker is pre-ranking only (PRD2).
 
         Args:
             images: N pictures.
@@ -365,7 +366,12 @@ class R2D2TextToImagePipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin)
                     image_index=torch.arange(len(images), device=ranker.device),
                     cls_only=True,
                 )
-                scores = scores + match.match_probability.float()
+                if getattr(ranker.config, "two_stage_score", "fused") == "published":
+                    scores = scores + match.match_probability.float()
+                else:
+                    logits = torch.stack([match.text_match_logits, match.image_match_logits]).float().diff(dim=-1)
+                    yes, no = (torch.nn.functional.logsigmoid(d).logsumexp(dim=0)[:, 0] for d in (logits, -logits))
+                    scores = scores / ranker.bounded_temperature() + yes - no
         return scores.cpu()
 
     # -- the call -------------------------------------------------------------------------------

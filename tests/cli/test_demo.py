@@ -58,8 +58,12 @@ def test_results_and_card_agree(demo):
     }
     for vendor, figures in results["vendors"].items():
         assert figures["images"] == figures["texts"] == 300
-        for stage, title in (("pre_ranking", "pre-ranking"), ("two_stage", "pre-ranking + ranking")):
-            value = figures[stage]["text_to_image_r1"]
+        both, by_score = "pre-ranking + ranking", figures["two_stage_by_score"]
+        assert figures["score"] == "fused"
+        stages = {"pre-ranking": figures["pre_ranking"], both: by_score["fused"]}
+        stages[f"{both} (published score)"] = by_score["published"]
+        for title, recalls in stages.items():
+            value = recalls["text_to_image_r1"]
             assert measured[vendor, f"text→image R@1, {title}"] == pytest.approx(value, abs=0.01)
             assert f"{value:.1f}" in output
     assert "not the authors' weights" in card

@@ -155,8 +155,10 @@ def test_long_prompts_are_cut_with_a_warning(pipeline, caplog):
     torch.testing.assert_close(long, pipeline("猫" * 14, generator=generator(), **CALL).images)
 
 
-def test_ranking_returns_the_best_of_each_prompt():
+@pytest.mark.parametrize("rule", ["fused", "published"])
+def test_ranking_returns_the_best_of_each_prompt(rule):
     pipeline = tiny_pipeline(ranker=True)
+    pipeline.ranker.config.two_stage_score = rule
     noise = torch.randn(8, 3, 8, 8, generator=generator(3))
     call = {"num_inference_steps": 3, "num_images_per_prompt": 4, "latents": noise}
     every = pipeline(["一只猫", "红鱼"], **call).images
@@ -170,9 +172,11 @@ def test_ranking_returns_the_best_of_each_prompt():
             with torch.no_grad():
                 output = model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
                 match = model.match(ids, pixels, mask).match_probability
-            scores.append((output.text_embeds @ output.image_embeds.t() + match).item())
+            cosine = output.text_embeds @ output.image_embeds.t()
+            score = cosine + match if rule == "published" else cosine / model.temperature + match.logit()
+            scores.append(score.item())
         assert np.ptp(scores) > 1e-4, "the test needs scores that differ"
-        assert best.scores[place].item() == pytest.approx(max(scores), abs=1e-4)
+        assert best.scores[place].item() == pytest.approx(max(scores), abs=1e-3)
         expected = every[4 * place + int(np.argmax(scores))]
         assert np.array_equal(np.asarray(best.images[place]), np.asarray(expected))
 
