@@ -42,6 +42,11 @@ def test_several_models_in_one_table(folder):
     result = run(folder, *models)
     assert result.exit_code == 0, result.output
     assert "text→image R@1, pre-ranking + ranking" in result.output
+    assert "score: fused (cosine / τ + log-odds)" in result.output
+    assert "pre-ranking + ranking (published score)" in result.output
+    other = run(folder, *models, "--score", "published", output="other")
+    assert "score: published (cosine + probability)" in other.output
+    assert "pre-ranking + ranking (fused score)" in other.output
     assert "Published on MUGE, not measured here" in result.output
     rows = json.loads((folder / "out" / "retrieval-muge.json").read_text(encoding="utf-8"))
     assert [row["model"] for row in rows] == ["one", "two"]

@@ -56,6 +56,9 @@ def test_formats_agree(place):
     assert [row["id"] for row in rows] == [hit["id"] for entry in found for hit in entry["hits"]]
     table = run(*command)
     assert all(f"{hit['score']:.3f}" in table for entry in found for hit in entry["hits"])
+    published = json.loads(run(*command, "--format", "json", "--score", "published"))
+    for hit in (hit for entry in published for hit in entry["hits"]):
+        assert hit["score"] == pytest.approx(hit["match_probability"] + hit["cosine"], abs=1e-5)
     run(*command, "--format", "sheet", "--output", place / "sheet.png")
     assert Image.open(place / "sheet.png").format == "PNG"
     assert (place / "sheet.html").is_file()

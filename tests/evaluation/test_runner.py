@@ -164,6 +164,14 @@ class TestTasks:
         assert set(results[0].intervals) == set(results[0].metrics)
         assert results[0].counts == {"pictures": 5, "texts": 6}
 
+    def test_a_table_of_models_with_other_scores(self):
+        results = [
+            EvaluationResult("retrieval", "x", name, {"two_stage.mean_recall": 1.0}, settings={"score": rule})
+            for name, rule in (("one", "fused"), ("two", "published"))
+        ]
+        table = markdown_report(results)
+        assert "score: of one fused (cosine / τ + log-odds), of two published (cosine + probability)" in table
+
     def test_prd2_has_no_match_probability(self, data, models, tmp_path):
         with pytest.raises(ValueError, match="prd2 is pre-ranking only.*leave --two-stage out"):
             evaluate_models(settings(data, two_stage=True), [models / "prd2"])
