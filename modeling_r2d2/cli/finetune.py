@@ -72,6 +72,8 @@ class FinetuningRun(FinetuningSettings, TrainingPairs, ReadingImages, Trusting):
         super().__post_init__()
         if self.prompts and self.task != "classification":
             raise ValueError(f"prompts belong to the task classification, not to {self.task}")
+        if self.group_column is not None and self.task != "retrieval":
+            raise ValueError(f"--group-column belongs to the task retrieval, not to {self.task}")
         if self.validation is not None and self.validation_share:
             raise ValueError("give --validation or --validation-share, not both")
         if self.validation is None and self.validation_split is not None:
@@ -88,6 +90,7 @@ def finetune(settings: FinetuningRun) -> None:
     from ..jobs.record import TrainingData
     from ..processing.datasets import load_pairs
     from ..processing.datasets.classes import class_format
+    from ..processing.datasets.streaming import StreamingPairs
 
     refuse_existing_model(settings.output, settings.overwrite, settings.resume)
     console, task, split, held = Terminal(), settings.task, settings.split, settings.validation
@@ -98,7 +101,7 @@ def finetune(settings: FinetuningRun) -> None:
         return load_pairs(source, **{**settings.reading(), "split": part, "format": kind})
 
     pairs = read(settings.data, split)
-    if not hasattr(pairs, "select"):
+    if isinstance(pairs, StreamingPairs):
         raise ValueError("fine-tuning reads its pairs in epochs, and a stream of shards has no length: unpack it")
     held_out = None if held is None else read(held, settings.validation_split)
     # of all pairs: the part that is set aside may hold a class alone

@@ -71,7 +71,7 @@ class Tables(Checked):
 
     def reading(self) -> dict[str, Any]:
         """What `load_pairs` takes of these options."""
-        columns = {field: getattr(self, f"{field}_column", None) for field in ("image", "text")}
+        columns = {field: getattr(self, f"{field}_column", None) for field in ("image", "text", "group")}
         columns["label"] = getattr(self, "label", None)
         names = ("format", "split", "image_root", "encoding", "on_error", "max_error_rate", "background")
         return {
@@ -98,6 +98,11 @@ class TrainingPairs(Pairs):
     )
     max_error_rate: float = setting(0.01, "Data of which a larger share is bad are refused.", bounds=SHARE)
     background: str | None = setting(None, "The color that transparent pictures are put on.")
+    group_column: str | None = setting(
+        None,
+        "The column that names groups of pairs, all of one size and each in successive lines, which are kept in one "
+        "batch as hard negatives of each other.",
+    )
 
 
 __all__ = ["Checked", "Computing", "Pairs", "ReadingImages", "Tables", "TrainingPairs", "Trusting"]

@@ -14,7 +14,10 @@ class PretrainingRun(PretrainingSettings, StartingPoint, TrainingPairs, ReadingI
     """What `r2d2 pretrain` takes."""
 
     panel: ClassVar[str] = "Data"
-    data: str = setting(help="The pairs: JSONL, CSV/TSV, image folder, Parquet, saved data set or tar shards.")
+    data: str = setting(
+        help="The pairs: JSONL, CSV/TSV, image folder, Parquet, saved data set, tar shards, emoji:VENDORS or "
+        "scenes:VENDORS/train."
+    )
     eval_data: str | None = setting(None, "Held-out pairs, for recall@K while training.")
     eval_format: str | None = setting(None, "The format of the held-out pairs. The default is that of --data.")
     eval_split: str | None = setting(None, "Which split the held-out pairs are.")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from ..inference.bootstrap import Bootstrap
 from ..inference.scoring import SCORE_RULES, ScoreRule
 from ..processing.datasets.formats import BENCHMARKS
+from ..processing.datasets.named import shown_name
 from ..processing.files.digests import digest_of_file
 from .matching_pairs import MatchingPairs
 from .zero_shot import PROMPTS
@@ -24,7 +25,7 @@ class EvaluationSettings:
 
     Args:
         task: of `TASKS`.
-        data: what `load_pairs` takes, a folder of classes (classification), or `emoji:VENDOR`.
+        data: what `load_pairs` takes, or a folder of classes (classification).
         reading: options of `load_pairs`.
         name: what the data set is called in reports; a published set's name prints its published figures.
         two_stage: retrieval also with the ranker.
@@ -83,7 +84,7 @@ class EvaluationSettings:
 
     def _plain_name(self) -> str:
         benchmark = BENCHMARKS.get(self.reading.get("format", ""))
-        name = benchmark.title if benchmark and benchmark.name != "chinese-clip" else Path(self.data).name
+        name = benchmark.title if benchmark and benchmark.name != "chinese-clip" else shown_name(self.data)
         split = self.reading.get("split")
         # COCO-CN and AIC-ICC have one test split that is meant in tables; theirs goes by the set's name
         return name if split in (None, "test") else f"{name} {split}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,9 +187,11 @@ def _arguments(settings: FinetuningSettings) -> R2D2TrainingArguments:
 def _datasets(
     processor: R2D2Processor, pairs: Pairs, settings: FinetuningSettings, validation: Pairs | None, step_size: int
 ) -> tuple[FinetuningDataset, FinetuningDataset | None]:
-    size = processor.image_processor.size["height"]
+    augmentation = R2D2Augmentation(size=processor.image_processor.size["height"]) if settings.augment else None
+    if augmentation is not None and not (settings.mirror and innermost(pairs).mirrors):
+        augmentation = replace(augmentation, flip=0.0)
     stream = {
-        "augmentation": R2D2Augmentation(size=size) if settings.augment else None,
+        "augmentation": augmentation,
         "seed": settings.seed,
         "shuffle": True,
         # steps_per_epoch rounds down, so this is never too short
@@ -207,11 +209,14 @@ def _datasets(
 
 
 def split_validation(pairs: Any, share: float, image_ids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the validation part: `share` of the *pictures*, so that none is in both.
+    """Rows of the training and of the validation part: `share` of the *pictures*, so that none is in both; of pairs
+    that belong together, which go by the first picture of each group, `share` of the groups.
 
     Raises:
         ValueError: a part would be empty.
     """
+    if (together := getattr(pairs, "together", 1)) > 1:
+        image_ids = image_ids[::together].repeat(together)
     ids = np.unique(image_ids)
     chosen = np.random.default_rng(seed).permutation(ids)[: math.ceil(share * len(ids))]
     held_out = np.isin(image_ids, chosen)

@@ -84,6 +84,7 @@ class FinetuningSettings(RunSettings):
         True, "Pairs of one caption are positives of each other, not only pairs of one picture."
     )
     augment: bool = setting(True, "Augment pictures as the paper does.")
+    mirror: bool = setting(True, "Mirror half of the pictures. Not where texts tell left from right.")
     patience: int = setting(
         0,
         "Stop after so many evaluations without a better one, and keep the best checkpoint. With 0 the run trains to "

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..processing.datasets import PairDataset, load_pairs
-from ..processing.datasets.emoji import EmojiPairs
+from ..processing.datasets import load_pairs
+from ..processing.datasets.emoji import DemoPairs
 from ..processing.datasets.gallery import Gallery, GalleryImages
+from ..processing.datasets.streaming import StreamingPairs
 from .calibration import Calibration, Method, Reliability, fit_log_odds, reliability
 from .encoding import encode_images, encode_texts
 from .identity import identity_of_weights
@@ -58,29 +59,26 @@ def load_gallery(data: str | PathLike, **reading: Any) -> Gallery:
     """A gallery of image-text pairs: the picture and the first text of each; equal image_ids belong together.
 
     Args:
-        data: what `load_pairs` reads, or "demo": the Samsung emoji that the demo's training leaves out; "demo:twitter"
-            for another vendor.
+        data: what `load_pairs` reads, or "demo": the Samsung emoji that the demo's training leaves out,
+            "emoji:samsung/calibration"; "demo:twitter" for another vendor.
         reading: options of `load_pairs`; pairs whose picture is broken are left out within its `max_error_rate`.
 
     Raises:
         DataRefusedError, FileNotFoundError, ValueError: as `load_pairs`; a stream of shards; labelled pairs.
     """
-    if str(data).split(":")[0] == "demo":
-        vendor = str(data).partition(":")[2]
-        demo = EmojiPairs([vendor]) if vendor else EmojiPairs(["samsung"], calibration="only")
-        return _gallery(demo, demo.keys(), demo.names())
+    name, _, vendor = str(data).partition(":")
+    if name == "demo":
+        data = f"emoji:{vendor}" if vendor else "emoji:samsung/calibration"
     pairs = load_pairs(data, **reading)
-    if not isinstance(pairs, PairDataset):
+    if isinstance(pairs, StreamingPairs):
         raise ValueError(f"{data} is a stream of shards, and calibration draws pairs from a list: unpack it")
     if pairs.labelled:
         raise ValueError(f"{data} holds labelled pairs, and calibration draws its wrong pairs itself: give true ones")
-    pairs = pairs.drop_unreadable()
-    return _gallery(pairs, pairs.image_ids().tolist(), pairs.first_texts())
-
-
-def _gallery(pairs: PairDataset | EmojiPairs, ids: list, texts: list[str]) -> Gallery:
+    if not isinstance(pairs, DemoPairs):
+        pairs = pairs.drop_unreadable()
+    ids = pairs.image_ids().tolist()
     images = GalleryImages([(pairs, row) for row in range(len(pairs))])
-    return Gallery(images, ids, texts, [[key] for key in ids])
+    return Gallery(images, ids, pairs.first_texts(), [[key] for key in ids])
 
 
 def draw_pairs(

@@ -16,6 +16,9 @@ from typing import Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainerCallback
 
+from ..processing.datasets import PairDataset
+from ..processing.datasets.emoji import DemoPairs
+from ..processing.datasets.named import named_set
 from ..processing.files.writing import remove_owned, staged_folder
 
 RECORD_FILE = "pretraining.json"
@@ -55,14 +58,16 @@ class TrainingData:
         path = Path(source)
         # a pattern alone says nothing: shards/{000..127}.tar
         name = f"{path.parent.name}/{path.name}" if set("*?[{") & set(path.name) and path.parent.name else path.name
-        name = (name or path.resolve().name) + ("" if split is None else f" ({split})")
-        found = cls(name, bad_records=pairs.report.errors)
-        if hasattr(pairs, "__len__"):
+        name = (named_set(source) or name or path.resolve().name) + ("" if split is None else f" ({split})")
+        found = cls(name, bad_records=pairs.report.errors, license=getattr(pairs, "terms", None))
+        if isinstance(pairs, PairDataset):
             import pyarrow.compute as pc
 
             # within Arrow: lists of millions of strings would be made to be counted
             found.pairs, found.images = len(pairs), pc.count_distinct(pairs.table["image_id"]).as_py()
             found.texts = pc.sum(pc.list_value_length(pairs.table["texts"])).as_py()
+        elif isinstance(pairs, DemoPairs):  # every drawing is a picture of its own
+            found.pairs, found.images, found.texts = len(pairs), len(pairs), len(pairs.all_texts())
         else:
             found.shards = pairs.num_shards
         return found

@@ -112,7 +112,8 @@ def describe_data(pairs: Any) -> dict[str, Any]:
         for place in np.linspace(0, len(pairs) - 1, count).round().astype(int).tolist():
             item = {"text": pairs.texts(place)} if pairs.lists_texts else _item(pairs, place)
             held.update(repr((item.get("text"), item.get("label"))).encode("utf-8", "surrogatepass"))
-    return {"pairs": len(pairs), "texts": held.hexdigest(), "background": plain(pairs.background)}
+    described = {"pairs": len(pairs), "texts": held.hexdigest(), "background": plain(pairs.background)}
+    return described if pairs.together == 1 else {**described, "together": pairs.together}
 
 
 def _item(pairs: Any, place: int) -> Mapping[str, Any]:

@@ -10,14 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..processing.datasets import load_pairs
+from ..processing.datasets.emoji import DemoPairs
 from ..processing.datasets.folder import find_captions_file
 from ..processing.datasets.listing import has_images, is_image
+from ..processing.datasets.named import named_set
 from ..processing.datasets.places import located
 from ..processing.datasets.records import Columns, RawPair, Reading
 from ..processing.datasets.report import Note, Problem
@@ -127,6 +131,7 @@ def list_images(
     | JSON lines, CSV, TSV with a header: `image`, maybe `text`, maybe `image_id` | its path |
     | Parquet, a `datasets` data set, or a folder that its `save_to_disk` wrote | its path, or row and file name |
     | tar shards (WebDataset) | shard name / name within it |
+    | `emoji:VENDORS`, `scenes:VENDORS/SPLIT` | vendor / what is drawn |
 
     Of several sources each id begins with the source's name, and of those of one name with what tells them apart.
     Symbolic links are followed, a loop of them once. Several lines of one picture are its several captions.
@@ -142,6 +147,9 @@ def list_images(
     Raises:
         FileNotFoundError, ValueError: no such source, unknown format, no column that names pictures.
     """
+    if (name := named_set(source)) is not None:
+        yield from _drawn(name, format=format, image_root=image_root, split=split, columns=columns, encoding=encoding)
+        return
     if format is not None and format not in FORMATS:
         raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)}")
     if encoding is not None:
@@ -290,6 +298,18 @@ def _from_table(records: Records, reading: Reading, prefixes: dict[str, str]) ->
             yield CollectionImage(
                 id, None, item.image, texts=item.texts, location=_location(item), metadata=item.metadata
             )
+
+
+def _drawn(name: str, **reading: Any) -> Iterator[CollectionImage]:
+    """Pictures that the package makes: the same whenever they are listed."""
+    pairs = load_pairs(name, **reading)
+    assert isinstance(pairs, DemoPairs)  # as of every such name
+    for row, ((_, vendor), key) in enumerate(zip(pairs.items, pairs.keys(), strict=True)):
+        with BytesIO() as file:
+            pairs.image(row).save(file, format="PNG")
+            data = file.getvalue()
+        id = f"{vendor}/{key}"
+        yield CollectionImage(id, data=data, texts=tuple(pairs.texts(row)), location=f"{name} {id}")
 
 
 def _from_tar(path: str, label: str, records: Records) -> Iterator[CollectionImage | Problem]:

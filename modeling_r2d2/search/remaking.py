@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..processing.datasets.named import named_set
 from ..processing.datasets.records import is_unicode
 from ..processing.datasets.sources import expand
 
@@ -123,7 +124,7 @@ def is_there(location: str | None) -> bool:
 
 def _full(path: str | PathLike) -> str:
     text = os.fspath(path)
-    return text if "://" in text else os.path.realpath(text)
+    return text if "://" in text or named_set(text) else os.path.realpath(text)
 
 
 __all__ = [

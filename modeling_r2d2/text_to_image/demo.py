@@ -49,7 +49,7 @@ class DemoSettings:
     r2d2: Path = Path("runs/demo")
     judge: Path | None = None
     seeds: int = 2
-    vendors: tuple[str, ...] = OPENLY_LICENSED
+    vendors: tuple[str, ...] = tuple(OPENLY_LICENSED)
     concepts: str | list[str] = "demo300"
 
 

@@ -81,7 +81,8 @@ def build_trainer(
     if augmentation is None and settings.augment:
         (_, size), _ = tower_size(processor)
         augmentation = R2D2Augmentation(size=size)
-    if isinstance(augmentation, R2D2Augmentation | BatchAugmentation) and not as_pairs(pairs).mirrors:
+    mirrors = settings.mirror and as_pairs(pairs).mirrors
+    if isinstance(augmentation, R2D2Augmentation | BatchAugmentation) and not mirrors:
         augmentation = replace(augmentation, flip=0.0)
     sampling = {"augmentation": augmentation, "masking": masking, "seed": settings.seed}
     train_data: PretrainingDataset | StreamingPretrainingDataset

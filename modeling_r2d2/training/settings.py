@@ -101,6 +101,7 @@ class PretrainingSettings(RunSettings):
     )
     whole_words: bool = setting(False, "Mask whole Chinese words, which needs jieba.")
     augment: bool = setting(True, "Augment pictures as the paper does.")
+    mirror: bool = setting(True, "Mirror half of the pictures. Not where texts tell left from right.")
     eval_steps: int = setting(500, "Steps between evaluations; 0 means never.", "--eval-every", bounds=COUNT_OR_NONE)
     save_steps: int = setting(500, "Steps between checkpoints; 0 means never.", "--save-every", bounds=COUNT_OR_NONE)
     grad_cache_chunk: int = setting(

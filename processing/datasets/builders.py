@@ -29,6 +29,7 @@ from .formats import BENCHMARKS, find_sources
 from .loading import load_pairs
 from .pairs import PairDataset
 from .sources import expand
+from .streaming import StreamingPairs
 
 
 @dataclass
@@ -117,6 +118,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
                 for index in range(len(pairs))
             )
         else:
+            assert isinstance(pairs, StreamingPairs)  # as of every format
             rows = ({**s, "text": [s["text"]] if isinstance(s["text"], str) else s["text"]} for s in pairs)
         for number, row in enumerate(rows):
             yield number, {"label": None, "text_id": None, **row}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..files.images import ImageReadError
 from ..files.progress import bar
+from .emoji import DemoPairs
 from .pairs import PairDataset
 from .report import ErrorReport, Problem
 from .streaming import StreamingPairs
@@ -115,7 +116,7 @@ class DataCheck:
         return {**plain, "problems": [asdict(problem) for problem in self.problems], "error_rate": self.error_rate}
 
 
-def check_pairs(pairs: PairDataset | StreamingPairs, sample: int = 24, seed: int = 0) -> DataCheck:
+def check_pairs(pairs: PairDataset | DemoPairs | StreamingPairs, sample: int = 24, seed: int = 0) -> DataCheck:
     """Read the whole set once: decode every picture, measure pictures and texts, count duplicates.
 
     A caption is a duplicate if it stands with pictures of different ids: in contrastive training such pairs are each
@@ -224,7 +225,9 @@ def _character(char: str) -> str:
     return f"U+{ord(char):04X}{name and f' {name}'}"
 
 
-def _samples(pairs: PairDataset | StreamingPairs) -> Iterator[tuple[Image.Image, list[str], str, int | None, str]]:
+def _samples(
+    pairs: PairDataset | DemoPairs | StreamingPairs,
+) -> Iterator[tuple[Image.Image, list[str], str, int | None, str]]:
     if isinstance(pairs, StreamingPairs):
         for item in pairs:
             texts = [item["text"]] if isinstance(item["text"], str) else item["text"]

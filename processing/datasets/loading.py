@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from PIL import ImageColor
 
+from .emoji import DemoPairs
 from .formats import BENCHMARKS
+from .named import load_named, named_set
 from .pairs import CheckImages, PairDataset, collect, finish
 from .records import Columns, Reading, image_folder, resolve_columns
 from .report import ErrorReport
@@ -33,7 +35,7 @@ def load_pairs(
     background: str | tuple[int, int, int] | None = None,
     encoding: str | None = None,
     quiet: bool = False,
-) -> PairDataset | StreamingPairs:
+) -> PairDataset | DemoPairs | StreamingPairs:
     """Read image-text pairs.
 
     | format | source |
@@ -53,7 +55,8 @@ def load_pairs(
     | `zero` | Zero's JSON, several texts a picture; pictures named by `ImageKey`, or `img2dataset`'s output |
     | `wukong` | `img2dataset`'s output for Wukong's CSV files |
 
-    The published sets take the file, or their folder and a split.
+    The published sets take the file, or their folder and a split. `emoji:google,apple` and `scenes:google/train` are
+    the package's own sets, see `named`.
 
     No bad record passes silently: a malformed line, an empty caption, a missing or broken picture is counted
     with file and line in `.report`, and skipped or refused as `on_error` says; a warning lists the first few.
@@ -64,8 +67,9 @@ def load_pairs(
         image_root: relative picture paths begin here; default the folder of the data file.
         split: of a `datasets` dictionary, or a sub-folder or file name of a folder.
         columns: your names, e.g. `{"image": "img_file", "text": "title"}`, or a list for files without header;
-            `{"label": "match"}` reads labelled pairs. Other usual names (`Filename`, `图片`, `标题`, …) are found, and
-            what was taken is noted in the report.
+            `{"label": "match"}` reads labelled pairs, `{"group": "twins"}` groups of pairs, all of one size and each in
+            successive lines, that training keeps in one batch. Other usual names (`Filename`, `图片`, `标题`, …) are
+            found, and what was taken is noted in the report.
         on_error: "skip" bad records up to `max_error_rate`; "refuse" any.
         max_error_rate: largest tolerated share of bad records when skipping.
         streaming: read while iterating instead of listing first; see `StreamingPairs`.
@@ -79,6 +83,12 @@ def load_pairs(
         DataRefusedError: too many bad records; lists the first few.
         FileNotFoundError, ValueError: no such source, unknown format, no matching columns, nothing in it.
     """
+    if (own := named_set(source)) is not None:
+        given: dict[str, Any] = {"format": format, "image_root": image_root, "columns": columns, "encoding": encoding}
+        given |= {"background": background, "streaming": streaming or None}
+        if unfit := [option for option, value in given.items() if value is not None]:
+            raise ValueError(f"{own} is made by the package and reads no files: {unfit[0]} does not go with it")
+        return load_named(own, split)
     if check_images not in ("header", "exists", "none"):
         raise ValueError(f"check_images is {check_images!r}; use 'header', 'exists' or 'none'")
     if format is not None and format not in (*FORMATS, *BENCHMARKS):
@@ -133,7 +143,7 @@ def load_pairs(
     read = reader_of(format)
     records = ((root, item) for path, root in zip(paths, roots, strict=True) for item in read(path, reading))
     table = collect(records, report, check_images, apart=len(set(roots)) > 1)
-    return finish(PairDataset(table, report, background=background), str(paths[0]))
+    return finish(PairDataset(table, report, background=background), str(paths[0]), reading)
 
 
 def _from_table(
@@ -153,7 +163,7 @@ def _from_table(
     records = ((roots.get(item.source, root), item) for item in rows)
     table = collect(records, report, check_images, apart=len(set(roots.values())) > 1)
     pairs = PairDataset(table, report, images=ImageColumn(dataset, image_column), background=background)
-    return finish(pairs, name)
+    return finish(pairs, name, reading)
 
 
 def _is_hf(source: Any) -> bool:

@@ -130,6 +130,17 @@ class ListedPairs(Pairs):
         return np.asarray(self.pairs.image_ids() if hasattr(self.pairs, "image_ids") else super().image_ids())
 
 
+def kept_together(indices: Sequence[int] | np.ndarray, together: int) -> int:
+    """`together` of the pairs at `indices` of a set: the set's own where these are whole groups in their order, else
+    1."""
+    rows = np.asarray(indices, dtype=np.int64)
+    if len(rows) % together:
+        return 1
+    groups = rows.reshape(-1, together)
+    whole = (groups[:, :1] % together == 0).all() and (groups == groups[:, :1] + np.arange(together)).all()
+    return together if whole else 1
+
+
 def as_pairs(pairs: Any) -> Pairs:
     """A set of pairs, or an indexable collection, as `Pairs`."""
     return pairs if isinstance(pairs, Pairs) else ListedPairs(pairs)
@@ -142,4 +153,4 @@ def innermost(pairs: Pairs) -> Pairs:
     return pairs
 
 
-__all__ = ["ListedPairs", "Pairs", "as_pairs", "innermost"]
+__all__ = ["ListedPairs", "Pairs", "as_pairs", "innermost", "kept_together"]

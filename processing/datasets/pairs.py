@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,9 @@ from PIL import Image
 
 from ..files.images import ImageReadError, check_image, open_image
 from .chinese_clip import Base64Images
-from .pair_sets import Pairs
+from .pair_sets import Pairs, kept_together
 from .places import located
-from .records import RawPair, image_id_of
+from .records import PLAIN, RawPair, Reading, image_id_of
 from .report import ErrorReport, Problem
 from .tables import ImageColumn, require_datasets
 
@@ -158,6 +159,7 @@ class PairDataset(Pairs):
         table = self.table.take(np.asarray(indices, dtype=np.int64))
         part = PairDataset(table, self.report, images=self._images, background=self.background)
         part.exif_transpose = self.exif_transpose
+        part.together = kept_together(indices, self.together)
         return part
 
     def drop_unreadable(self) -> PairDataset:
@@ -195,8 +197,8 @@ def collect(
     *,
     apart: bool = False,
 ) -> pa.Table:
-    """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row, label
-    and text_id.
+    """Check every record and keep the good ones: an Arrow table of image, texts, image_id, source, line, row, label,
+    text_id and group.
 
     Args:
         records: the folder in which a picture's relative path begins, and the record.
@@ -218,6 +220,7 @@ def collect(
             ("row", pa.int64()),
             ("label", pa.int64()),
             ("text_id", pa.string()),
+            ("group", pa.string()),
         ]
     )
     names = schema.names
@@ -257,6 +260,7 @@ def collect(
             place,
             item.label,
             item.text_id,
+            item.group,
         )
         for name, value in zip(names, values, strict=True):
             columns[name].append(value)
@@ -281,14 +285,33 @@ def _check(item: RawPair, root: Path, check_images: CheckImages) -> Problem | No
     return None
 
 
-def finish(pairs: PairDataset, name: str) -> PairDataset:
-    """The set, with a warning of what was bad.
+def finish(pairs: PairDataset, name: str, reading: Reading = PLAIN) -> PairDataset:
+    """The set, with a warning of what was bad; groups of pairs, where it has them, are kept together.
 
     Raises:
-        ValueError: there is nothing in it.
+        ValueError: there is nothing in it; groups of several sizes, or whose pairs do not follow one another.
     """
     if not len(pairs):
         raise ValueError(f"{name}: no pairs in it\n{pairs.report.summary()}")
+    if reading.grouped:
+        pairs.together = _size_of(pairs.table.column("group").to_pylist(), name)
     if not pairs.report.quiet and (message := pairs.report.tell()):
         logger.warning("%s: %s", name, message)
     return pairs
+
+
+def _size_of(groups: list[str | None], name: str) -> int:
+    """How many pairs each group has."""
+    if None in groups:
+        raise ValueError(f"{name}: there is no column of groups in this format")
+    runs = [(group, len(list(run))) for group, run in itertools.groupby(groups)]
+    size = runs[0][1]
+    seen: set[str | None] = set()
+    for group, count in runs:
+        if count != size or group in seen:
+            raise ValueError(
+                f"{name}: the group {group!r} is not {size} pairs that follow one another, as {runs[0][0]!r} is: all "
+                "groups have one size, and the pairs of one stand together"
+            )
+        seen.add(group)
+    return size

@@ -72,7 +72,7 @@ def load_published(
                 yield root, item
 
     table = collect(records(), report, check_images, apart=len(set(roots)) > 1)
-    return finish(PairDataset(table, report, background=background), sources[0].name)
+    return finish(PairDataset(table, report, background=background), sources[0].name, reading)
 
 
 def _root(spec: BenchmarkFormat, file: Path, reading: Reading) -> Path:
@@ -100,4 +100,4 @@ def _chinese_clip(
     if paired.num_rows < table.num_rows:
         rest = table.take(np.flatnonzero(counts == 0))
         pairs.unpaired = PairDataset(rest, report, images=images, background=background)
-    return finish(pairs, str(texts))
+    return finish(pairs, str(texts), reading)

@@ -35,6 +35,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
 }
 #: Read only where it is asked for: the key of a data set's classes is often called so too.
 LABEL = "label"
+#: The same, of what belongs into one batch.
+GROUP = "group"
 #: A text of these alone is empty: zero-width characters, direction marks, the byte-order mark, the soft hyphen.
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad \t\r\n"
 Columns = Mapping[str, str] | Sequence[str] | None
@@ -57,6 +59,11 @@ class Reading:
     captions: bool = True
     image_root: Path | None = None
     metadata: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a column of groups was asked for."""
+        return isinstance(self.columns, Mapping) and GROUP in self.columns
 
 
 #: No names, the encoding found out, captions needed.
@@ -82,6 +89,7 @@ class RawPair:
         member: where the bytes lie in an archive.
         label: 1 where picture and text match, 0 where not, in sets of labelled pairs.
         text_id: identity of the text where the set gives one.
+        group: of pairs that belong into one batch, where it was asked for.
         row: the picture's place where it is held elsewhere, if not the record's own number.
         metadata: the other columns as JSON, where `Reading.metadata` asks for them and there are any.
     """
@@ -94,6 +102,7 @@ class RawPair:
     empty_texts: int = 0
     label: int | None = None
     text_id: str | None = None
+    group: str | None = None
     row: int | None = None
     member: Member | None = None
     metadata: str | None = None
@@ -132,17 +141,15 @@ def resolve_columns(names: Sequence[str], reading: Reading = PLAIN) -> dict[str,
 
     Args:
         reading: its `columns` maps some of "image", "text", "image_id" to the user's own names; `{"label": ...}` names
-            the column that says whether a pair matches (1) or not (0).
+            the column that says whether a pair matches (1) or not (0), `{"group": ...}` that of groups of pairs.
 
     Raises:
         ValueError: a named column is missing, nothing fits, or several names do.
     """
     wanted = dict(reading.columns) if isinstance(reading.columns, Mapping) else {}
-    unknown = set(wanted) - {*ALIASES, LABEL}
-    if unknown:
-        raise ValueError(
-            f"columns has the keys {sorted(unknown)}; it maps {', '.join([*ALIASES, LABEL])} to your names"
-        )
+    if unknown := set(wanted) - {*ALIASES, LABEL, GROUP}:
+        known = ", ".join([*ALIASES, LABEL, GROUP])
+        raise ValueError(f"columns has the keys {sorted(unknown)}; it maps {known} to your names")
     if twice := sorted(name for name, count in Counter(names).items() if count > 1 and name):
         raise ValueError(f"several columns are called {twice[0]!r}; there are {_shown(names)}: rename one")
     found: dict[str, str] = {}
@@ -322,8 +329,12 @@ def make_pair(
     image_id = None if image_id is None or image_id == "" else str(image_id)
     if image_id is not None and ("\0" in image_id or not is_unicode(image_id)):
         return Problem(source, line, "the image_id holds a NUL character or is not valid Unicode")
+    group = row.get(columns[GROUP]) if GROUP in columns else None
+    if GROUP in columns and (not isinstance(group, str | int) or group == "" or not is_unicode(str(group))):
+        return Problem(source, line, f"the group is {group!r:.40}, not a name or a number")
     metadata = other_columns(row if held is None else held, columns) if reading.metadata else None
-    return RawPair(source, line, image, texts, image_id, empty, label, metadata=metadata)
+    held_group = None if group is None else str(group)
+    return RawPair(source, line, image, texts, image_id, empty, label, group=held_group, metadata=metadata)
 
 
 def other_columns(row: Mapping, columns: Mapping[str, str]) -> str | None:

@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from ..files.images import open_image
-from .emoji import OPENLY_LICENSED, VENDORS, Concept, demo300_keys, emoji_concepts
-from .pair_sets import Pairs
+from .emoji import VENDORS, Concept, DemoPairs, demo300_keys, emoji_concepts
 
 Split = Literal["train", "validation", "test"]
 
+SPLITS: tuple[Split, ...] = get_args(Split)
+#: How many twins a split has, by each vendor.
+TWINS: dict[Split, int] = {"train": 2000, "validation": 150, "test": 150}
 #: What the captions of a kind of scene say; a and b are names, {c} a color. All templates of a kind say the same.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "beside": ("左边是{a}，右边是{b}", "{a}在{b}的左边", "{b}在{a}的右边"),
@@ -71,6 +73,7 @@ class Scene:
         color = COLORS.get(self.color, (255, 255, 255))
         canvas = Image.new("RGB", (CANVAS, CANVAS), color)
         middle = _CELL / 2
+        concepts: tuple[Concept, ...]
         if self.kind == "beside":
             concepts, places = (self.a, self.b), [(0.0, middle), (_CELL, middle)]
         elif self.kind == "above":
@@ -87,7 +90,7 @@ class Scene:
         return canvas
 
 
-class ScenePairs(Pairs):
+class ScenePairs(DemoPairs):
     """Scenes and captions as pairs: `pairs[i]` is `{"image", "text", "image_id"}`, the texts all captions of the scene.
 
     Pairs 2k and 2k + 1 are twins: their captions differ in one word's place, count or color. While training they stay
@@ -96,7 +99,7 @@ class ScenePairs(Pairs):
     Args:
         vendors: of `VENDORS`; every scene is drawn by each.
         split: no two concepts that meet in one split meet in another.
-        twins: how many, by each vendor; default 2,000 to train with, 150 (300 captions) otherwise.
+        twins: how many, by each vendor; default `TWINS`.
         kinds: of `TEMPLATES`, in equal shares.
         openly_licensed_only: refuse vendors whose art is proprietary.
 
@@ -116,59 +119,49 @@ class ScenePairs(Pairs):
         kinds: Sequence[str] = tuple(TEMPLATES),
         openly_licensed_only: bool = False,
     ) -> None:
-        for what, given, known in (
-            ("vendor", vendors, VENDORS),
-            ("kind", kinds, TEMPLATES),
-            ("split", [split], SPLITS),
-        ):
+        self.require_vendors(vendors, openly_licensed_only)
+        for what, given, known in (("kind", kinds, TEMPLATES), ("split", [split], SPLITS)):
             if unknown := [name for name in given if name not in known]:
                 raise ValueError(f"unknown {what} {unknown[0]!r}; there are {', '.join(known)}")
-        proprietary = [vendor for vendor in vendors if vendor not in OPENLY_LICENSED]
-        if openly_licensed_only and proprietary:
-            raise ValueError(f"the art of {', '.join(proprietary)} is proprietary; open: {', '.join(OPENLY_LICENSED)}")
         self.split: Split = split
-        count = twins or (2000 if split == "train" else 150)
+        count = twins or TWINS[split]
         self.scenes = [scene for pair in _twins(split, count, tuple(kinds)) for scene in pair]
-        self.vendors = tuple(vendors)
-
-    def __len__(self) -> int:
-        return len(self.scenes) * len(self.vendors)
-
-    def _item(self, index: int) -> tuple[Scene, str]:
-        vendor, scene = divmod(index, len(self.scenes))
-        return self.scenes[scene], self.vendors[vendor]
+        super().__init__([(scene, vendor) for vendor in vendors for scene in self.scenes])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One pair."""
-        scene, _ = self._item(index)
+        scene, _ = self.items[index]
         return {"image": self.image(index), "text": scene.captions(), "image_id": scene.key}
 
     def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
         """The picture; the same for the same scene and vendor."""
-        scene, vendor = self._item(index)
+        scene, vendor = self.items[index]
         seed = hashlib.blake2b(f"{scene.key} {vendor}".encode(), digest_size=8).digest()
         return scene.draw(vendor, np.random.default_rng(int.from_bytes(seed, "big")))
 
     def texts(self, index: int) -> list[str]:
         """All captions of one picture."""
-        return self._item(index)[0].captions()
+        return self.items[index][0].captions()
 
     def wrong_text(self, index: int) -> str:
-        """The first caption of the twin, which differs from this picture's first in one thing."""
+        """The first caption of the twin, which differs from this picture's first in one thing.
+
+        Raises:
+            ValueError: of pairs that were selected without their twins.
+        """
+        if self.together == 1:
+            raise ValueError("these pairs were selected without their twins")
         return self.texts(index ^ 1)[0]
 
     def keys(self) -> list[str]:
         """The scene of every picture."""
-        return [scene.key for scene in self.scenes] * len(self.vendors)
+        return [scene.key for scene, _ in self.items]
 
     def identity(self, index: int) -> tuple:
         """As in `Pairs`."""
-        scene, vendor = self._item(index)
+        scene, vendor = self.items[index]
         drawings = [hashlib.blake2b(each.images[vendor].read_bytes()).hexdigest() for each in (scene.a, scene.b)]
         return scene.key, vendor, *drawings
-
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _split_of(a: Concept, b: Concept) -> Split:

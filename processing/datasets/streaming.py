@@ -35,6 +35,9 @@ class StreamingPairs(IterableDataset):
         background: as in `open_image`.
         labelled: whether the reader gives every pair a label; default: whether `reading` names a column of labels.
 
+    Raises:
+        ValueError: a column of groups was asked for.
+
     Attributes:
         report: what was bad so far.
         labelled: whether every pair has a label.
@@ -52,6 +55,10 @@ class StreamingPairs(IterableDataset):
         labelled: bool = False,
     ) -> None:
         super().__init__()
+        if reading.grouped:
+            raise ValueError(
+                "groups of pairs are kept together in sets with a length: read without streaming or shards"
+            )
         self.report = report or ErrorReport()
         self.background = background
         self.exif_transpose = True

@@ -74,7 +74,7 @@ def test_openly_licensed_only():
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="unknown vendors"):
+    with pytest.raises(ValueError, match="unknown vendor"):
         EmojiPairs(["nokia"])
     with pytest.raises(ValueError, match="no such concepts"):
         EmojiPairs(["apple"], concepts=["41"])
