@@ -130,6 +130,7 @@ def label(cell: Cell) -> str:
     parts = [] if recipe.target_guided else ["GCPR"]
     parts += [name for name, on in (("FGR", recipe.ranker), ("masks", recipe.masking)) if on]
     parts += ["ET"] * cell.rank_masked_texts
+    parts += [f"ranking from {recipe.rank_from:g}"] if recipe.rank_from else []
     if t := recipe.target_guided:
         ramp = "–".join(f"{share:g}" for share in t.alpha_ramp)
         queue = "by size" if t.queue_size is None else t.queue_size
