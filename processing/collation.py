@@ -56,6 +56,8 @@ class SampleEncoder:
         self.size, self.shortest = tower_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
         self.exif_transpose = turns_upright(processor)
+        # a tower that reads its padding gets every text at full length; else the collator pads
+        self.padding = "max_length" if getattr(processor, "attend_padding", False) else False
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
         self.single = None if isinstance(augmentation, BatchAugmentation) else augmentation
         self.masking = masking
@@ -124,7 +126,9 @@ class SampleEncoder:
         known = self._tokens.get(text)
         if known is None:
             masking = self.masking if self.masking is not None and self.masking.whole_words else None
-            encoded = self.tokenizer(text, truncation=True, return_offsets_mapping=masking is not None)
+            encoded = self.tokenizer(
+                text, truncation=True, padding=self.padding, return_offsets_mapping=masking is not None
+            )
             groups = None if masking is None else masking.groups(text, encoded["offset_mapping"])
             known = np.asarray(encoded["input_ids"], dtype=np.int64), groups
             self._warn_if_truncated(text, len(known[0]))

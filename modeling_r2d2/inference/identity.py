@@ -24,7 +24,12 @@ _IDENTIFYING = (
     "token_reduction",
     "text_padding",
 )
-
+#: The same of settings that came later: they count where they are not what every earlier model has.
+_IDENTIFYING_UNLESS: dict[str, Any] = {
+    "text_pooling": "cls",
+    "projection": "affine",
+    "attend_padding": False,
+}
 
 #: What of a part's configuration does not change what it computes.
 _INCIDENTAL = {"transformers_version", "dtype", "architectures", "auto_map", "name_or_path"}
@@ -61,6 +66,7 @@ class ModelIdentity:
             # the last call's padding and truncation stay in the tokenizer, and are none of its own
             "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},
             "max_length": processor.tokenizer.model_max_length,
+            **({"attend_padding": True} if getattr(processor, "attend_padding", False) else {}),
         }
         return cls(
             weights=identity_of_weights(model),
@@ -128,7 +134,9 @@ def identity_of_weights(model: PreTrainedModel) -> str:
     config = {
         name: value
         for name, value in model.config.to_dict().items()
-        if name.endswith("_config") or name in _IDENTIFYING
+        if name.endswith("_config")
+        or name in _IDENTIFYING
+        or (name in _IDENTIFYING_UNLESS and value != _IDENTIFYING_UNLESS[name])
     }
     # neither tower nor ranker reads the heads of pre-training
     left_out = ("mlm_head.", "feature_heads.")

@@ -29,7 +29,7 @@ _MODULES = (
 
 def skeleton(config: R2D2Config) -> nn.ModuleDict:
     """The ranker's modules under the names that `R2D2Model` gives them, in evaluation mode, their weights not set."""
-    cross, vision, text = config.cross_encoder_config, config.vision_hidden_size, config.text_config.hidden_size
+    cross, vision, text = config.cross_encoder_config, config.vision_hidden_size, config.text_hidden_size
     assert cross is not None  # a graph of a ranker has one
     with torch.device("meta"):
         modules = {

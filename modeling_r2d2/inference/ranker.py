@@ -174,7 +174,7 @@ class FastRanker(_Ranker):
         """What does not depend on a text, for tower states (I, N, E); with `keys_values` those of every layer too."""
         model = self.model
         queries = model.image_joint_projection(states)
-        if model.config.vision_pooling == "mean":  # as in `R2D2Model.rank`
+        if not model.config.has_class_token:  # as in `R2D2Model.rank`
             queries = torch.cat([queries.mean(dim=1, keepdim=True), queries], dim=1)
         images = RankedImages(states, self.image_text[0].own(queries, None, cls_only=len(self.image_text) == 1))
         return self.with_keys_values(images) if keys_values else images

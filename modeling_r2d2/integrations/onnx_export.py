@@ -27,7 +27,7 @@ from ..inference.onnx_manifest import (
     OnnxManifest,
 )
 from ..inference.onnx_session import feed, open_session, require_onnx
-from ..model.configuration_r2d2 import R2D2Config
+from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.digests import digest_of_file
@@ -105,7 +105,7 @@ def _write(
 ) -> OnnxManifest:
     size = processor.image_processor.size
     size = (size["height"], size["width"])
-    longest = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    longest = min(processor.tokenizer.model_max_length, text_positions(model.config.text_config))
     batches = list(_batches(processor, images)) if images is not None else None
     inputs = _Inputs(model, size, longest, batches[0]["pixel_values"] if batches else None)
     records, places = {}, {}

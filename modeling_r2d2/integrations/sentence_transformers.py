@@ -33,6 +33,7 @@ except ImportError as error:
 from ..inference.finite import require_finite
 from ..inference.loading import load_processor, load_whole
 from ..inference.scoring import SCORE_RULES, ScoreRule, TwoStageScore
+from ..model.configuration_r2d2 import text_positions
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
@@ -76,7 +77,7 @@ class _R2D2Module(InputModule):
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        positions = self.model.config.text_config.max_position_embeddings
+        positions = text_positions(self.model.config.text_config)
         if not 2 < value <= positions:
             raise ValueError(f"max_seq_length is {value}; this text tower has {positions} positions")
         self.processor.tokenizer.model_max_length = value

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from ..inference.loading import load_part
-from ..model.configuration_r2d2 import R2D2Config
+from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.processing_r2d2 import R2D2Processor
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def warm_processor(
             " or ".join(_FILES),
         )
     settings = _settings(source, config.vision_config, clip, image_size)
-    length = min(config.max_text_length, text.max_position_embeddings)
+    length = min(config.max_text_length, text_positions(text))
     processor = R2D2Processor.build(tokenizer, max_length=length, **settings)
     if source is not None and image_size is None and config.vision_config.model_type not in _SQUASHED:
         _compare(source, processor, clip)

@@ -193,7 +193,12 @@ class R2D2ForConditionalGeneration(TextTowerMixin, R2D2PreTrainedModel, Generati
     def __init__(self, config: R2D2Config):
         super().__init__(config)
         require_ranker(config, "writing captions")
-        self.vision_model = vision_tower(config.vision_config)
+        if config.text_config.model_type != "bert":
+            raise ValueError(
+                f"captions are written by a BERT's layers, token after token, and this text tower is a "
+                f"{config.text_config.model_type!r}"
+            )
+        self.vision_model = vision_tower(config.vision_config, config.vision_pooling == "pooler")
         self.text_model = R2D2TextModel._from_config(config.text_config)
         self.text_image_encoder = R2D2CaptionDecoder._from_config(
             config.cross_encoder_config,

@@ -18,7 +18,11 @@ R2D2VisionConfig = CLIPVisionConfig
 """transformers' `CLIPVisionConfig` (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`,
 `image_size`, `patch_size`, …): the default `vision_config`, whose `model_type` is `"clip_vision_model"`."""
 
-#: What pre-ranking reads from a tower: its first token or the mean of its tokens. Other towers must state it.
+#: What pre-ranking may read from a tower: its first token, the mean of its tokens, its last token, or what the tower's
+#: own pooler makes of them (CLIP's end token and last norm, SigLIP's attention head).
+POOLINGS = ("cls", "mean", "last", "pooler")
+
+#: What pre-ranking reads of an image tower that is not told otherwise. Other towers must state it.
 IMPLIED_VISION_POOLING = {
     "clip_vision_model": "cls",
     "chinese_clip_vision_model": "cls",
@@ -39,6 +43,23 @@ IMPLIED_VISION_POOLING = {
     "swin": "mean",
     "swinv2": "mean",
 }
+
+
+#: The text towers that there are, and what pre-ranking reads of them where nothing else is said. A CLIP's and a
+#: SigLIP's own pooler is what they were trained by: the state of the end token, and the projected state of the last.
+IMPLIED_TEXT_POOLING = {
+    "bert": "cls",
+    "chinese_clip_text_model": "cls",
+    "altclip_text_model": "cls",
+    "xlm-roberta": "cls",
+    "clip_text_model": "pooler",
+    "siglip_text_model": "pooler",
+}
+
+#: Text towers whose positions begin behind that of padding, as fairseq counts them.
+_SHIFTED_POSITIONS = ("xlm-roberta", "altclip_text_model")
+#: The library has a pooler of it that no checkpoint holds and Chinese-CLIP itself does not read.
+_WITHOUT_POOLER = ("chinese_clip_text_model",)
 
 
 @strict
@@ -111,15 +132,24 @@ class R2D2Config(PreTrainedConfig):
     Attributes:
         vision_config: CLIP ViT by default, or any transformers vision model by its `model_type`
             (`{"model_type": "resnet", ...}`).
-        text_config: the BERT text tower.
+        text_config: the text tower: BERT by default, or one of `IMPLIED_TEXT_POOLING` by its `model_type`
+            (`{"model_type": "clip_text_model", ...}`).
         cross_encoder_config: both cross encoders; an explicit None means pre-ranking only (PRD2).
         projection_dim: width of the pre-ranking embeddings.
         temperature_init_value: initial temperature; logits = cosine / temperature.
         temperature_min: the learned temperature stays above.
         temperature_max: the learned temperature stays below.
-        vision_pooling: `"cls"` or `"mean"`: what pre-ranking reads from the image tower. None: implied by
-            the tower's type; a type that implies none raises `ValueError`.
+        vision_pooling: what pre-ranking reads from the image tower: `"cls"`, its first token, `"mean"`, the mean of
+            its tokens, `"last"`, its last token, or `"pooler"`, what its own pooler makes of them (the last norm of a
+            CLIP, the attention head of a SigLIP). None: `"cls"` or `"mean"` as the tower's type implies; a type that
+            implies none raises `ValueError`. The ranker reads the last hidden states, whatever the pooling.
+        text_pooling: the same of the text tower; of its real tokens alone. None: implied by the tower's type.
+        projection: what brings the pooled states to `projection_dim`: `"affine"`, W·x + b, `"linear"`, W·x (CLIP), or
+            `"none"` (SigLIP).
+        logit_bias: what is added to cosine / temperature in the logits (SigLIP); no loss here depends on it, nor does
+            any ranking.
         max_text_length: tokens a processor of this model keeps (64 in the official models).
+        attend_padding: whether every text is padded to `max_text_length` tokens, all of which the tower reads (SigLIP).
         gcpr_weight: weight of GCPR, or of TgD, which replaces it, in pre-training.
         fgr_weight: of FGR.
         mlm_weight: of MLM.
@@ -177,7 +207,11 @@ class R2D2Config(PreTrainedConfig):
     temperature_min: float = 0.001
     temperature_max: float = 0.5
     vision_pooling: str | None = None
+    text_pooling: str | None = None
+    projection: Literal["affine", "linear", "none"] = "affine"
+    logit_bias: float = 0.0
     max_text_length: int = 64
+    attend_padding: bool = False
     gcpr_weight: float = 1.0
     fgr_weight: float = 1.0
     mlm_weight: float = 1.0
@@ -193,9 +227,13 @@ class R2D2Config(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
             self.vision_config = {"patch_size": 16}  # the official ViT-B/16, not the library's default of 32
+        if isinstance(self.text_config, dict) and self.text_config.get("model_type", "bert") != "bert":
+            self.text_config = AutoConfig.for_model(**self.text_config)
         super().__post_init__(**kwargs)
         if self.vision_pooling is None:
             self.vision_pooling = IMPLIED_VISION_POOLING.get(self.vision_config.model_type)
+        if self.text_pooling is None:
+            self.text_pooling = IMPLIED_TEXT_POOLING.get(self.text_config.model_type)
 
     def validate_architecture(self):
         """What the parts must agree on.
@@ -203,22 +241,40 @@ class R2D2Config(PreTrainedConfig):
         Raises:
             ValueError: they do not; names the values.
         """
-        if self.vision_pooling not in ("cls", "mean"):
+        if self.text_config.model_type not in IMPLIED_TEXT_POOLING:
             raise ValueError(
-                f"vision_pooling must be 'cls' or 'mean', got {self.vision_pooling!r}: a vision tower of type "
-                f"{self.vision_config.model_type!r} does not imply one, so state what pre-ranking reads from it"
+                f"text_config of type {self.text_config.model_type!r}: a text tower is one of "
+                f"{', '.join(IMPLIED_TEXT_POOLING)}"
             )
+        poolings = {"vision_pooling": self.vision_pooling, "text_pooling": self.text_pooling}
+        for (name, value), kind in zip(poolings.items(), (self.vision_config, self.text_config), strict=True):
+            if value not in POOLINGS:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, POOLINGS))}, got {value!r}: a tower of type "
+                    f"{kind.model_type!r} does not imply one, so state what pre-ranking reads from it"
+                )
+        if self.text_pooling == "pooler" and self.text_config.model_type in _WITHOUT_POOLER:
+            raise ValueError(f"text_pooling: a {self.text_config.model_type!r} has no pooler; read its 'cls'")
         require_temperatures(self)
+        require_number("logit_bias", self.logit_bias)
+        if self.projection == "none":
+            widths = {"vision_config": self.vision_hidden_size, "text_config": self.pooled_text_size}
+            for name, width in widths.items():
+                if width != self.projection_dim:
+                    raise ValueError(
+                        f"projection 'none': {name} is {width} wide, and projection_dim is {self.projection_dim}; "
+                        "towers of other widths need a projection, 'affine' or 'linear'"
+                    )
         require_numbers(self, dict.fromkeys(("gcpr_weight", "fgr_weight", "mlm_weight", "fgd_weight"), NOT_NEGATIVE))
         require_number("initializer_range", self.initializer_range, **NOT_NEGATIVE)
         if self.fgd_prototypes != 0:
             require_number("fgd_prototypes", self.fgd_prototypes, **SEVERAL)
         require_numbers(self, dict.fromkeys(("fgd_hidden_size", "fgd_bottleneck_size"), COUNT))
         cross = self.cross_encoder_config
-        if cross is not None and cross.hidden_size != self.text_config.hidden_size:
+        if cross is not None and cross.hidden_size != self.text_hidden_size:
             raise ValueError(
                 f"cross_encoder_config.hidden_size ({cross.hidden_size}) must equal text_config.hidden_size "
-                f"({self.text_config.hidden_size}): text states enter the text-image encoder unprojected"
+                f"({self.text_hidden_size}): text states enter the text-image encoder unprojected"
             )
         self.vision_hidden_size  # noqa: B018 (raises where it cannot be told)
 
@@ -237,6 +293,24 @@ class R2D2Config(PreTrainedConfig):
             "set vision_config.hidden_size to the width of its last hidden state"
         )
 
+    @property
+    def text_hidden_size(self) -> int:
+        """Width of the text tower's last hidden states; those of AltCLIP's are projected already."""
+        return getattr(self.text_config, "project_dim", None) or self.text_config.hidden_size
+
+    @property
+    def pooled_text_size(self) -> int:
+        """Width of what pre-ranking reads from the text tower; SigLIP's own head may change it."""
+        head = getattr(self.text_config, "projection_size", None) if self.text_pooling == "pooler" else None
+        return head or self.text_hidden_size
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the image tower's first token stands for the whole image; where none does, the ranker puts the mean
+        of all in front of them."""
+        own = IMPLIED_VISION_POOLING.get(self.vision_config.model_type)
+        return self.vision_pooling == "cls" or (self.vision_pooling == "pooler" and own == "cls")
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "R2D2Config":
         """Configuration of an official size (arXiv 2205.03860): `r2d2-vit-b-16`, `r2d2-vit-l-14`,
@@ -248,6 +322,12 @@ class R2D2Config(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def text_positions(text_config: PreTrainedConfig) -> int:
+    """How many tokens a text tower has positions for."""
+    shifted = text_config.model_type in _SHIFTED_POSITIONS
+    return text_config.max_position_embeddings - ((text_config.pad_token_id or 0) + 1 if shifted else 0)
 
 
 def require_temperatures(config: PreTrainedConfig) -> None:
@@ -266,4 +346,4 @@ def require_temperatures(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"]
+__all__ = ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig", "text_positions"]

@@ -19,7 +19,7 @@ _HIDDEN, _BOTTLENECK = 2048, 256
 
 def bottleneck_size(config: Any) -> int:
     """d of an `R2D2Config`'s heads: what it states, or the width of its narrower tower, at most DINO's 256."""
-    widths = config.vision_hidden_size, config.text_config.hidden_size
+    widths = config.vision_hidden_size, config.text_hidden_size
     return config.fgd_bottleneck_size or min(_BOTTLENECK, *widths)
 
 
@@ -55,11 +55,18 @@ class R2D2FeatureHeads(nn.Module):
     Args:
         config: an `R2D2Config` whose `fgd_prototypes` is not 0.
 
+    Raises:
+        ValueError: a text tower whose first token does not stand for the text.
     """
 
     def __init__(self, config: Any):
         super().__init__()
-        widths = config.vision_hidden_size, config.text_config.hidden_size
+        if config.text_pooling != "cls":
+            raise ValueError(
+                "feature-guided distillation compares the first token of a text, and this model reads its "
+                f"{config.text_pooling!r}: leave it out"
+            )
+        widths = config.vision_hidden_size, config.text_hidden_size
         ends = bottleneck_size(config), config.fgd_prototypes
         self.image, self.text = (
             R2D2FeatureHead(width, config.fgd_hidden_size or min(_HIDDEN, 4 * width), *ends) for width in widths

@@ -14,7 +14,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_r2d2 import R2D2Config
 from .modeling_r2d2 import R2D2PreTrainedModel
-from .two_towers_r2d2 import normalize, vision_tower
+from .two_towers_r2d2 import normalize, projection, vision_tower
 
 
 class R2D2ForImageClassification(R2D2PreTrainedModel):
@@ -35,8 +35,8 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
 
     def __init__(self, config: R2D2Config):
         super().__init__(config)
-        self.vision_model = vision_tower(config.vision_config)
-        self.vision_projection = nn.Linear(config.vision_hidden_size, config.projection_dim)
+        self.vision_model = vision_tower(config.vision_config, config.vision_pooling == "pooler")
+        self.vision_projection = projection(config.projection, config.vision_hidden_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
         self.classifier = nn.Linear(config.projection_dim, cast(int, config.num_labels))
         self.post_init()
@@ -82,8 +82,8 @@ class R2D2ForImageClassification(R2D2PreTrainedModel):
         if pixel_values is None:
             raise ValueError("a classifier of images reads pixel_values, which are missing")
         states, outputs = self._encode_images(pixel_values, **kwargs)
-        pooled = states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
-        logits = self.classifier(normalize(self.vision_projection(pooled))).float() / self.bounded_temperature()
+        embeds = normalize(self.vision_projection(self._pooled(states, outputs)))
+        logits = self.classifier(embeds).float() / self.bounded_temperature()
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.get("attentions")

@@ -3,13 +3,23 @@
 This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedModel  # noqa: F401 - diffusers looks for the latter's name here
+from transformers import (
+    AltCLIPTextModel,
+    BertModel,
+    ChineseCLIPTextModel,
+    CLIPTextModel,
+    PreTrainedConfig,
+    PreTrainedModel,  # diffusers looks for this name here
+    SiglipTextModel,
+    XLMRobertaModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -26,6 +36,8 @@ from .two_towers_r2d2 import (
     TwoTowerPreTrainedModel,
     check_tokens,
     normalize,
+    pooled,
+    projection,
     refuse_missing,
     refuse_unequal,
     require_ranker,
@@ -39,8 +51,8 @@ class R2D2Output(ModelOutput):
 
     Args:
         loss: GCPR, with `return_loss`.
-        logits_per_image: (I, T), cosine / temperature, float32.
-        logits_per_text: (T, I), cosine / temperature, float32.
+        logits_per_image: (I, T), cosine / temperature + `config.logit_bias`, float32.
+        logits_per_text: (T, I), its transpose.
         text_embeds: (T, D), L2-normalised.
         image_embeds: (I, D), L2-normalised.
         text_model_output: of the towers; `vision_model_output.last_hidden_state` is always (I, N, D), `pooler_output`
@@ -73,8 +85,8 @@ class R2D2MatchOutput(ModelOutput):
         text_match_logits: of the text-image and the image-text encoder.
         image_match_logits: (P, 2), of the text-image and the image-text encoder.
         text_cross_output: their states (P, L, D) and (P, N, D), the first row only where `cls_only` was asked for.
-            Where pre-ranking reads the mean of the tower's tokens, the image-text encoder's first row is that mean: (P,
-            1 + N, D).
+            Where no token of the image tower stands for the whole image, the image-text encoder's first row is the mean
+            of all: (P, 1 + N, D).
         image_cross_output: as `text_cross_output`.
     """
 
@@ -117,11 +129,30 @@ class R2D2TextModel(BertModel):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
 
 
+#: The class of every text tower but BERT, by its configuration's `model_type`.
+_TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
+    "altclip_text_model": AltCLIPTextModel,
+    "chinese_clip_text_model": ChineseCLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+    "siglip_text_model": SiglipTextModel,
+    "xlm-roberta": XLMRobertaModel,
+}
+
+
+def text_tower(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedModel:
+    """The text tower of `config`; where its own pooler can be left out, with it only if pre-ranking reads it."""
+    tower = _TEXT_TOWERS.get(config.model_type, R2D2TextModel)
+    if "add_pooling_layer" in inspect.signature(tower.__init__).parameters:
+        return tower._from_config(config, add_pooling_layer=pooler)
+    return tower._from_config(config)
+
+
 class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
     """The towers, pre-ranking and, unless `config.cross_encoder_config` is None (PRD2), the ranker.
 
-    The features of the image tower are its last hidden states; a CLIP tower's `post_layernorm` and the poolers
-    of other towers are read by nothing and left out.
+    What pre-ranking reads of a tower is `config.vision_pooling` and `config.text_pooling`; the ranker reads the towers'
+    last hidden states. So a CLIP tower's `post_layernorm`, and the poolers of other towers, are there only where the
+    pooling is `"pooler"`.
     """
 
     _auto_class = "AutoModel"
@@ -130,11 +161,11 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
 
     def __init__(self, config: R2D2Config):
         super().__init__(config)
-        text_size, vision_size = config.text_config.hidden_size, config.vision_hidden_size
-        self.vision_model = vision_tower(config.vision_config)
-        self.text_model = R2D2TextModel._from_config(config.text_config)
-        self.vision_projection = nn.Linear(vision_size, config.projection_dim)
-        self.text_projection = nn.Linear(text_size, config.projection_dim)
+        text_size, vision_size = config.text_hidden_size, config.vision_hidden_size
+        self.vision_model = vision_tower(config.vision_config, config.vision_pooling == "pooler")
+        self.text_model = text_tower(config.text_config, config.text_pooling == "pooler")
+        self.vision_projection = projection(config.projection, vision_size, config.projection_dim)
+        self.text_projection = projection(config.projection, config.pooled_text_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
         if config.cross_encoder_config is not None:
             cross_config = config.cross_encoder_config
@@ -169,7 +200,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         states, outputs = self._encode_images(pixel_values, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
-            pooler_output=self.vision_projection(self._pooled(states)),
+            pooler_output=self.vision_projection(self._pooled(states, outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
         )
@@ -178,19 +209,31 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """Encode texts (T, L).
+        """Encode texts (T, L). Where `config.attend_padding`, L is `config.max_text_length`, all tokens are read, and
+        the mask is not. A tower without token types does not read those.
 
         Returns:
             `last_hidden_state` (T, L, D) and the unnormalised embedding (T, P) in `pooler_output`.
 
         Raises:
-            ValueError: empty batch, more tokens than the position table holds, ids outside the vocabulary.
+            ValueError: empty batch, more tokens than the position table holds, ids outside the vocabulary, another
+                length than that of texts whose padding is read.
         """
         check_tokens(input_ids, self.config.text_config)
+        if self.config.attend_padding:
+            attention_mask = None
+            if input_ids.shape[1] != self.config.max_text_length:
+                raise ValueError(
+                    f"texts of {input_ids.shape[1]} tokens: this text tower reads padding too, and was trained on "
+                    f"{self.config.max_text_length} tokens a text (R2D2Processor and the pipelines pad so)"
+                )
+        if "token_type_ids" not in inspect.signature(type(self.text_model).forward).parameters:
+            kwargs.pop("token_type_ids", None)  # type: ignore[typeddict-item]
         outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        states = outputs.last_hidden_state
         return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.text_projection(outputs.last_hidden_state[:, 0]),
+            last_hidden_state=states,
+            pooler_output=self.text_projection(pooled(self.config.text_pooling, states, outputs, attention_mask)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -237,6 +280,8 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
             text_embeds = normalize(text_outputs.pooler_output)
         if image_embeds is not None and text_embeds is not None:
             logits_per_image = scaled_similarity(image_embeds, text_embeds, self.bounded_temperature())
+            if self.config.logit_bias:
+                logits_per_image = logits_per_image + self.config.logit_bias
             logits_per_text = logits_per_image.t()
             if return_loss:
                 refuse_unequal(image_embeds, text_embeds)
@@ -337,6 +382,8 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
     ) -> R2D2MatchOutput:
         """`rank` where the text-image encoder asks with other text states (masked ones: enhanced training) than
         the image-text encoder reads."""
+        if self.config.attend_padding:
+            attention_mask = None
         text_cross = self.text_image_encoder(
             text_queries,
             image_hidden_states,
@@ -347,7 +394,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
             **kwargs,
         )
         image_queries = self.image_joint_projection(image_hidden_states)
-        if self.config.vision_pooling == "mean":  # a tower without [CLS]: the mean of its tokens stands in for it
+        if not self.config.has_class_token:  # the mean of its tokens stands in for it
             image_queries = torch.cat([image_queries.mean(dim=1, keepdim=True), image_queries], dim=1)
         image_cross = self.image_text_encoder(
             image_queries,

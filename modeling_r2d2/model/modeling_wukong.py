@@ -195,7 +195,7 @@ class WukongModel(TextTowerMixin, WukongPreTrainedModel):
         if self.is_token_wise:
             compared = states[:, self.config.vision_prefix_tokens :]
         else:
-            compared = self._pooled(states)
+            compared = self._pooled(states, outputs)
         embeds = self.vision_projection(self.vision_layernorm(compared))
         if self.token_reduction is not None:
             embeds = self.token_reduction(embeds)

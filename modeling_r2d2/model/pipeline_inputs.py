@@ -7,12 +7,14 @@ siblings.
 import base64
 import os
 
+import torch
 from huggingface_hub.utils import httpx  # httpx or httpx2, whichever is installed with it; as transformers does
 from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .configuration_r2d2 import text_positions
 from .images_r2d2 import MAX_FILE_BYTES, open_image
 
 _SMALLEST_IMAGE = 26  # bytes: a GIF of one pixel takes more; a word may be good base64, and is none of a picture
@@ -51,7 +53,7 @@ def text_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
     return min(
         tokenizer.model_max_length,
         getattr(config, "max_text_length", tokenizer.model_max_length),
-        config.text_config.max_position_embeddings,
+        text_positions(config.text_config),
     )
 
 
@@ -71,12 +73,19 @@ def unknown_parts(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: i
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, texts: list[str]) -> BatchEncoding:
-    """Token tensors of `texts`, padded to the longest and cut to `text_limit`, which is reported by a warning."""
+    """Token tensors of `texts`, cut to `text_limit`, which is reported by a warning, and padded to the longest, or to
+    that limit where the model reads its padding."""
     limit = text_limit(tokenizer, config)
     lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
     if max(lengths) > limit:
         _report_cut(texts[lengths.index(max(lengths))], max(lengths), limit)
-    return tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    attend_padding = getattr(config, "attend_padding", False)
+    padding = "max_length" if attend_padding else True
+    options = {"truncation": True, "max_length": limit, "return_attention_mask": True, "return_tensors": "pt"}
+    tokens = tokenizer(texts, padding=padding, **options)
+    if attend_padding:
+        tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
+    return tokens
 
 
 def _report_cut(text: str, tokens: int, limit: int):

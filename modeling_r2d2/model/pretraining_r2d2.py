@@ -184,10 +184,13 @@ class R2D2ForPreTraining(R2D2Model):
     ranking_active: bool = True
 
     def _add_heads(self):
+        self._tied_weights_keys = {}
         if self.can_rank:
             self.mlm_head = R2D2MLMHead(self.config)
-        else:
-            self._tied_weights_keys = {}
+            embeddings = self.text_model.get_input_embeddings().weight
+            if embeddings.shape == self.mlm_head.decoder.weight.shape:  # an AltCLIP's are wider than its states
+                name = next(name for name, each in self.text_model.named_parameters() if each is embeddings)
+                self._tied_weights_keys = {"mlm_head.decoder.weight": f"text_model.{name}"}
         if self.config.fgd_prototypes:
             self.feature_heads = R2D2FeatureHeads(self.config)
 
@@ -371,7 +374,7 @@ class R2D2ForPreTraining(R2D2Model):
         return self._compared_images(outputs.last_hidden_state)
 
     def _compared_images(self, states: Tensor) -> Tensor:
-        return self.require_feature_heads().image(self._pooled(states))
+        return self.require_feature_heads().image(states[:, 0] if self.config.has_class_token else states.mean(dim=1))
 
     def _compared_texts(self, states: Tensor) -> Tensor:
         return self.require_feature_heads().text(states[:, 0])

@@ -54,14 +54,17 @@ def _require_finite_scaling(image_processor: Any) -> None:
 class R2D2Processor(ProcessorMixin):
     """A `CLIPImageProcessor`, which squashes (bicubic, no crop) unless it was made otherwise, and a `BertTokenizer`.
 
-    Texts are padded to the longest of the batch and truncated to the tokenizer's `model_max_length` (64 in the
-    official models); the first truncation is reported by a warning. PIL images of any mode are turned upright as
-    their EXIF data say and converted to RGB by PIL. Arrays and tensors of floats are taken as 0..1 if no value is
-    outside it, else as 0..255; of 16-bit integers 65535 is white.
+    Texts are padded to the longest of the batch (with `attend_padding` to the full length) and truncated to the
+    tokenizer's `model_max_length` (64 in the official models); the first truncation is reported by a warning. PIL
+    images of any mode are turned upright as their EXIF data say and converted to RGB by PIL. Arrays and tensors of
+    floats are taken as 0..1 if no value is outside it, else as 0..255; of 16-bit integers 65535 is white.
 
     Args:
-        image_processor: of the library, e.g. from `R2D2Processor.build`.
-        tokenizer: a BERT tokenizer.
+        image_processor: of the library, e.g. from `R2D2Processor.build`; or another one that squashes, or crops the
+            center.
+        tokenizer: a BERT tokenizer, or the one of another text tower.
+        attend_padding: every text has `model_max_length` tokens, and padding counts as the others do: its
+            `attention_mask` is 1 throughout. For text towers that read their padding (SigLIP).
     """
 
     image_processor: Any  # of either backend, which have their settings as attributes
@@ -69,8 +72,9 @@ class R2D2Processor(ProcessorMixin):
     valid_processor_kwargs = R2D2ProcessorKwargs
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(self, image_processor=None, tokenizer=None, attend_padding: bool = False, **kwargs):
         super().__init__(image_processor, tokenizer)
+        self.attend_padding = attend_padding
         _require_finite_scaling(image_processor)
 
     @classmethod
@@ -110,10 +114,23 @@ class R2D2Processor(ProcessorMixin):
             images = list(images)
         if images is not None:
             images = _eight_bit(images, turns_upright(self), self._rescales(kwargs))
+        if text is not None:
+            kwargs = self._text_options(kwargs)
         encoded = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
             self._warn_if_truncated(text, kwargs)
+            if self.attend_padding:
+                encoded["attention_mask"] = _all_ones(encoded["input_ids"])
         return encoded
+
+    def _text_options(self, kwargs: dict) -> dict:
+        """Options of a call for the tokenizer too: some make no attention mask unless they are asked to."""
+        nested = kwargs.get("text_kwargs") or {}
+        if not self.attend_padding:
+            return kwargs if "return_attention_mask" in nested else {"return_attention_mask": True, **kwargs}
+        length = self.tokenizer.model_max_length
+        fixed = {"padding": "max_length", "truncation": True, "max_length": length, "return_attention_mask": True}
+        return {**kwargs, **fixed, "text_kwargs": {name: nested[name] for name in nested if name not in fixed}}
 
     def _rescales(self, kwargs: dict) -> bool:
         """Whether this call divides pixels by 255, so that they must not be within 0..1 already."""
@@ -144,10 +161,17 @@ class R2D2Processor(ProcessorMixin):
             return
         limit = options.get("max_length") or self.tokenizer.model_max_length
         texts = [text] if isinstance(text, str) else text
-        # A token covers at least one character, so only longer texts can have been cut.
-        long_texts = [t for t in texts if isinstance(t, str) and len(t) > limit - 2]
+        # A token covers at least one byte, so only longer texts can have been cut.
+        long_texts = [t for t in texts if isinstance(t, str) and len(t.encode("utf-8", "replace")) > limit - 2]
         if long_texts and max(map(len, self.tokenizer(long_texts, truncation=False, verbose=False).input_ids)) > limit:
             logger.warning_once(f"texts longer than {limit} tokens are truncated (this is shown once)")
+
+
+def _all_ones(input_ids: Any) -> Any:
+    """The attention mask of texts (T, L), as a tensor, an array or lists, all of whose tokens are read."""
+    if isinstance(input_ids, list):
+        return [_all_ones(ids) for ids in input_ids]
+    return 1 if isinstance(input_ids, int) else input_ids * 0 + 1
 
 
 def _eight_bit(images, exif_transpose: bool, rescales: bool):

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .batch_norms_r2d2 import batch_norms
+from .configuration_r2d2 import text_positions
 
 
 class TwoTowerPreTrainedModel(PreTrainedModel):
@@ -145,9 +146,9 @@ class TwoTowerPreTrainedModel(PreTrainedModel):
         """The Auto classes that a saved folder loads with as remote code, and by which class of which file."""
         return {}
 
-    def _pooled(self, states: Tensor) -> Tensor:
-        """(I, D) of an image tower's states (I, N, D): what pre-ranking reads."""
-        return states[:, 0] if self.config.vision_pooling == "cls" else states.mean(dim=1)
+    def _pooled(self, states: Tensor, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """(I, D) of an image tower's states (I, N, D), or of all that it returned: what pre-ranking reads."""
+        return pooled(self.config.vision_pooling, states, outputs)
 
 
 class TextTowerMixin:
@@ -164,7 +165,40 @@ class TextTowerMixin:
         self.text_model.set_input_embeddings(value)
 
 
-#: The norm that some towers apply to their pooled output alone, which R2D2 never reads.
+def pooled(pooling: str, states: Tensor, outputs: BaseModelOutputWithPooling, mask: Tensor | None = None) -> Tensor:
+    """(B, D) of a tower's last hidden states (B, L, D), as `R2D2Config` says.
+
+    Args:
+        pooling: "cls", the first state; "mean", over the real tokens; "last", the state of the last real token;
+            "pooler", what the tower's own pooler made of them.
+        outputs: of the tower.
+        mask: (B, L), nonzero on real tokens; None: all are.
+
+    Raises:
+        ValueError: "pooler" of a tower that has none.
+    """
+    if pooling == "pooler":
+        made = outputs.pooler_output
+        if made is None:
+            raise ValueError("the tower has no pooler: its pooling must be 'cls', 'mean' or 'last'")
+        return made.flatten(1)  # a ResNet's is (B, D, 1, 1)
+    if pooling == "cls":
+        return states[:, 0]
+    if mask is None:
+        return states.mean(dim=1) if pooling == "mean" else states[:, -1]
+    if pooling == "mean":
+        weight = mask.to(states.dtype).unsqueeze(-1)
+        return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+    place = torch.arange(1, states.shape[1] + 1, device=states.device) * (mask != 0)
+    return states[torch.arange(len(states), device=states.device), place.argmax(dim=1)]
+
+
+def projection(kind: str, width: int, size: int) -> nn.Module:
+    """What brings pooled states (…, width) to embeddings (…, size): `R2D2Config.projection`."""
+    return nn.Identity() if kind == "none" else nn.Linear(width, size, bias=kind == "affine")
+
+
+#: The norm that some towers apply to their pooled output alone: left out where only their states are read.
 POOLED_NORM = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
 
@@ -178,17 +212,17 @@ def _has_attention(vision_config: PreTrainedConfig) -> bool:
     return tower._supports_sdpa or tower._supports_flash_attn or tower._supports_attention_backend
 
 
-def vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """The image tower of `config`, without the head that R2D2 never reads."""
+def vision_tower(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedModel:
+    """The image tower of `config`; without its own pooler, unless that is what pre-ranking reads."""
     tower = _tower_class(config)
     if not _has_attention(config):
         config._attn_implementation = "eager"
-    if getattr(config, "vision_use_head", None):
-        config.vision_use_head = False
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = pooler
     if "add_pooling_layer" in inspect.signature(tower.__init__).parameters:
-        return tower._from_config(config, add_pooling_layer=False)
+        return tower._from_config(config, add_pooling_layer=pooler)
     model = AutoModel.from_config(config)
-    if config.model_type in POOLED_NORM:
+    if config.model_type in POOLED_NORM and not pooler:
         setattr(model, POOLED_NORM[config.model_type], nn.Identity())
     return model
 
@@ -254,9 +288,9 @@ def check_tokens(input_ids: Tensor, config: PreTrainedConfig) -> None:
     refuse_empty(input_ids, "input_ids")
     if torch.compiler.is_compiling():
         return
-    if input_ids.shape[1] > config.max_position_embeddings:
+    if input_ids.shape[1] > text_positions(config):
         raise ValueError(
-            f"a text of {input_ids.shape[1]} tokens exceeds the {config.max_position_embeddings} positions of the "
+            f"a text of {input_ids.shape[1]} tokens exceeds the {text_positions(config)} positions of the "
             "text tower; truncate it (R2D2Processor and R2D2ZeroShotImageClassificationPipeline do)"
         )
     if input_ids.device.type == "cpu" and int(input_ids.max()) >= config.vocab_size:

@@ -27,6 +27,8 @@ def plain_text_encoder(model: R2D2Model) -> BertModel:
     Raises:
         ValueError: a text tower that is no BERT.
     """
+    if (kind := model.config.text_config.model_type) != "bert":
+        raise ValueError(f"images are made from the states of a BERT, and this text tower is a {kind!r}")
     config = BertConfig.from_dict(model.config.text_config.to_dict())
     encoder = BertModel._from_config(config, dtype=model.dtype)
     missing, unexpected = encoder.load_state_dict(model.text_model.state_dict(), strict=False)
