@@ -19,7 +19,7 @@ from .augmentation import Augmentation
 from .batch_augmentation import BatchAugmentation
 from .datasets.pair_sets import as_pairs
 from .datasets.records import stable_id
-from .files.images import ImageReadError, as_processor_reads, open_image, turns_upright, upright_rgb
+from .files.images import ImageReadError, as_processor_reads, open_image, tower_size, turns_upright, upright_rgb
 from .masking import IGNORE_INDEX, TextMasking
 from .sampling import batched_permutation
 
@@ -143,28 +143,6 @@ class SampleEncoder:
         if whole > length:
             self._warned = True
             logger.warning("a text of %d tokens was truncated to %d: %.40s", whole, length, text)
-
-
-def tower_size(processor: R2D2Processor) -> tuple[tuple[int, int], int | None]:
-    """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
-    before it crops the centre; None: it squashes.
-
-    Raises:
-        ValueError: it does neither.
-    """
-    image_processor = processor.image_processor
-    size, crop = image_processor.size, getattr(image_processor, "crop_size", None) or {}
-    crops = getattr(image_processor, "do_center_crop", False)
-    if not crops and size.get("width") and size.get("height"):
-        return (size["width"], size["height"]), None
-    shortest = size.get("shortest_edge") if crops else None
-    if shortest and 0 < crop.get("width", 0) <= shortest >= crop.get("height", 0) > 0:
-        return (crop["width"], crop["height"]), shortest
-    raise ValueError(
-        f"the image processor neither squashes to one size nor crops the centre out of the shorter side (size "
-        f"{dict(size)}, do_center_crop {crops}, crop_size {dict(crop)}): R2D2Processor.build makes one that squashes, "
-        "WukongProcessor.build one that crops as Wukong does"
-    )
 
 
 class PretrainingDataset(Dataset):

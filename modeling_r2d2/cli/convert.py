@@ -1,4 +1,4 @@
-"""`r2d2 convert`: an official checkpoint of R2D2, PRD2 or Wukong as a model folder."""
+"""`r2d2 convert`: a checkpoint of R2D2, PRD2 or Wukong, or a dual encoder of transformers, as a model folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,11 @@ from .terminal import Terminal
 class ConversionSettings(Trusting):
     """What `r2d2 convert` takes."""
 
-    checkpoint: Path = setting(help="The official checkpoint of R2D2, PRD2 or Wukong (.pth, .ckpt).", argument=True)
+    checkpoint: Path = setting(
+        help="The official checkpoint of R2D2, PRD2 or Wukong (.pth, .ckpt), or the folder or Hub name of a "
+        "Chinese-CLIP, CLIP, SigLIP or AltCLIP.",
+        argument=True,
+    )
     out_dir: Path = setting(help="The folder to write: safetensors, processor and card.", argument=True)
     vocab: Path | None = setting(
         None,
@@ -33,7 +37,12 @@ class ConversionSettings(Trusting):
 
 
 def convert(settings: ConversionSettings) -> None:
-    """Convert an official R2D2, PRD2 or Wukong checkpoint; every tensor that is not used is listed with the reason."""
+    """Convert an official R2D2, PRD2 or Wukong checkpoint, or a dual encoder of transformers; every tensor that is not
+    used is listed with the reason."""
+    source = settings.checkpoint
+    if source.is_dir() or not (source.exists() or source.suffix in _FILES or source.is_absolute()):
+        _convert_dual_encoder(settings)
+        return
     from ..inference.loading import load_config
     from ..integrations.checkpoints import read_checkpoint
     from ..integrations.official_folder import convert_to_folder
@@ -59,7 +68,31 @@ def convert(settings: ConversionSettings) -> None:
     else:
         report = convert_to_folder(settings.checkpoint, settings.out_dir, head=settings.head, **options)
         kind = "R2D2ForPreTraining" if report.has_head else "R2D2Model"
+    _finish(report, settings.out_dir, kind)
+
+
+#: Suffixes of checkpoint files, which no Hub name of a model ends in.
+_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".th")
+
+
+def _convert_dual_encoder(settings: ConversionSettings) -> None:
+    from ..integrations.dual_encoder import convert_dual_encoder_to_folder
+
+    given = ("vocab", "config", "head", "allow_unknown", "source")
+    if others := [f"--{name.replace('_', '-')}" for name in given if getattr(settings, name) not in (None, False)]:
+        raise ValueError(
+            f"{', '.join(others)}: of checkpoint files alone; {settings.checkpoint} says all of this about itself"
+        )
+    report = convert_dual_encoder_to_folder(
+        str(settings.checkpoint),
+        settings.out_dir,
+        overwrite=settings.overwrite,
+        exif_transpose=settings.exif_transpose,
+    )
+    _finish(report, settings.out_dir, "R2D2Model")
+
+
+def _finish(report: Any, folder: Path, kind: str) -> None:
     console = Terminal()
     console.print(str(report))
-    folder = settings.out_dir
     console.print(f"wrote {folder} ({kind}); load it with AutoModel.from_pretrained({str(folder)!r})")

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from ..inference.encoding import encode_texts, evaluating
-from ..inference.loading import config_values, load_processor, load_whole
+from ..inference.loading import config_values, is_dual_encoder, load_processor, load_whole
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
+from ..model.modeling_r2d2 import R2D2Model
+from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
 
 if TYPE_CHECKING:
@@ -38,9 +40,9 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
     elif settings.task == "classification" and is_classifier(place):
         kind = R2D2ForImageClassification
     else:
-        kind = AutoModel
+        kind = R2D2Model if is_dual_encoder(place) else AutoModel
     model = load_whole(kind, place).eval().to(settings.device)
-    processor = load_processor(AutoProcessor, place)
+    processor = load_processor(R2D2Processor if is_dual_encoder(place) else AutoProcessor, place)
     refuse_foreign(model, processor, place)
     if settings.two_stage:
         require_ranker(model.config, "the second stage", "leave --two-stage out")
@@ -60,8 +62,9 @@ def is_classifier(place: str | PathLike) -> bool:
 def refuse_foreign(model: Any, processor: Any, place: str | PathLike) -> None:
     """Refuse a foreign model that is no dual encoder, or whose texts mean something else without their padding.
 
-    Texts are encoded here in batches trimmed to their longest. SigLIP, for one, reads its padding: it was trained on
-    texts padded to the full length, and trimmed ones find less.
+    Texts are encoded here in batches trimmed to their longest. A model that reads its padding was trained on texts
+    padded to the full length, and trimmed ones find less. (CLIP, Chinese-CLIP, SigLIP and AltCLIP load as R2D2, with
+    the padding that they need.)
 
     Raises:
         ValueError: names the model's class and what is wrong.

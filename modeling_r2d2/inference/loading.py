@@ -16,9 +16,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import torch
 from huggingface_hub import constants as hub
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ..model.configuration_r2d2 import R2D2Config
+from ..model.processing_r2d2 import R2D2Processor
+from .dual_encoders import (
+    DUAL_ENCODERS,
+    Origins,
+    r2d2_config,
+    r2d2_processor,
+    require_dual_encoder,
+    take_weights,
+)
 from .finite import require_finite_weights
 from .folders import OWN_TYPES, is_index, read_json_object, require_model_folder
 from .loading_errors import LoadingError, first_line
@@ -73,12 +84,16 @@ def load_whole(kind: Any, place: str | PathLike, fresh: tuple[str, ...] = (), **
 
 
 def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """`kind.from_pretrained(place)` and its loading info, for callers who judge it themselves.
+    """`kind.from_pretrained(place)` and its loading info, for callers who judge it themselves. A dual encoder of
+    transformers loads as an R2D2 without a ranker (`load_dual_encoder`).
 
     Raises:
         ValueError, OSError: as `load_whole`, weights that do not fit apart.
         NotFiniteError: NaN or infinite weights.
     """
+    if _is_r2d2(kind) and is_dual_encoder(place):
+        model, info, _ = load_dual_encoder(kind, place, **options)
+        return model, info
     with one_line_errors(place, kind):
         require_model_folder(place, kind)
         with _without_report():
@@ -87,6 +102,60 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
     require_finite_weights(model, place)
     model.config.return_dict = True  # a folder may say otherwise, and this package reads outputs by name
     return model, info
+
+
+def is_dual_encoder(place: str | PathLike) -> bool:
+    """Whether a folder or Hub name holds a dual encoder of transformers that loads as an R2D2 without a ranker; False
+    too where nothing can be read, which whoever loads it says."""
+    try:
+        return not Path(place).is_file() and model_type(place) in DUAL_ENCODERS
+    except (OSError, ValueError):
+        return False
+
+
+def _is_r2d2(kind: Any) -> bool:
+    """Whether a class is one of R2D2's models, or its configuration."""
+    config = getattr(kind, "config_class", None) or kind
+    return getattr(config, "model_type", None) == R2D2Config.model_type
+
+
+def load_dual_encoder(
+    kind: Any, place: str | PathLike, config: R2D2Config | None = None, **options: Any
+) -> tuple[Any, dict[str, Any], Origins]:
+    """A dual encoder of transformers (Chinese-CLIP, CLIP, SigLIP, AltCLIP) as an R2D2 model without a ranker.
+
+    Args:
+        kind: `R2D2Model`, or a class that has its towers.
+        place: folder or Hub name of the source.
+        config: of `load_config(R2D2Config, place)`, where something of it was changed.
+        options: of `from_pretrained`.
+
+    Returns:
+        the model, the loading info, and what became of the source's tensors.
+
+    Raises:
+        ValueError: no such dual encoder, or one that lacks weights.
+        OSError: no such place.
+    """
+    source_class = require_dual_encoder(config_values(place), place).model_class
+    where = {name: options.pop(name) for name in _WHERE if name in options}
+    source, found = load_with_report(source_class, place, **where, dtype=torch.float32)
+    check_loading(source, found, place)
+    config = r2d2_config(source.config, place) if config is None else config
+    tensors, origins = take_weights(source, config)
+    reason = f"a {source_class.__name__} does not read it"
+    origins.unused = dict.fromkeys(sorted(found["unexpected_keys"]), reason)
+    with one_line_errors(place, kind), _without_report():
+        model, info = kind.from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True, **{"dtype": torch.float32, **options}
+        )
+    model.config.name_or_path = str(place)
+    model.config.return_dict = True
+    return model.eval(), info, origins
+
+
+#: Options of `from_pretrained` that say where the files are.
+_WHERE = ("subfolder", "token", "cache_dir", "revision", "local_files_only")
 
 
 def check_loading(
@@ -139,6 +208,8 @@ def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedC
         ValueError: no JSON object, another model type than the class's, impossible sizes.
         OSError: no such place.
     """
+    if _is_r2d2(kind) and is_dual_encoder(place):
+        return r2d2_config(load_config(AutoConfig, place, **options), place)
     with one_line_errors(place, kind):
         require_model_folder(place, kind, weights=False)
         trust = _trust() if kind is AutoConfig else {}
@@ -168,13 +239,18 @@ def model_type(place: str | PathLike) -> str | None:
 
 
 def load_processor(kind: Any, place: str | PathLike, **options: Any) -> Any:
-    """`kind.from_pretrained(place)` of a processor class or `AutoProcessor`: texts and pictures.
+    """`kind.from_pretrained(place)` of a processor class or `AutoProcessor`: texts and pictures. That of a dual encoder
+    of transformers becomes an `R2D2Processor` where one is asked for.
 
     Raises:
         ValueError: a damaged file; a folder that holds a tokenizer or an image processor alone; code that would have to
             run.
         OSError: no such place, or nothing of it there.
     """
+    if kind is R2D2Processor and is_dual_encoder(place):
+        own = load_processor(AutoProcessor, place, **options)
+        where = {name: value for name, value in options.items() if name in _WHERE}
+        return r2d2_processor(own, load_config(R2D2Config, place, **where), place)
     with one_line_errors(place, kind):
         _require_readable_json(Path(place))
         processor = kind.from_pretrained(place, **{**_trust(), **options})
@@ -335,9 +411,11 @@ def _require_vocabulary(tokenizer: Any, place: str | PathLike) -> None:
 __all__ = [
     "check_loading",
     "config_values",
+    "is_dual_encoder",
     "layers_left_out",
     "load_component",
     "load_config",
+    "load_dual_encoder",
     "load_part",
     "load_processor",
     "load_tokenizer",

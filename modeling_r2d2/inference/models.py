@@ -9,16 +9,18 @@ from transformers import AutoProcessor
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
+from .dual_encoders import DUAL_ENCODERS
 from .folders import is_onnx_export
-from .loading import load_processor, load_whole, model_type
+from .loading import is_dual_encoder, load_processor, load_whole, model_type
 
-_MODELS = {"r2d2": R2D2Model, "wukong": WukongModel}
+_MODELS = {"r2d2": R2D2Model, "wukong": WukongModel, **dict.fromkeys(DUAL_ENCODERS, R2D2Model)}
 
 
 def load_model(
     model: str | PathLike | R2D2Model, processor: R2D2Processor | None = None, device: str | torch.device | None = None
 ) -> tuple[R2D2Model, R2D2Processor]:
-    """A model in evaluation mode with its processor, from a folder or Hub name, or as given.
+    """A model in evaluation mode with its processor, from a folder or Hub name, or as given. A dual encoder of
+    transformers loads as an R2D2 without a ranker.
 
     A folder that `r2d2 export` wrote opens as an `R2D2OnnxModel`.
 
@@ -34,9 +36,13 @@ def load_model(
         else:
             kind = model_type(model)
             if kind not in _MODELS:
-                raise ValueError(f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong")
+                raise ValueError(
+                    f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong, or a dual encoder "
+                    f"({', '.join(DUAL_ENCODERS)})"
+                )
             network = load_whole(_MODELS[kind], model)
-        processor = processor or load_processor(AutoProcessor, model)
+        foreign = not is_onnx_export(model) and is_dual_encoder(model)
+        processor = processor or load_processor(R2D2Processor if foreign else AutoProcessor, model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     else:

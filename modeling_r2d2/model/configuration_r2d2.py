@@ -194,7 +194,7 @@ class R2D2Config(PreTrainedConfig):
 
     if TYPE_CHECKING:  # what a dict, or None, has become once the configuration is made
         vision_config: PreTrainedConfig
-        text_config: R2D2TextConfig
+        text_config: Any  # R2D2TextConfig, or that of another text tower
         cross_encoder_config: R2D2CrossEncoderConfig | None
 
         def __init__(self, **fields: Any) -> None: ...

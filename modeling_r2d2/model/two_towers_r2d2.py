@@ -165,7 +165,9 @@ class TextTowerMixin:
         self.text_model.set_input_embeddings(value)
 
 
-def pooled(pooling: str, states: Tensor, outputs: BaseModelOutputWithPooling, mask: Tensor | None = None) -> Tensor:
+def pooled(
+    pooling: str | None, states: Tensor, outputs: BaseModelOutputWithPooling, mask: Tensor | None = None
+) -> Tensor:
     """(B, D) of a tower's last hidden states (B, L, D), as `R2D2Config` says.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ...model.images_r2d2 import (
     ImageReadError,
@@ -16,6 +16,9 @@ from ...model.images_r2d2 import (
     turns_upright,
     upright_rgb,
 )
+
+if TYPE_CHECKING:
+    from ...model.processing_r2d2 import R2D2Processor
 
 _Pairs = TypeVar("_Pairs")
 #: Suffixes of the files that are taken for pictures, in lower case.
@@ -51,6 +54,28 @@ def as_processor_reads(pairs: _Pairs, processor: object) -> _Pairs:
     return other
 
 
+def tower_size(processor: R2D2Processor) -> tuple[tuple[int, int], int | None]:
+    """(width, height) of the pictures that a processor makes, and the length that it first brings the shorter side to
+    before it crops the centre; None: it squashes.
+
+    Raises:
+        ValueError: it does neither.
+    """
+    image_processor = processor.image_processor
+    size, crop = image_processor.size, getattr(image_processor, "crop_size", None) or {}
+    crops = getattr(image_processor, "do_center_crop", False)
+    if not crops and size.get("width") and size.get("height"):
+        return (size["width"], size["height"]), None
+    shortest = size.get("shortest_edge") if crops else None
+    if shortest and 0 < crop.get("width", 0) <= shortest >= crop.get("height", 0) > 0:
+        return (crop["width"], crop["height"]), shortest
+    raise ValueError(
+        f"the image processor neither squashes to one size nor crops the centre out of the shorter side (size "
+        f"{dict(size)}, do_center_crop {crops}, crop_size {dict(crop)}): R2D2Processor.build makes one that squashes, "
+        "WukongProcessor.build one that crops as Wukong does"
+    )
+
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "ImageReadError",
@@ -61,6 +86,7 @@ __all__ = [
     "open_image",
     "open_regular",
     "to_rgb",
+    "tower_size",
     "turns_upright",
     "upright_rgb",
 ]

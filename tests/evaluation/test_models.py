@@ -8,14 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoModel,
+    AutoProcessor,
     BertConfig,
     BertModel,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    SiglipConfig,
-    SiglipModel,
+    Siglip2Config,
+    Siglip2Model,
 )
 from typer.testing import CliRunner
 
@@ -26,6 +24,8 @@ from modeling_r2d2.evaluation.runner import evaluate_models
 from modeling_r2d2.evaluation.settings import EvaluationSettings
 from modeling_r2d2.inference.bootstrap import Bootstrap
 from tests.helpers import tiny_image, tiny_model, tiny_processor
+from tests.integrations.conversion.dual_encoder_sources import KINDS, own_inputs
+from tests.integrations.conversion.dual_encoder_sources import save as save_dual_encoder
 from tests.tiny import TEXT, VIT, tiny_config
 from tests.wukong.tiny import tiny_wukong, tiny_wukong_processor
 
@@ -41,13 +41,8 @@ def save(folder, model, processor=None):
 
 def foreign(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    if kind == "siglip":
-        return SiglipModel(SiglipConfig(text_config={**WORDS, "projection_size": 32}, vision_config=TOWER))
-    if kind == "chinese-clip":
-        return ChineseCLIPModel(ChineseCLIPConfig(text_config=WORDS, vision_config=TOWER, projection_dim=16))
-    if kind == "clip":
-        words = {**WORDS, "eos_token_id": 3, "bos_token_id": 2}
-        return CLIPModel(CLIPConfig(text_config=words, vision_config=TOWER, projection_dim=16))
+    if kind == "siglip2":
+        return Siglip2Model(Siglip2Config(text_config={**WORDS, "projection_size": 24}, vision_config=VIT))
     return BertModel(BertConfig(**WORDS))
 
 
@@ -69,7 +64,7 @@ def evaluation(data, task: str = "retrieval", **kwargs) -> EvaluationSettings:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("siglip", "SiglipModel, whose embedding of a text depends on its padding"),
+        ("siglip2", "Siglip2Model, whose embedding of a text depends on its padding"),
         ("bert", "BertModel, which has no embeddings of images and texts"),
     ],
 )
@@ -82,32 +77,39 @@ def test_foreign_models_that_would_be_judged_wrongly(kind, message, pairs, tmp_p
         assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["clip", "chinese-clip"])
-def test_foreign_models_that_ignore_padding(kind, pairs, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_dual_encoders_of_others(kind, pairs, tmp_path):
     """Their figures are those of the model called by itself."""
-    folder = save(tmp_path, foreign(kind))
+    folder = save_dual_encoder(tmp_path, kind)
     (result,) = evaluate_models(evaluation(pairs, ks=(1, 2)), [folder])
     model, processor = load_model(str(folder), evaluation(pairs))
     rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
     images = [Image.open(pairs.parent / row["image"]) for row in rows]
     with torch.no_grad():
         output = model(**processor(images=images, text=[row["text"] for row in rows], return_tensors="pt"))
-    best = output.logits_per_text.argmax(dim=1)
+        own = AutoModel.from_pretrained(folder).eval()
+        inputs = own_inputs(kind, AutoProcessor.from_pretrained(folder), images, [row["text"] for row in rows])
+        if kind != "chinese_clip":
+            inputs.pop("token_type_ids", None)
+        theirs = own(**inputs)
+    torch.testing.assert_close(output.logits_per_text, theirs.logits_per_text, rtol=0, atol=1e-5)
+    best = theirs.logits_per_text.argmax(dim=1)
     assert result.metrics["pre_ranking.text_to_image_r1"] == 25.0 * (best == torch.arange(4)).sum().item()
 
 
 def test_hard_negatives_are_of_our_models(pairs, tmp_path):
-    """`r2d2 data matching-pairs` draws by the model's temperature, which a foreign one has not."""
-    folder = save(tmp_path / "clip", foreign("clip"))
+    """`r2d2 data matching-pairs` draws by the model's temperature, which another one has not."""
     output = tmp_path / "list.jsonl"
     given = ["data", "matching-pairs", str(pairs), str(output), "--negatives", "fgr"]
-    result = CliRunner().invoke(app, [*given, "--model", str(folder)])
+    result = CliRunner().invoke(app, [*given, "--model", str(save(tmp_path / "bert", foreign("bert")))])
     assert result.exit_code == 1
-    assert "of type 'clip'" in str(result.exception)
+    assert "of type 'bert'" in str(result.exception)
     assert not output.exists()
     ours = save(tmp_path / "wukong", tiny_wukong("filip"), tiny_wukong_processor())
-    result = CliRunner().invoke(app, [*given, "--model", str(ours)])
-    assert result.exit_code == 0, result.exception  # token by token
+    for model in (ours, save_dual_encoder(tmp_path / "clip", "clip")):
+        result = CliRunner().invoke(app, [*given, "--model", str(model)])
+        assert result.exit_code == 0, result.exception
+        output.unlink()
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_towers_that_do_not_fit_are_one_line(tmp_path, roberta):
     ijepa = saved(tmp_path / "ijepa", IJepaModel(IJepaConfig(**VISION)), ViTImageProcessorPil(size=SQUARE))
     assert "--vision-pooling" in pretrain(tmp_path, ijepa, roberta)
     starting_point(StartingPoint(clip=ijepa, roberta=str(roberta), vision_pooling="mean"), [])
-    with pytest.raises(ValueError, match="vision_pooling must be 'cls' or 'mean'"):
+    with pytest.raises(ValueError, match="vision_pooling must be one of 'cls', 'mean'"):
         starting_point(StartingPoint(clip=ijepa, roberta=str(roberta), vision_pooling="max"), [])
     vit = saved(tmp_path / "vit", *TOWERS["vit"])
     config = json.loads((roberta / "config.json").read_text())
