@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from ..inference import onnx_ranker as ranker_weights
 from ..inference.encoding import evaluating
 from ..inference.identity import ModelIdentity
-from ..inference.loading import load_processor, load_whole, model_type
+from ..inference.loading import is_dual_encoder, load_processor, load_whole, model_type
 from ..inference.onnx_manifest import (
     IMAGE_TOWER,
     MANIFEST,
@@ -31,7 +31,7 @@ from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.digests import digest_of_file
-from ..processing.files.images import open_image, turns_upright
+from ..processing.files.images import open_image, tower_size, turns_upright
 from ..processing.files.progress import bar
 from ..processing.files.writing import Stamp, clean_leftovers, foreign_entries, refuse_no_folder, staged_folder
 from .onnx_graphs import OPSET, Graph, graphs_of, write_graph
@@ -103,8 +103,13 @@ def _write(
     images: Sequence | None,
     opset: int,
 ) -> OnnxManifest:
-    size = processor.image_processor.size
-    size = (size["height"], size["width"])
+    if model.config.attend_padding:
+        raise ValueError(
+            f"{model.config.name_or_path or 'this model'} reads the padding of its texts, and graphs are made for "
+            "texts of any length: it cannot be exported"
+        )
+    (width, height), _ = tower_size(processor)
+    size = (height, width)
     longest = min(processor.tokenizer.model_max_length, text_positions(model.config.text_config))
     batches = list(_batches(processor, images)) if images is not None else None
     inputs = _Inputs(model, size, longest, batches[0]["pixel_values"] if batches else None)
@@ -228,7 +233,7 @@ def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) 
     """In float32 on the CPU; a given model is copied where it is not."""
     if isinstance(model, str | PathLike):
         kind = model_type(model)
-        if kind != R2D2Config.model_type:
+        if kind != R2D2Config.model_type and not is_dual_encoder(model):
             raise ValueError(f"{model}: only R2D2 and PRD2 models can be exported, and its model_type is {kind!r}")
         processor = processor or load_processor(R2D2Processor, model)
         return load_whole(R2D2Model, model, dtype=torch.float32), processor

@@ -191,3 +191,34 @@ def test_command(sources, tmp_path):
     assert load_whole(R2D2Model, tmp_path / "out").config.text_config.model_type == "bert"
     result = runner.invoke(app, ["convert", str(sources["clip"]), str(tmp_path / "more"), "--vocab", "vocab.txt"])
     assert "--vocab: of checkpoint files alone" in str(result.exception)
+
+
+def test_search_takes_a_source_directly(sources, tmp_path):
+    """An index remembers the source, and is searched without naming it again; a SigLIP's texts are padded."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        tiny_image(number).save(tmp_path / "images" / f"{number}.png")
+    for kind in ("chinese_clip", "siglip2"):
+        index = str(tmp_path / kind)
+        given = ["index", str(tmp_path / "images"), "--output", index, "--model", str(sources[kind])]
+        made = CliRunner().invoke(app, given)
+        assert made.exit_code == 0, made.output
+        found = CliRunner().invoke(app, ["search", index, "一只猫"])
+        assert found.exit_code == 0, found.output
+        assert "2.png" in found.output
+
+
+def test_export(sources, tmp_path):
+    """Graphs of a source; one that reads its padding is refused, since graphs take texts of any length."""
+    pytest.importorskip("onnxruntime")
+    from modeling_r2d2.integrations.onnx_export import export_onnx
+
+    with pytest.raises(ValueError, match="reads the padding of its texts"):
+        export_onnx(sources["siglip"], tmp_path / "siglip")
+    export_onnx(sources["clip"], tmp_path / "clip")
+    graphs, _ = load_model(tmp_path / "clip")
+    model, processor = load_model(sources["clip"])
+    inputs = processor(images=images(), text=TEXTS, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image
+    torch.testing.assert_close(graphs(**inputs).logits_per_image, expected, rtol=1e-4, atol=1e-3)
