@@ -33,6 +33,7 @@ BENCHMARKS = (
     "ablation",
     "noise",
     "systems",
+    "warm",
     "text_to_image",
 )
 #: Tables by another name than the script's.
@@ -40,6 +41,10 @@ TABLE_NAMES = {
     "ablation": ("ablation_steps", "ablation_time"),
     "tuning": ("tuning", "tuning_demo"),
     "systems": ("systems_steps", "systems_time"),
+    "warm": (
+        *("warm_scenes", "warm_names", "warm_concepts"),
+        *("warm_wrong_captions_clean_towers", "warm_wrong_captions_noisy_towers"),
+    ),
 }
 
 

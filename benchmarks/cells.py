@@ -40,8 +40,21 @@ class Cell:
 
     def key(self) -> str:
         """Of the file that holds the result."""
-        text = json.dumps({**asdict(self), "revision": REVISION}, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return key_of({**asdict(self), "revision": REVISION})
+
+
+def key_of(content: Any) -> str:
+    """A name that differs where the content does."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_result(file: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staging = file.with_suffix(".partial")
+    staging.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.rename(file)
 
 
 class NoisyPairs(EmojiPairs):
@@ -101,10 +114,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
         "vendors": {vendor: r.to_dict() for vendor, r in results.items()},
         "last_log": next(entry for entry in reversed(trainer.state.log_history) if "loss" in entry),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = file.with_suffix(".partial")
-    staging.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    staging.rename(file)
+    write_result(file, result)
     shutil.rmtree(output, ignore_errors=True)
     return result
 

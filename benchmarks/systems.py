@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from ablation import MOMENTUM, VARIANTS, _step_of, seeds_line, spread
-from cells import Cell, mean_recall, recall, study_folder
+from cells import Cell, mean_recall, recall, study_folder, write_result
 from common import TABLES, Table, add_part, arguments, finish, interleave, median
 from r2d2_step import batch_of
 from rich.console import Console
@@ -166,16 +166,9 @@ def run_system(cell: SystemCell, folder: Path) -> dict[str, Any]:
         "vendors": vendors,
         "last_log": next(entry for entry in reversed(trainer.state.log_history) if "loss" in entry),
     }
-    _write(file, result)
+    write_result(file, result)
     shutil.rmtree(output, ignore_errors=True)
     return result
-
-
-def _write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_suffix(".partial")
-    staging.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    staging.rename(file)
 
 
 def run_systems(cells: list[SystemCell], folder: Path) -> list[dict[str, Any]]:
@@ -256,7 +249,7 @@ def costs(folder: Path, rounds: int, rows: int) -> dict[str, dict[str, float]]:
             if done.returncode:
                 raise RuntimeError(f"peak memory of {name}: {done.stderr.strip()[-2000:]}")
             found[name] = {"seconds": median(seconds[name]), **json.loads(done.stdout)}
-        _write(file, found)
+        write_result(file, found)
     return json.loads(file.read_text(encoding="utf-8"))
 
 

