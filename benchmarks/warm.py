@@ -36,7 +36,8 @@ from modeling_r2d2.inference.scoring import SCORE_RULES
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.datasets.pair_sets import Pairs
-from modeling_r2d2.processing.datasets.scenes import ScenePairs
+from modeling_r2d2.processing.datasets.scenes import SPLITS, ScenePairs
+from modeling_r2d2.processing.datasets.scenes import TEMPLATES as CAPTIONS
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
 from modeling_r2d2.training.pretraining import build_trainer
 from modeling_r2d2.training.recipes import RECIPES, Recipe
@@ -51,6 +52,8 @@ KNOWN = "google"
 IMAGE_SIZE, LENGTH, BATCH, CANDIDATES = 48, 32, 128, 32
 LEARNING_RATE = 1e-3
 WRONG = 0.4
+#: Of scenes to train on.
+TWINS = 8000
 
 GCPR = Recipe(ranker=False, masking=False, target_guided=None, feature_guided=None)
 FGR = replace(GCPR, ranker=True)
@@ -77,6 +80,7 @@ class Study:
         gallery: by vendor, one text an image.
         warm_steps: of the plain loss, until recall on Samsung grows no more.
         towers: the study whose towers it takes; None: its own.
+        begins: what the towers are trained on before, for a thousand steps.
         seconds: of each system.
     """
 
@@ -84,6 +88,7 @@ class Study:
     gallery: Callable[[str], Pairs]
     warm_steps: int = 1000
     towers: str | None = None
+    begins: str | None = None
     seconds: tuple[int, ...] = (200,)
 
     def texts(self, vendor: str) -> list[str]:
@@ -102,8 +107,16 @@ def noisy(seed: int) -> NoisyPairs:
     return NoisyPairs(list(VENDORS), WRONG, seed, templates=TEMPLATES)
 
 
+#: What towers alone are trained on: one emoji somewhere on a canvas.
+BEGINNINGS = {"single": Study(lambda seed: ScenePairs(VENDORS, twins=TWINS, kinds=["alone"]), scene_gallery)}
 STUDIES = {
-    "scenes": Study(lambda seed: ScenePairs(VENDORS), scene_gallery, warm_steps=2000, seconds=(100, 200, 400)),
+    "scenes": Study(
+        lambda seed: ScenePairs(VENDORS, twins=TWINS),
+        scene_gallery,
+        warm_steps=2000,
+        begins="single",
+        seconds=(100, 200, 400),
+    ),
     "names": Study(lambda seed: EmojiPairs(VENDORS, templates=TEMPLATES), lambda vendor: EmojiPairs([vendor])),
     "concepts": Study(
         lambda seed: EmojiPairs(VENDORS, "all", TEMPLATES), lambda vendor: EmojiPairs([vendor], "all"), warm_steps=2000
@@ -111,6 +124,7 @@ STUDIES = {
     "wrong captions, clean towers": Study(noisy, lambda vendor: EmojiPairs([vendor]), towers="names"),
     "wrong captions, noisy towers": Study(noisy, lambda vendor: EmojiPairs([vendor])),
 }
+ALL = {**BEGINNINGS, **STUDIES}
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ class WarmCell:
 
 def vocabulary() -> list[str]:
     """Texts whose characters the tokenizer of all studies knows."""
-    scenes = [text for split in ("train", "validation", "test") for text in ScenePairs([KNOWN], split).all_texts()]
+    scenes = [text for split in SPLITS for text in ScenePairs([KNOWN], split, kinds=list(CAPTIONS)).all_texts()]
     return [*scenes, *EmojiPairs([KNOWN], "all", TEMPLATES).all_texts()]
 
 
@@ -166,7 +180,7 @@ def trainer_of(
         new = ("text_image", "image_text", "image_joint", "mlm_head")
         assert not found.unexpected_keys, found
         assert all(name.startswith(new) for name in found.missing_keys), found
-    whole_colors = study == "scenes"
+    whole_colors = study in ("scenes", "single")
     settings = PretrainingSettings(
         output=output,
         overwrite=True,
@@ -183,23 +197,21 @@ def trainer_of(
         save_steps=0,
         arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused", "disable_tqdm": True},
     )
-    return build_trainer(model, processor, STUDIES[study].pairs(seed), settings)
+    return build_trainer(model, processor, ALL[study].pairs(seed), settings)
 
 
 def warm_towers(study: str, folder: Path, quick: bool) -> Path:
     """The folder of a study's trained towers, which are trained now if they are not there."""
-    study = STUDIES[study].towers or study
-    name = f"towers-{key_of([study, STUDIES[study].warm_steps, quick])}"
-    place = folder / name
+    study = ALL[study].towers or study
+    steps = 2 if quick else ALL[study].warm_steps
+    place = folder / f"towers-{key_of([study, steps, ALL[study].begins])}"
     if not (place / "model.safetensors").is_file():
-        run = folder / f"{name}.run"
-        trainer = trainer_of(study, "plain", 0, 2 if quick else STUDIES[study].warm_steps, run, None, 2 * LEARNING_RATE)
+        before = ALL[study].begins and warm_towers(str(ALL[study].begins), folder, quick)
+        run = place.with_suffix(".run")
+        trainer = trainer_of(study, "plain", 0, steps, run, before or None, 2 * LEARNING_RATE)
         trainer.train()
         trainer.save_model(str(run))
         run.rename(place)
-        Console().print(
-            f"{study}: towers trained, R@1 on {CHOICE} {recalls(trainer, study, CHOICE)['pre-ranking']:.1f}"
-        )
     return place
 
 

@@ -26,11 +26,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 TWINS: dict[Split, int] = {"train": 2000, "validation": 150, "test": 150}
 #: What the captions of a kind of scene say; a and b are names, {c} a color. All templates of a kind say the same.
 TEMPLATES: dict[str, tuple[str, ...]] = {
+    "alone": ("{a}", "一个{a}", "只有{a}"),
     "beside": ("左边是{a}，右边是{b}", "{a}在{b}的左边", "{b}在{a}的右边"),
     "above": ("上面是{a}，下面是{b}", "{a}在{b}的上面", "{b}在{a}的下面"),
     "count": ("两个{a}和一个{b}", "一个{b}和两个{a}", "有两个{a}，还有一个{b}"),
     "color": ("{c}背景上的{a}和{b}", "{a}和{b}，背景是{c}的", "{a}和{b}在{c}的背景上"),
 }
+#: Those of scenes with two or three emoji.
+KINDS = ("beside", "above", "count", "color")
 #: Backgrounds, light enough for every drawing to be seen on.
 COLORS = {
     "红色": (255, 128, 128),
@@ -48,7 +51,7 @@ _KEPT = 0.1
 
 @dataclass(frozen=True)
 class Scene:
-    """What is on a picture, whoever drew it: two of `a` and one of `b` in "count", one of each elsewhere."""
+    """What is on a picture, whoever drew it: two of `a` and one of `b` in "count", `a` in "alone", else one of each."""
 
     kind: str
     a: Concept
@@ -58,7 +61,8 @@ class Scene:
     @property
     def key(self) -> str:
         """Of the scene: pictures of one scene by several vendors share it."""
-        return "/".join(filter(None, (self.kind, self.a.key, self.b.key, self.color)))
+        other = "" if self.kind == "alone" else self.b.key
+        return "/".join(filter(None, (self.kind, self.a.key, other, self.color)))
 
     def captions(self) -> list[str]:
         """All of them true; which is the first differs from scene to scene, and is the twin's too."""
@@ -74,7 +78,11 @@ class Scene:
         canvas = Image.new("RGB", (CANVAS, CANVAS), color)
         middle = _CELL / 2
         concepts: tuple[Concept, ...]
-        if self.kind == "beside":
+        concepts: tuple[Concept, ...]
+        if self.kind == "alone":
+            left, top = rng.random(2) * _CELL
+            concepts, places = (self.a,), [(float(left), float(top))]
+        elif self.kind == "beside":
             concepts, places = (self.a, self.b), [(0.0, middle), (_CELL, middle)]
         elif self.kind == "above":
             concepts, places = (self.a, self.b), [(middle, 0.0), (middle, _CELL)]
@@ -100,7 +108,7 @@ class ScenePairs(DemoPairs):
         vendors: of `VENDORS`; every scene is drawn by each.
         split: no two concepts that meet in one split meet in another.
         twins: how many, by each vendor; default `TWINS`.
-        kinds: of `TEMPLATES`, in equal shares.
+        kinds: of `TEMPLATES`, in equal shares; "alone", one emoji somewhere, is for towers to begin with.
         openly_licensed_only: refuse vendors whose art is proprietary.
 
     Raises:
@@ -116,7 +124,7 @@ class ScenePairs(DemoPairs):
         vendors: Sequence[str] = tuple(VENDORS),
         split: Split = "train",
         twins: int | None = None,
-        kinds: Sequence[str] = tuple(TEMPLATES),
+        kinds: Sequence[str] = KINDS,
         openly_licensed_only: bool = False,
     ) -> None:
         self.require_vendors(vendors, openly_licensed_only)

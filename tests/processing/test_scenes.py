@@ -6,10 +6,8 @@ import pytest
 from modeling_r2d2 import R2D2Processor
 from modeling_r2d2.processing.batch_augmentation import BatchAugmentation
 from modeling_r2d2.processing.collation import PretrainingDataset
-from modeling_r2d2.processing.datasets.scenes import CANVAS, COLORS, SPLITS, TEMPLATES, ScenePairs
+from modeling_r2d2.processing.datasets.scenes import CANVAS, COLORS, KINDS, SPLITS, ScenePairs
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
-
-KINDS = list(TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +78,16 @@ def test_twins_differ_in_one_thing(kind):
             assert sum(name in right for name in COLORS) == sum(name in wrong for name in COLORS) == 1
         else:
             assert sorted(right) == sorted(wrong)
+
+
+def test_one_emoji_alone():
+    pairs = ScenePairs(["google"], "train", twins=200, kinds=["alone"])
+    names = {concept.key: concept.name for scene in pairs.scenes for concept in (scene.a, scene.b)}
+    for place, key in enumerate(pairs.keys()):
+        assert pairs.texts(place)[0] in {
+            t.format(names[key.removeprefix("alone/")]) for t in ("{}", "一个{}", "只有{}")
+        }
+    assert len(set(pairs.keys())) == len(names)
 
 
 def test_no_two_concepts_meet_in_two_splits():
