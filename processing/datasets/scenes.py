@@ -78,10 +78,9 @@ class Scene:
         canvas = Image.new("RGB", (CANVAS, CANVAS), color)
         middle = _CELL / 2
         concepts: tuple[Concept, ...]
-        concepts: tuple[Concept, ...]
         if self.kind == "alone":
-            left, top = rng.random(2) * _CELL
-            concepts, places = (self.a,), [(float(left), float(top))]
+            corner = rng.random(2) * _CELL
+            concepts, places = (self.a,), [(float(corner[0]), float(corner[1]))]
         elif self.kind == "beside":
             concepts, places = (self.a, self.b), [(0.0, middle), (_CELL, middle)]
         elif self.kind == "above":
