@@ -42,6 +42,7 @@ WRONG = {
         "max_grad_norm": (-1, INF),
         "mask_ratio": (-0.1, 1.5, NAN),
         "rank_from": (-0.1, 1, NAN),
+        "negative_ramp": (-0.1, 1, NAN),
         "max_steps": (0, -5, 2.5),
         "per_device_train_batch_size": (0,),
         "gradient_accumulation_steps": (0,),
@@ -74,7 +75,7 @@ WRONG = {
         "grad_cache_chunk": (-1,),
         "per_device_train_batch_size": (0,),
     },
-    "recipe": {"momentum": (2, NAN, Schedule(0.9, 1.5)), "rank_from": (-0.1, 1, NAN)},
+    "recipe": {"momentum": (2, NAN, Schedule(0.9, 1.5)), "rank_from": (-0.1, 1), "negative_ramp": (1, NAN)},
     "callback": {"momentum": (2, -0.1, NAN)},
     "schedule": {"steps": (-1,), "begin": (-1,)},
     "target": {

@@ -182,6 +182,9 @@ class R2D2ForPreTraining(R2D2Model):
     #: False leaves FGR and MLM out of training, with all that they alone compute: a curriculum sets it
     #: (`training.curriculum`). Evaluation has them all the same.
     ranking_active: bool = True
+    #: β: while training, hard negatives are drawn with probability softmax(β · s/τ). 1 as in the paper; a curriculum
+    #: may begin below.
+    negative_sharpness: float = 1.0
 
     def _add_heads(self):
         self._tied_weights_keys = {}
@@ -438,9 +441,11 @@ class R2D2ForPreTraining(R2D2Model):
         return self.temperature.detach().float().clamp(self.config.temperature_min, self.config.temperature_max)
 
     def pick_negatives(self, logits_per_image: Tensor, logits_per_text: Tensor, positives: Tensor) -> HardNegatives:
-        """Drawn while training, the hardest ones in evaluation mode."""
-        pick = draw_hard_negatives if self.training else hardest_negatives
-        return pick(logits_per_image, logits_per_text, positives)
+        """Drawn while training, by softmax(`negative_sharpness` · s/τ); the hardest ones in evaluation mode."""
+        if not self.training:
+            return hardest_negatives(logits_per_image, logits_per_text, positives)
+        sharpness = self.negative_sharpness
+        return draw_hard_negatives(sharpness * logits_per_image, sharpness * logits_per_text, positives)
 
     def feature_guided_loss(self, image_student: Tensor, text_student: Tensor, guidance: R2D2FeatureGuidance) -> Tensor:
         """FgD on the cosines (B, K) of masked inputs."""

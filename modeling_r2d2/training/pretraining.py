@@ -116,6 +116,7 @@ def build_trainer(
             "augmentation": augmentation,
             "mask_ratio": mask_ratio,
             "objectives": str(recipe),
+            "negative_ramp": recipe.negative_ramp,
         },
         publish=settings.publish,
     )
@@ -139,6 +140,7 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, pairs: Any) -
         alpha=settings.alpha,
         momentum=settings.momentum,
         rank_from=settings.rank_from,
+        negative_ramp=settings.negative_ramp,
         feature_guided=settings.feature_guided,
     )
     if not recipe.reads_masked_texts and (settings.whole_words or settings.mask_ratio):

@@ -18,7 +18,7 @@ from ..distillation.callbacks import DistillationCallback
 from ..distillation.schedules import require_momentum
 from ..model.configuration_wukong import WukongConfig
 from ..model.ranges_r2d2 import require_number
-from .curriculum import BEGINNING, RankFromCallback
+from .curriculum import BEGINNING, RankingCurriculumCallback
 
 #: How a model compares pictures and texts, in the words of error messages.
 _COMPARES = {
@@ -39,7 +39,8 @@ class Recipe:
         feature_guided: settings of the two ways of distillation; None, the default: without. (The paper has both;
             this project's default waits until FgD wins in a comparison.)
         momentum: of their teacher, see `DistillationCallback`.
-        rank_from: the share of the run before ranking begins, see `RankFromCallback`.
+        rank_from: the share of the run before ranking begins, see `RankingCurriculumCallback`.
+        negative_ramp: the share of the rest over which its negatives become hard.
 
     Raises:
         ValueError: feature-guided distillation without masked texts, a momentum or a share out of its range, ranking
@@ -52,12 +53,14 @@ class Recipe:
     feature_guided: FeatureGuidedSettings | None = None
     momentum: float | Schedule = 0.995
     rank_from: float = 0.0
+    negative_ramp: float = 0.0
 
     compares: ClassVar[str] = "global"
 
     def __post_init__(self):
         require_momentum(self.momentum)
         require_number("rank_from", self.rank_from, **BEGINNING)
+        require_number("negative_ramp", self.negative_ramp, **BEGINNING)
         if self.rank_from and not self.ranker:
             raise ValueError(f"rank_from is {self.rank_from}, but the recipe has no ranking that could begin later")
         if self.feature_guided is not None and not self.masking:
@@ -100,7 +103,9 @@ class Recipe:
 
     def callbacks(self) -> list[TrainerCallback]:
         """What the Trainer needs beside the model."""
-        found: list[TrainerCallback] = [RankFromCallback(self.rank_from)] if self.rank_from else []
+        found: list[TrainerCallback] = []
+        if self.ranker and (self.rank_from or self.negative_ramp):
+            found.append(RankingCurriculumCallback(self.rank_from, self.negative_ramp))
         if self.distils:
             found.append(DistillationCallback(self.target_guided, self.feature_guided, self.momentum))
         return found
@@ -114,6 +119,7 @@ class Recipe:
         alpha: float | None = None,
         momentum: float | None = None,
         rank_from: float | None = None,
+        negative_ramp: float | None = None,
         feature_guided: bool = False,
     ) -> "Recipe":
         """This recipe for a set of so many pairs (None: a stream), as the command line asks for it.
@@ -134,6 +140,7 @@ class Recipe:
                     "distillation and a mask ratio above 0"
                 )
             features = features or FeatureGuidedSettings()
+        self._refuse_ramp(negative_ramp)
         if targets is None and (queue_size is not None or alpha is not None):
             raise ValueError(
                 "a queue size and alpha belong to target-guided distillation, which does not take place here"
@@ -150,7 +157,14 @@ class Recipe:
             feature_guided=features,
             momentum=self.momentum if momentum is None else momentum,
             rank_from=self.rank_from if rank_from is None else rank_from,
+            negative_ramp=self.negative_ramp if negative_ramp is None else negative_ramp,
         )
+
+    def _refuse_ramp(self, negative_ramp: float | None) -> None:
+        if negative_ramp and not self.ranker:
+            raise ValueError(
+                f"negative_ramp is {negative_ramp}, but the recipe has no ranking, whose negatives it is of"
+            )
 
     def __str__(self) -> str:
         parts = ["TgD" if self.target_guided else "GCPR", *["FGR"] * self.ranker]
@@ -219,6 +233,7 @@ class BriVLRecipe(PlainRecipe):
         alpha: float | None = None,
         momentum: float | None = None,
         rank_from: float | None = None,
+        negative_ramp: float | None = None,
         feature_guided: bool = False,
     ) -> "BriVLRecipe":
         """As `Recipe.adapted`; masking and ranking are none of this recipe's. Without `queue_size` the
@@ -227,6 +242,7 @@ class BriVLRecipe(PlainRecipe):
         Raises:
             ValueError: without teacher; with alpha, FgD or ranking.
         """
+        self._refuse_ramp(negative_ramp)
         if feature_guided:
             raise ValueError("feature-guided distillation is of the recipes r2d2 and prd2; brivl has one objective")
         if alpha is not None:

@@ -89,6 +89,12 @@ class PretrainingSettings(RunSettings):
         "default is the recipe's, from the first step on.",
         bounds={"least": 0, "below": 1},
     )
+    negative_ramp: float | None = setting(
+        None,
+        "The share of the ranking steps over which wrong pairs become hard: drawn at random at first, by pre-ranking's "
+        "own scores in the end. The default is the recipe's.",
+        bounds={"least": 0, "below": 1},
+    )
     max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
     warmup_steps: float = setting(
         0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE

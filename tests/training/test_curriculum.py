@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from modeling_r2d2 import R2D2ForPreTraining
-from modeling_r2d2.training.curriculum import RankFromCallback
+from modeling_r2d2.training.curriculum import RankingCurriculumCallback
 from modeling_r2d2.training.grad_cache import cached_backward
 from modeling_r2d2.training.recipes import BriVLRecipe, Recipe, find_recipe
 from tests.distillation.runs import STEPS, callback, everything, trainer
@@ -63,7 +65,7 @@ class Weights(TrainerCallback):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranking_begins_at_a_share_of_the_run(kind, tmp_path):
     weights = Weights()
-    run = trainer(tmp_path, kind, callbacks=[RankFromCallback(0.3), callback(), weights])
+    run = trainer(tmp_path, kind, callbacks=[RankingCurriculumCallback(0.3), callback(), weights])
     before = run.model.text_image_match_head.weight.detach().clone()
     run.train()
     ranked = ["loss_fgr" in entry for entry in run.state.log_history if "loss" in entry]
@@ -78,20 +80,62 @@ def test_ranking_begins_at_a_share_of_the_run(kind, tmp_path):
 def test_resumed_equals_uninterrupted(kind, share, tmp_path):
     """From a checkpoint at step 3: after ranking began, and before it."""
     whole, part = callback(), callback()
-    run = trainer(tmp_path / "whole", kind, callbacks=[RankFromCallback(share), whole])
+    run = trainer(tmp_path / "whole", kind, callbacks=[RankingCurriculumCallback(share), whole])
     run.train()
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
-    resumed = trainer(tmp_path / "part", kind, callbacks=[RankFromCallback(share), part])
+    resumed = trainer(tmp_path / "part", kind, callbacks=[RankingCurriculumCallback(share), part])
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-3"))
     first, second = everything(run, whole), everything(resumed, part)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class Sharpness(TrainerCallback):
+    """β of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.seen.append(model.negative_sharpness)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_negatives_become_hard_over_a_share_of_the_steps_that_rank(kind, tmp_path):
+    sharpness = Sharpness()
+    curriculum = RankingCurriculumCallback(rank_from=0.25, negative_ramp=0.5)
+    run = trainer(tmp_path, kind, callbacks=[curriculum, callback(), sharpness])
+    run.train()
+    # two of eight steps without ranking; three of the other six from 0 to 1
+    assert sharpness.seen == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+    assert run.model.negative_sharpness == 1
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.4, 1.0])
+def test_negatives_are_drawn_by_the_softmax_at_that_sharpness(sharpness):
+    """Frequencies of five thousand draws against the softmax written out."""
+    student = model().train()
+    student.negative_sharpness = sharpness
+    logits = 3 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    positives = torch.eye(4, 6, dtype=torch.bool)
+    torch.manual_seed(0)
+    count = 5000
+    drawn = [student.pick_negatives(logits, -logits, positives) for _ in range(count)]
+    for name, scores in (("text_index", logits), ("image_index", -logits)):
+        weights = np.exp(sharpness * scores.double().numpy()) * ~positives.numpy()
+        expected = weights / weights.sum(axis=1, keepdims=True)
+        found = torch.stack([nn.functional.one_hot(getattr(each, name), 6) for each in drawn]).double().mean(0).numpy()
+        assert np.abs(found - expected).max() < 4 * 0.5 / count**0.5
+    hardest = student.eval().pick_negatives(logits, -logits, positives)
+    assert hardest.text_index.tolist() == logits.masked_fill(positives, -torch.inf).argmax(1).tolist()
 
 
 def _worker(number: int, folder: str) -> list[dict]:
     found = []
     for kind, arguments in (("stock", {}), ("r2d2", {}), ("r2d2", {"grad_cache_chunk": 2})):
         output = Path(folder) / f"{kind}{len(arguments)}"
-        run = trainer(output, kind, callbacks=[RankFromCallback(0.5)], max_steps=4, save_strategy="no", **arguments)
+        run = trainer(
+            output, kind, callbacks=[RankingCurriculumCallback(0.5)], max_steps=4, save_strategy="no", **arguments
+        )
         run.train()
         # the stock Trainer logs no parts, but MLM alone begins at ln 99
         ranked = [entry["loss"] > 5.5 for entry in run.state.log_history if "loss" in entry]
@@ -111,15 +155,17 @@ def test_recipes():
     recipe = find_recipe("r2d2").adapted(1000, distil=False, rank_from=0.3)
     assert str(recipe) == "GCPR + FGR + MLM, ranking from 0.3 of the run on"
     [begins] = recipe.callbacks()
-    assert begins.share == 0.3
+    assert (begins.rank_from, begins.negative_ramp) == (0.3, 0)
     assert Recipe().rank_from == 0
     for recipe in (find_recipe("clip"), BriVLRecipe()):
         with pytest.raises(ValueError, match="no ranking that could begin later"):
             recipe.adapted(1000, rank_from=0.3)
+        with pytest.raises(ValueError, match="no ranking, whose negatives"):
+            recipe.adapted(1000, negative_ramp=0.3)
 
 
 def test_a_model_without_ranker(tmp_path):
-    run = trainer(tmp_path, callbacks=[RankFromCallback(0.3)])
+    run = trainer(tmp_path, callbacks=[RankingCurriculumCallback(0.3)])
     run.model = run.model_wrapped = R2D2ForPreTraining(tiny_config(ranker=False))
     with pytest.raises(ValueError, match="this model has no ranker"):
         run.train()
