@@ -187,8 +187,8 @@ class ScenesSettings(Checked):
 def scenes(settings: ScenesSettings) -> None:
     """Write out the demo's scenes: pictures of two or three emoji, pairs, labelled lists with hard wrong captions.
 
-    `r2d2 pretrain --data DIR/train.jsonl --group-column group --no-mirror` reads them. Every verb also draws them
-    itself: --data scenes:google/train.
+    `r2d2 pretrain --data DIR/train.jsonl --group-column group --no-mirror --output runs/scenes` reads them. Every verb
+    also draws them itself: --data scenes:google/train.
     """
     from ..hub_cards.dataset import dataset_card
     from ..processing.datasets import load_pairs

@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 from ..inference.finite import require_finite
-from ..inference.loading import load_processor, load_whole
+from ..inference.loading import load_processor, load_whole, one_line_errors
 from ..inference.scoring import SCORE_RULES, ScoreRule, TwoStageScore
 from ..model.configuration_r2d2 import text_positions
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
@@ -115,7 +115,9 @@ class _R2D2Module(InputModule):
         model = load_whole(R2D2Model, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
         processor = load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {}))
         place["cache_folder"] = place.pop("cache_dir")
-        return cls(model, processor, **(cls.load_config(str(model_name_or_path), **place) if cls.config_keys else {}))
+        with one_line_errors(model_name_or_path, "configuration"):
+            own = cls.load_config(str(model_name_or_path), **place) if cls.config_keys else {}
+        return cls(model, processor, **own)
 
     def _of_one_kind(self, inputs: Sequence[Any], prompt: str | None) -> dict[str, Tensor]:
         """Texts or pictures, each by itself; see `R2D2Encoder.preprocess`."""
