@@ -63,6 +63,7 @@ SYSTEMS: dict[str, str | Recipe] = {
     "two plain": GCPR,
     "PRD2": "prd2",
     "+ FGR": FGR,
+    "+ FGR, easy first": replace(FGR, negative_ramp=0.5),
     "+ FGR + MLM": replace(FGR, masking=True),
     "+ FGR, TgD": replace(FGR, target_guided=RECIPES["r2d2"].target_guided or RECIPES["prd2"].target_guided),
     "R2D2": "r2d2",
@@ -147,7 +148,8 @@ def vocabulary() -> list[str]:
 
 
 def study_config(tokens: int, ranker: bool) -> R2D2Config:
-    """A ViT of 36 patches, four layers, without batch norms; a text tower and a ranker of one layer each."""
+    """A ViT of 36 patches, four layers, without batch norms, whose embedding is the mean of its tokens (trained by a
+    [CLS] alone they leave a ranker little to read); a text tower and a ranker of one layer each."""
     width = {
         "hidden_size": 128,
         "num_attention_heads": 4,
@@ -157,6 +159,7 @@ def study_config(tokens: int, ranker: bool) -> R2D2Config:
     }
     return R2D2Config(
         vision_config={**width, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8},
+        vision_pooling="mean",
         text_config={**width, "vocab_size": tokens, "num_hidden_layers": 1, "max_position_embeddings": LENGTH},
         cross_encoder_config={**width, "num_hidden_layers": 1, "initializer_range": 0.05} if ranker else None,
         initializer_range=0.05,
