@@ -155,7 +155,7 @@ def test_recipes():
     recipe = find_recipe("r2d2").adapted(1000, distil=False, rank_from=0.3)
     assert str(recipe) == "GCPR + FGR + MLM, ranking from 0.3 of the run on"
     [begins] = recipe.callbacks()
-    assert (begins.rank_from, begins.negative_ramp) == (0.3, 0)
+    assert (begins.rank_from, begins.negative_ramp) == (0.3, 0.5)
     assert Recipe().rank_from == 0
     for recipe in (find_recipe("clip"), BriVLRecipe()):
         with pytest.raises(ValueError, match="no ranking that could begin later"):
