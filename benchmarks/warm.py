@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Processor
+from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Processor, R2D2VisionConfig
+from modeling_r2d2.cli.demo_run import demo_config
 from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.evaluation import evaluate_retrieval
 from modeling_r2d2.inference.recall import recall_both_ways
@@ -92,11 +93,6 @@ class Study:
     begins: str | None = None
     seconds: tuple[int, ...] = (200,)
 
-    def texts(self, vendor: str) -> list[str]:
-        """One for each image of the gallery."""
-        gallery = self.gallery(vendor)
-        return gallery.names() if isinstance(gallery, EmojiPairs) else gallery.first_texts()
-
 
 def scene_gallery(vendor: str) -> ScenePairs:
     """300 scenes of concepts that have not met in training."""
@@ -150,22 +146,12 @@ def vocabulary() -> list[str]:
 def study_config(tokens: int, ranker: bool) -> R2D2Config:
     """A ViT of 36 patches, four layers, without batch norms, whose embedding is the mean of its tokens (trained by a
     [CLS] alone they leave a ranker little to read); a text tower and a ranker of one layer each."""
-    width = {
-        "hidden_size": 128,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    return R2D2Config(
-        vision_config={**width, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8},
-        vision_pooling="mean",
-        text_config={**width, "vocab_size": tokens, "num_hidden_layers": 1, "max_position_embeddings": LENGTH},
-        cross_encoder_config={**width, "num_hidden_layers": 1, "initializer_range": 0.05} if ranker else None,
-        initializer_range=0.05,
-        projection_dim=128,
-        max_text_length=LENGTH,
-    )
+    config = demo_config(tokens, ranker, rank_masked_texts=True)
+    names = ("hidden_size", "num_attention_heads", "intermediate_size")
+    width = {name: getattr(config.text_config, name) for name in names}
+    config.vision_config = R2D2VisionConfig(**width, num_hidden_layers=4, image_size=IMAGE_SIZE, patch_size=8)
+    config.text_config.max_position_embeddings = config.max_text_length = LENGTH
+    return config
 
 
 def trainer_of(
@@ -259,7 +245,7 @@ def recalls(trainer: R2D2Trainer, study: str, vendor: str) -> dict[str, float]:
     gallery = STUDIES[study].gallery(vendor)
     images = [gallery.image(place) for place in range(len(gallery))]
     stage = CANDIDATES if model.can_rank else None
-    found = evaluate_retrieval(model, processor, images, STUDIES[study].texts(vendor), candidates=stage, batch_size=100)
+    found = evaluate_retrieval(model, processor, images, gallery.first_texts(), candidates=stage, batch_size=100)
     figures = {"pre-ranking": both_ways(found.pre_ranking)}
     matrices = {"pre-ranking": found.cosine}
     for rule in SCORE_RULES if found.two_stage_by_score else ():
@@ -288,9 +274,7 @@ def ensemble_recalls(trainers: list[R2D2Trainer], study: str, vendor: str) -> di
     images = [gallery.image(place) for place in range(len(gallery))]
     for trainer in trainers:
         model = trainer.model.eval()
-        found = evaluate_retrieval(
-            model, trainer.processing_class, images, STUDIES[study].texts(vendor), batch_size=100
-        )
+        found = evaluate_retrieval(model, trainer.processing_class, images, gallery.first_texts(), batch_size=100)
         total = total + found.cosine / model.bounded_temperature().item()
     figures = {"pre-ranking": both_ways(recall_both_ways(total, total.t(), torch.eye(len(images), dtype=torch.bool)))}
     return figures | ({"twin, pre-ranking": twin_accuracy(total)} if study == "scenes" else {})

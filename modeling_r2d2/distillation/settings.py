@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..model.distillation_losses_r2d2 import ReliabilityPlacement, feature_temperatures
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, require_number, require_numbers
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, PART, POSITIVE, SHARE, require_number, require_numbers
 from .schedules import Schedule
 
 #: As ALBEF's; the paper publishes none.
@@ -95,7 +95,7 @@ class FeatureGuidedSettings:
     def __post_init__(self):
         require_numbers(self, {"student_temperature": POSITIVE, "teacher_temperature": POSITIVE})
         require_numbers(self, {"center_momentum": SHARE, "block": COUNT})
-        require_number("image_drop", self.image_drop, least=0, below=1)
+        require_number("image_drop", self.image_drop, **PART)
 
     def temperatures(self, width: int) -> tuple[float, float]:
         """τ_s and τ_t for heads of that width."""

@@ -33,6 +33,7 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
         ValueError: matching or two stages asked of a model without a ranker, weights are missing, or a foreign model
             that would be judged wrongly; says which.
     """
+    foreign = is_dual_encoder(place)
     if settings.task == "captioning":
         from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
 
@@ -40,9 +41,9 @@ def load_model(place: str, settings: EvaluationSettings) -> tuple[Any, Any]:
     elif settings.task == "classification" and is_classifier(place):
         kind = R2D2ForImageClassification
     else:
-        kind = R2D2Model if is_dual_encoder(place) else AutoModel
+        kind = R2D2Model if foreign else AutoModel
     model = load_whole(kind, place).eval().to(settings.device)
-    processor = load_processor(R2D2Processor if is_dual_encoder(place) else AutoProcessor, place)
+    processor = load_processor(R2D2Processor if foreign else AutoProcessor, place)
     refuse_foreign(model, processor, place)
     if settings.two_stage:
         require_ranker(model.config, "the second stage", "leave --two-stage out")

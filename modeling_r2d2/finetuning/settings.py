@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..jobs.settings import RunSettings
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, require_number, require_numbers
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PART, POSITIVE, require_number, require_numbers
 from ..processing.files.settings import setting
 
 Decay = Literal["all", "not-biases", "matrices"]
@@ -41,7 +41,7 @@ class LoRASettings:
     train_also: tuple[str, ...] = ("temperature", "classifier")
 
     def __post_init__(self):
-        require_numbers(self, {"rank": COUNT, "alpha": POSITIVE, "dropout": {"least": 0, "below": 1}}, "LoRA's ")
+        require_numbers(self, {"rank": COUNT, "alpha": POSITIVE, "dropout": PART}, "LoRA's ")
 
 
 @dataclass(kw_only=True)

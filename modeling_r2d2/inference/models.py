@@ -11,7 +11,7 @@ from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
 from .dual_encoders import DUAL_ENCODERS
 from .folders import is_onnx_export
-from .loading import is_dual_encoder, load_processor, load_whole, model_type
+from .loading import load_processor, load_whole, model_type
 
 _MODELS = {"r2d2": R2D2Model, "wukong": WukongModel, **dict.fromkeys(DUAL_ENCODERS, R2D2Model)}
 
@@ -29,6 +29,7 @@ def load_model(
         ValueError: a loaded model without its processor, or a model of another kind, also one that lacks weights.
     """
     if isinstance(model, str | PathLike):
+        reader: Any = AutoProcessor
         if is_onnx_export(model):
             from .onnx_model import R2D2OnnxModel
 
@@ -40,9 +41,10 @@ def load_model(
                     f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong, or a dual encoder "
                     f"({', '.join(DUAL_ENCODERS)})"
                 )
+            if kind in DUAL_ENCODERS:
+                reader = R2D2Processor
             network = load_whole(_MODELS[kind], model)
-        foreign = not is_onnx_export(model) and is_dual_encoder(model)
-        processor = processor or load_processor(R2D2Processor if foreign else AutoProcessor, model)
+        processor = processor or load_processor(reader, model)
     elif processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     else:

@@ -164,6 +164,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         text_size, vision_size = config.text_hidden_size, config.vision_hidden_size
         self.vision_model = vision_tower(config.vision_config, config.vision_pooling == "pooler")
         self.text_model = text_tower(config.text_config, config.text_pooling == "pooler")
+        self._reads_token_types = "token_type_ids" in inspect.signature(type(self.text_model).forward).parameters
         self.vision_projection = projection(config.projection, vision_size, config.projection_dim)
         self.text_projection = projection(config.projection, config.pooled_text_size, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
@@ -227,7 +228,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
                     f"texts of {input_ids.shape[1]} tokens: this text tower reads padding too, and was trained on "
                     f"{self.config.max_text_length} tokens a text (R2D2Processor and the pipelines pad so)"
                 )
-        if "token_type_ids" not in inspect.signature(type(self.text_model).forward).parameters:
+        if not self._reads_token_types:
             kwargs.pop("token_type_ids", None)  # type: ignore[typeddict-item]
         outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         states = outputs.last_hidden_state

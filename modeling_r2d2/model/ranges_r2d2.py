@@ -81,6 +81,8 @@ COUNT: dict[str, Any] = {"least": 1, "whole": True}
 SEVERAL: dict[str, Any] = {"least": 2, "whole": True}
 COUNT_OR_NONE: dict[str, Any] = {"least": 0, "whole": True}
 SHARE: dict[str, Any] = {"least": 0, "most": 1}
+#: A share after which something is left.
+PART: dict[str, Any] = {"least": 0, "below": 1}
 NOT_NEGATIVE: dict[str, Any] = {"least": 0}
 POSITIVE: dict[str, Any] = {"above": 0}
 #: What numpy and torch both take.
@@ -90,6 +92,7 @@ __all__ = [
     "COUNT",
     "COUNT_OR_NONE",
     "NOT_NEGATIVE",
+    "PART",
     "POSITIVE",
     "SEED",
     "SEVERAL",

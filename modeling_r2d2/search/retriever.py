@@ -359,11 +359,12 @@ class R2D2Retriever:
     ) -> list[SearchHit]:
         """The hits of one query."""
         hits: list[SearchHit] = []
+        ranked = [each for each in scored if each.log_odds is not None]
+        log_odds = torch.tensor([each.log_odds for each in ranked], dtype=torch.float64)
+        probabilities = self._calibrated(log_odds, torch.tensor([each.cosine for each in ranked])).tolist()
+        known = {each.row: both for each, *both in zip(ranked, log_odds.sigmoid().tolist(), probabilities, strict=True)}
         for each in scored:
-            raw = shown = None
-            if each.log_odds is not None:
-                log_odds = torch.tensor(each.log_odds, dtype=torch.float64)
-                raw, shown = float(log_odds.sigmoid()), float(self._calibrated(log_odds, torch.tensor(each.cosine)))
+            raw, shown = known.get(each.row, (None, None))
             if minimum is not None and (shown is None or shown < minimum):
                 continue
             text, row = None, each.row

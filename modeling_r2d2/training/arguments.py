@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..jobs.settings import RunSettings
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SEED, require_numbers
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PART, POSITIVE, SEED, require_numbers
 
 
 @dataclass
@@ -56,12 +56,11 @@ class R2D2TrainingArguments(TrainingArguments):
             )
 
 
-_BETA = {"least": 0, "below": 1}
 _RANGES = {
     "learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
-    "adam_beta1": _BETA,
-    "adam_beta2": _BETA,
+    "adam_beta1": PART,
+    "adam_beta2": PART,
     "adam_epsilon": NOT_NEGATIVE,
     "max_grad_norm": NOT_NEGATIVE,
     "warmup_steps": NOT_NEGATIVE,

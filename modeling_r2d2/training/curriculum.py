@@ -1,15 +1,10 @@
 """A curriculum: pre-ranking first, ranking from when its negatives mean something, the hardest negatives last."""
 
-from typing import Any
-
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..distillation.callbacks import unwrapped
-from ..model.ranges_r2d2 import require_number
-
-#: Of a share of the run after which some of it is left.
-BEGINNING: dict[str, Any] = {"least": 0, "below": 1}
+from ..model.ranges_r2d2 import PART, require_number
 
 
 class RankingCurriculumCallback(TrainerCallback):
@@ -46,8 +41,8 @@ class RankingCurriculumCallback(TrainerCallback):
     """
 
     def __init__(self, rank_from: float = 0.0, negative_ramp: float = 0.0):
-        require_number("rank_from", rank_from, **BEGINNING)
-        require_number("negative_ramp", negative_ramp, **BEGINNING)
+        require_number("rank_from", rank_from, **PART)
+        require_number("negative_ramp", negative_ramp, **PART)
         self.rank_from, self.negative_ramp = rank_from, negative_ramp
 
     def on_init_end(self, args: TrainingArguments, state, control, **kwargs):
@@ -74,4 +69,4 @@ class RankingCurriculumCallback(TrainerCallback):
         student.ranking_active, student.negative_sharpness = True, 1.0
 
 
-__all__ = ["BEGINNING", "RankingCurriculumCallback"]
+__all__ = ["RankingCurriculumCallback"]

@@ -17,8 +17,8 @@ from ..distillation import (
 from ..distillation.callbacks import DistillationCallback
 from ..distillation.schedules import require_momentum
 from ..model.configuration_wukong import WukongConfig
-from ..model.ranges_r2d2 import require_number
-from .curriculum import BEGINNING, RankingCurriculumCallback
+from ..model.ranges_r2d2 import PART, require_number
+from .curriculum import RankingCurriculumCallback
 
 #: How a model compares pictures and texts, in the words of error messages.
 _COMPARES = {
@@ -44,7 +44,7 @@ class Recipe:
 
     Raises:
         ValueError: feature-guided distillation without masked texts, a momentum or a share out of its range, ranking
-            that begins later on a recipe without a ranker.
+            that begins later, or negatives that become hard, on a recipe without a ranker.
     """
 
     ranker: bool = True
@@ -59,10 +59,14 @@ class Recipe:
 
     def __post_init__(self):
         require_momentum(self.momentum)
-        require_number("rank_from", self.rank_from, **BEGINNING)
-        require_number("negative_ramp", self.negative_ramp, **BEGINNING)
+        require_number("rank_from", self.rank_from, **PART)
+        require_number("negative_ramp", self.negative_ramp, **PART)
         if self.rank_from and not self.ranker:
             raise ValueError(f"rank_from is {self.rank_from}, but the recipe has no ranking that could begin later")
+        if self.negative_ramp and not self.ranker:
+            raise ValueError(
+                f"negative_ramp is {self.negative_ramp}, but the recipe has no ranking, whose negatives it is of"
+            )
         if self.feature_guided is not None and not self.masking:
             raise ValueError("feature-guided distillation compares masked texts: a recipe with it needs masking")
 
@@ -104,7 +108,7 @@ class Recipe:
     def callbacks(self) -> list[TrainerCallback]:
         """What the Trainer needs beside the model."""
         found: list[TrainerCallback] = []
-        if self.ranker and (self.rank_from or self.negative_ramp):
+        if self.rank_from or self.negative_ramp:
             found.append(RankingCurriculumCallback(self.rank_from, self.negative_ramp))
         if self.distils:
             found.append(DistillationCallback(self.target_guided, self.feature_guided, self.momentum))
@@ -140,7 +144,6 @@ class Recipe:
                     "distillation and a mask ratio above 0"
                 )
             features = features or FeatureGuidedSettings()
-        self._refuse_ramp(negative_ramp)
         if targets is None and (queue_size is not None or alpha is not None):
             raise ValueError(
                 "a queue size and alpha belong to target-guided distillation, which does not take place here"
@@ -159,12 +162,6 @@ class Recipe:
             rank_from=self.rank_from if rank_from is None else rank_from,
             negative_ramp=self.negative_ramp if negative_ramp is None else negative_ramp,
         )
-
-    def _refuse_ramp(self, negative_ramp: float | None) -> None:
-        if negative_ramp and not self.ranker:
-            raise ValueError(
-                f"negative_ramp is {negative_ramp}, but the recipe has no ranking, whose negatives it is of"
-            )
 
     def __str__(self) -> str:
         parts = ["TgD" if self.target_guided else "GCPR", *["FGR"] * self.ranker]
@@ -242,7 +239,6 @@ class BriVLRecipe(PlainRecipe):
         Raises:
             ValueError: without teacher; with alpha, FgD or ranking.
         """
-        self._refuse_ramp(negative_ramp)
         if feature_guided:
             raise ValueError("feature-guided distillation is of the recipes r2d2 and prd2; brivl has one objective")
         if alpha is not None:
@@ -259,14 +255,15 @@ class BriVLRecipe(PlainRecipe):
             dual_queue=replace(self.dual_queue, queue_size=size),
             momentum=self.momentum if momentum is None else momentum,
             rank_from=rank_from or 0.0,
+            negative_ramp=negative_ramp or 0.0,
         )
 
     def __str__(self) -> str:
         return "dual-queue contrastive loss"
 
 
-#: What `r2d2 pretrain --recipe` takes. Negatives become hard over the first half: on scenes from trained towers, in 200
-#: seconds, the ranker alone then finds 47 % instead of 31 % (three seeds, Samsung's pictures).
+#: What `r2d2 pretrain --recipe` takes. Of r2d2 the negatives become hard over the first half: with twins for negatives
+#: from the first step on a fresh ranker learns little (`benchmarks/warm.py` compares both).
 RECIPES: dict[str, Recipe] = {
     "r2d2": Recipe(negative_ramp=0.5),
     "prd2": Recipe(ranker=False),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from ..jobs.settings import RunSettings
 from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
-from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SHARE
+from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PART, SHARE
 from ..processing.files.settings import setting
 
 
@@ -87,13 +87,13 @@ class PretrainingSettings(RunSettings):
         None,
         "The share of the run before the ranking losses begin; until then the cross encoders are not computed. The "
         "default is the recipe's, from the first step on.",
-        bounds={"least": 0, "below": 1},
+        bounds=PART,
     )
     negative_ramp: float | None = setting(
         None,
         "The share of the ranking steps over which wrong pairs become hard: drawn at random at first, by pre-ranking's "
         "own scores in the end. The default is the recipe's.",
-        bounds={"least": 0, "below": 1},
+        bounds=PART,
     )
     max_steps: int = setting(1000, "The number of steps.", "--steps", bounds=COUNT)
     warmup_steps: float = setting(
