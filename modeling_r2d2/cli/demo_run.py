@@ -65,6 +65,8 @@ def demo_config(vocab_size: int, ranker: bool = True, rank_masked_texts: bool = 
         cross_encoder_config={**width, "num_hidden_layers": 1, "initializer_range": 0.05} if ranker else None,
         # Names of two or three characters: with one of them masked there is too little left to rank by.
         rank_masked_texts=rank_masked_texts,
+        # From random weights the mean tells texts apart at once; a [CLS], the same in every text, takes long to.
+        text_pooling="mean",
         initializer_range=0.05,
         projection_dim=128,
         max_text_length=MAX_TEXT_LENGTH,

@@ -123,14 +123,15 @@ class MomentumTeacher(nn.Module):
             rows = slice(start, start + (chunk or len(input_ids)))
             with precision:
                 images = self.model.get_image_features(pixel_values[rows], return_dict=True)
+                mask = None if attention_mask is None else attention_mask[rows]
                 texts = self.model.get_text_features(
                     input_ids[rows],
-                    None if attention_mask is None else attention_mask[rows],
+                    mask,
                     token_type_ids=None if token_type_ids is None else token_type_ids[rows],
                     return_dict=True,
                 )
                 states = images.last_hidden_state, texts.last_hidden_state
-                compared = self.model.compared_features(*states) if feature_guided else (None, None)
+                compared = self.model.compared_features(*states, mask) if feature_guided else (None, None)
             parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
         if len(parts) == 1:
             return TeacherFeatures(*parts[0])

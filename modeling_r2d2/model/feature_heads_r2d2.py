@@ -56,15 +56,15 @@ class R2D2FeatureHeads(nn.Module):
         config: an `R2D2Config` whose `fgd_prototypes` is not 0.
 
     Raises:
-        ValueError: a text tower whose first token does not stand for the text.
+        ValueError: a text tower for which neither its first state nor the mean of its states stands.
     """
 
     def __init__(self, config: Any):
         super().__init__()
-        if config.text_pooling != "cls":
+        if config.text_pooling not in ("cls", "mean"):
             raise ValueError(
-                "feature-guided distillation compares the first token of a text, and this model reads its "
-                f"{config.text_pooling!r}: leave it out"
+                "feature-guided distillation compares the first token or the mean of a text's states, and this model "
+                f"reads its {config.text_pooling!r}: leave it out"
             )
         widths = config.vision_hidden_size, config.text_hidden_size
         ends = bottleneck_size(config), config.fgd_prototypes

@@ -37,7 +37,7 @@ from .losses_r2d2 import (
 from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
 from .modeling_r2d2 import R2D2Model, R2D2Output
 from .ranges_r2d2 import SEVERAL, require_number
-from .two_towers_r2d2 import normalize, refuse_missing
+from .two_towers_r2d2 import mean_of_tokens, normalize, refuse_missing
 
 
 @dataclass
@@ -357,7 +357,7 @@ class R2D2ForPreTraining(R2D2Model):
         )
         text_states, masked_states = text.last_hidden_state.chunk(2)
         text_embeds = normalize(text.pooler_output[: len(input_ids)])
-        student = self._compared_texts(masked_states) if feature_guided else None
+        student = self._compared_texts(masked_states, attention_mask) if feature_guided else None
         return R2D2PairFeatures(image_states, image_embeds, text_states, text_embeds, masked_states, student)
 
     def encode_masked_images(self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs) -> Tensor:
@@ -379,17 +379,21 @@ class R2D2ForPreTraining(R2D2Model):
     def _compared_images(self, states: Tensor) -> Tensor:
         return self.require_feature_heads().image(states[:, 0] if self.config.has_class_token else states.mean(dim=1))
 
-    def _compared_texts(self, states: Tensor) -> Tensor:
-        return self.require_feature_heads().text(states[:, 0])
+    def _compared_texts(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        mask = None if self.config.attend_padding else attention_mask
+        first = self.config.text_pooling == "cls"
+        return self.require_feature_heads().text(states[:, 0] if first else mean_of_tokens(states, mask))
 
-    def compared_features(self, image_states: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor]:
+    def compared_features(
+        self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What FgD compares of the towers' states (B, N, E) and (B, L, D): the cosines (B, K) of what pre-ranking reads
-        of them with the prototypes of their heads.
+        of them with the prototypes of their heads. `attention_mask` (B, L) is nonzero on real tokens.
 
         Raises:
             ValueError: a model without heads.
         """
-        return self._compared_images(image_states), self._compared_texts(text_states)
+        return self._compared_images(image_states), self._compared_texts(text_states, attention_mask)
 
     def require_feature_heads(self) -> R2D2FeatureHeads:
         """Its heads.

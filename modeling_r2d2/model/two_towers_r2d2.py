@@ -186,13 +186,20 @@ def pooled(
         return made.flatten(1)  # a ResNet's is (B, D, 1, 1)
     if pooling == "cls":
         return states[:, 0]
-    if mask is None:
-        return states.mean(dim=1) if pooling == "mean" else states[:, -1]
     if pooling == "mean":
-        weight = mask.to(states.dtype).unsqueeze(-1)
-        return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+        return mean_of_tokens(states, mask)
+    if mask is None:
+        return states[:, -1]
     place = torch.arange(1, states.shape[1] + 1, device=states.device) * (mask != 0)
     return states[torch.arange(len(states), device=states.device), place.argmax(dim=1)]
+
+
+def mean_of_tokens(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, D) of states (B, L, D): their mean over the real tokens, where `mask` (B, L) is nonzero; None: all are."""
+    if mask is None:
+        return states.mean(dim=1)
+    weight = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
 
 def projection(kind: str, width: int, size: int) -> nn.Module:

@@ -304,6 +304,27 @@ def test_masked_pass_of_every_tower(tower):
     assert dropped == (cells // 2 if drops_patches(model.config.vision_config) else 0)
 
 
+def test_texts_are_compared_by_what_pre_ranking_reads():
+    """The student's masked texts and the teacher's: padding has no part in the mean."""
+    torch.manual_seed(0)
+    model = R2D2ForPreTraining(tiny_config(text_pooling="mean", fgd_prototypes=16)).eval()
+    batch = tiny_batch()
+    ids, mask = batch["masked_input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        states = model.get_text_features(ids, mask).last_hidden_state
+        mean = np.stack([row[: int(n)].mean(0) for row, n in zip(states.numpy(), mask.sum(1), strict=True)])
+        wanted = model.feature_heads.text(torch.from_numpy(mean))
+        features = model.encode_pairs(
+            **{name: batch[name] for name in ("input_ids", "pixel_values", "attention_mask", "masked_input_ids")},
+            feature_guided=True,
+        )
+        _, teacher = model.compared_features(torch.zeros(1, 5, 24), states, mask)
+    torch.testing.assert_close(features.text_student, wanted)
+    torch.testing.assert_close(teacher, wanted)
+    with pytest.raises(ValueError, match="reads its 'last': leave it out"):
+        R2D2ForPreTraining(tiny_config(text_pooling="last", fgd_prototypes=16))
+
+
 def test_dropped_patches_do_not_reach_the_student():
     torch.manual_seed(0)
     model = R2D2ForPreTraining(tiny_config("clip", fgd_prototypes=48)).eval()
