@@ -17,7 +17,7 @@ from torch import Tensor
 from modeling_r2d2 import R2D2Model, R2D2Processor
 from modeling_r2d2.figures.reliability import reliability_plot
 from modeling_r2d2.inference.calibrating import PairList, draw_pairs, load_gallery
-from modeling_r2d2.inference.calibration import fit_calibration, reliability
+from modeling_r2d2.inference.calibration import fit_log_odds, reliability
 from modeling_r2d2.inference.encoding import EncodedImages, EncodedTexts, encode_images, encode_texts
 from modeling_r2d2.inference.models import load_model
 from modeling_r2d2.inference.negatives import similarity_logits
@@ -46,10 +46,11 @@ class Encoded:
         logits = similarity_logits(self.model, self.texts, self.images)
         return draw_pairs(self.gallery.positives(), negatives, per_positive, logits=logits)
 
-    def probabilities(self, pairs: PairList) -> Tensor:
-        """The model's own, not calibrated."""
-        ranker = FastRanker(self.model)
-        return ranker.match_probabilities(self.texts, self.images, pairs.text_index, pairs.image_index)
+    def evidence(self, pairs: PairList) -> tuple[Tensor, Tensor]:
+        """The model's own log-odds of a match, not calibrated, and s/τ."""
+        ranker, index = FastRanker(self.model), (pairs.text_index, pairs.image_index)
+        similarity = similarity_logits(self.model, self.texts, self.images)
+        return ranker.match_log_odds(self.texts, self.images, *index), similarity[index]
 
 
 def measure(
@@ -62,20 +63,22 @@ def measure(
     for kind, drawn in NEGATIVES.items():
         lists = [first[0].draw(kind), first[1].draw(kind, per_positive)]
         for name, galleries in encoded.items():
-            fit_p, test_p = (g.probabilities(pairs) for g, pairs in zip(galleries, lists, strict=True))
-            fitted = fit_calibration(fit_p, lists[0].labels, lists[0].groups)
+            (z, s), (test_z, test_s) = (g.evidence(pairs) for g, pairs in zip(galleries, lists, strict=True))
+            # what s/τ says of a pair, drawing hard ones by exp(s/τ) has used up
+            fitted = fit_log_odds(z, lists[0].labels, s if kind == "uniform" else None, lists[0].groups)
             share = float(lists[1].labels.double().mean())  # told to the calibration as its prior
-            before = reliability(test_p, lists[1].labels)
-            after = reliability(fitted.with_prior(share)(test_p), lists[1].labels)
+            before = reliability(test_z.sigmoid(), lists[1].labels)
+            after = reliability(fitted.with_prior(share).of_log_odds(test_z, test_s), lists[1].labels)
             rows.append(
                 {
                     "model": name,
                     "wrong pairs": drawn,
                     "method": fitted.method,
                     "slope": fitted.slope,
+                    "similarity": fitted.similarity_slope,
                     "intercept": fitted.intercept,
                     "fitted on": fitted.pairs,
-                    "measured on": len(test_p),
+                    "measured on": len(test_z),
                     "true": share,
                     "ECE before": before.error,
                     "ECE after": after.error,
@@ -91,7 +94,15 @@ def measure(
         "calibration",
         "Calibrated match probabilities",
         "Expected calibration error (15 bins of equally many pairs) on Twitter's emoji, fitted on Samsung's kept-out.",
-        {"model": "", "wrong pairs": "", "method": "", "slope": ".2f", "intercept": ".2f", "fitted on": ",d"}
+        {
+            "model": "",
+            "wrong pairs": "",
+            "method": "",
+            "slope": ".2f",
+            "similarity": ".2f",
+            "intercept": ".2f",
+            "fitted on": ",d",
+        }
         | {"measured on": ",d", "true": ".1%", "ECE before": ".3f", "ECE after": ".3f"},
         rows,
         {"wrong_pairs_per_true_pair_measured": per_positive},
@@ -125,7 +136,7 @@ def quick_model() -> tuple:
         try:
             for kind in NEGATIVES:
                 pairs = encoded.draw(kind)
-                fit_calibration(encoded.probabilities(pairs), pairs.labels, pairs.groups)
+                fit_log_odds(encoded.evidence(pairs)[0], pairs.labels, groups=pairs.groups)
         except ValueError:
             continue
         return model, processor

@@ -9,7 +9,7 @@ model, if there is one (--model), on the held-out vendors; "precision": what flo
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_r2d2 import R2D2Config, R2D2Model
 from modeling_r2d2.inference.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
+from modeling_r2d2.inference.scoring import TwoStageScore
 from modeling_r2d2.model.modeling_r2d2 import match_probability
 from modeling_r2d2.search.cache import pack, unpack
 
@@ -180,11 +181,11 @@ def recall_lost(folder: Path, candidates: int, cascade: int) -> dict[str, float]
     lost = {}
     for gallery in demo_galleries(folder, candidates):
         logits = gallery.logits(gallery.states)
-        both = gallery.score(logits.match_probability)
-        alone = gallery.score(logits.text_match_logits.softmax(dim=-1)[:, 1])
+        both = gallery.scores(logits)
+        alone = gallery.scores(replace(logits, image_match_logits=None))
         kept = alone.topk(min(cascade, alone.shape[1]), dim=1).indices
         chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, kept, True)
-        lost[gallery.vendor] = gallery.recall(both) - gallery.recall(both.masked_fill(~chosen, -9))
+        lost[gallery.vendor] = gallery.recall(both) - gallery.recall(both.masked_fill(~chosen, -torch.inf))
     return lost
 
 
@@ -198,15 +199,16 @@ class DemoGallery:
     states: Tensor
     cosine: Tensor
     candidates: Tensor
+    score: TwoStageScore
 
     def logits(self, states: Tensor) -> MatchLogits:
         """Of all queries with their candidates, (Q · C)."""
         rows = torch.arange(len(self.candidates)).repeat_interleave(self.candidates.shape[1])
         return self.ranker.logits(self.texts, self.ranker.prepare(states), rows, self.candidates.flatten())
 
-    def score(self, probability: Tensor) -> Tensor:
-        """Match probability + cosine, (Q, C)."""
-        return probability.view_as(self.cosine) + self.cosine
+    def scores(self, logits: MatchLogits) -> Tensor:
+        """Both stages' score, (Q, C)."""
+        return self.score(self.cosine, logits.match_log_odds.view_as(self.cosine))
 
     def recall(self, scores: Tensor) -> float:
         """R@1 in percent."""
@@ -228,7 +230,15 @@ def demo_galleries(folder: Path, candidates: int) -> Iterator[DemoGallery]:
         cosine = texts.embeds @ images.embeds.t()
         best = cosine.topk(min(candidates, len(pairs)), dim=1).indices
         ranked = RankedTexts(texts.hidden_states, texts.attention_mask.sum(dim=1))
-        yield DemoGallery(vendor, FastRanker(model), ranked, images.hidden_states, cosine.gather(1, best), best)
+        yield DemoGallery(
+            vendor,
+            FastRanker(model),
+            ranked,
+            images.hidden_states,
+            cosine.gather(1, best),
+            best,
+            TwoStageScore.of(model),
+        )
 
 
 @torch.inference_mode()
@@ -239,8 +249,8 @@ def measure_precision(folder: Path, candidates: int) -> Table:
         exact = gallery.logits(gallery.states).match_probability
         for precision in ("float32", "float16", "int8"):
             kept = pack({"states": gallery.states}, precision)
-            found = gallery.logits(unpack(kept, torch.float32, "cpu")["states"]).match_probability
-            change = (found - exact).abs()
+            found = gallery.logits(unpack(kept, torch.float32, "cpu")["states"])
+            change = (found.match_probability - exact).abs()
             rows.append(
                 {
                     "vendor": gallery.vendor,
@@ -248,14 +258,14 @@ def measure_precision(folder: Path, candidates: int) -> Table:
                     "kB a picture": bytes_of(kept) / len(gallery.states) / 1e3,
                     "largest change": change.max().item(),
                     "mean change": change.mean().item(),
-                    "R@1": gallery.recall(gallery.score(found)),
+                    "R@1": gallery.recall(gallery.scores(found)),
                 }
             )
     return Table(
         "ranking_precision",
         "Image states kept in fewer bits, the demo's model",
         f"Change of the match probability of {candidates} candidates of each of 300 queries, and R@1 text→image of "
-        "match probability + cosine, in percent.",
+        "both stages, in percent.",
         {"vendor": "", "states": "", "kB a picture": ".1f"}
         | {"largest change": ".1e", "mean change": ".1e", "R@1": ".1f"},
         rows,
