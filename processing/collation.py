@@ -19,7 +19,7 @@ from .augmentation import Augmentation
 from .batch_augmentation import BatchAugmentation
 from .datasets.pair_sets import as_pairs
 from .datasets.records import stable_id
-from .files.images import ImageReadError, as_processor_reads, open_image, tower_size, turns_upright, upright_rgb
+from .files.images import ImageReadError, as_processor_reads, open_image, opening_of, tower_size, upright_rgb
 from .masking import IGNORE_INDEX, TextMasking
 from .sampling import batched_permutation
 
@@ -55,7 +55,7 @@ class SampleEncoder:
         self.tokenizer = processor.tokenizer
         self.size, self.shortest = tower_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
-        self.exif_transpose = turns_upright(processor)
+        self.opening = opening_of(processor)
         # a tower that reads its padding gets every text at full length; else the collator pads
         self.padding = "max_length" if getattr(processor, "attend_padding", False) else False
         self.batched = augmentation if isinstance(augmentation, BatchAugmentation) else None
@@ -119,7 +119,7 @@ class SampleEncoder:
 
     def _rgb(self, image: Any) -> Image.Image:
         read = upright_rgb if isinstance(image, Image.Image) else open_image
-        return read(image, exif_transpose=self.exif_transpose)
+        return read(image, **self.opening)
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Token ids (L,) int64 and, for whole-word masking, the word of each token."""

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..model.pipeline_inputs import text_limit, unknown_parts
-from ..processing.files.images import ImageReadError, turns_upright
+from ..processing.files.images import ImageReadError, opening_of
 from ..processing.files.printable import printable
 from ..search import SearchHit
 from .decoding import ImageDecoder
@@ -109,7 +109,7 @@ def checked_image(models: AppModels, image: str | PathLike | Image.Image | None)
     if isinstance(image, Image.Image):
         return image
     try:
-        return DECODER.open(image, name="upload", exif_transpose=turns_upright(models.retriever.processor))
+        return DECODER.open(image, name="upload", **opening_of(models.retriever.processor))
     except ImageReadError as error:
         reason = str(error).removeprefix("upload").lstrip(": ")
         raise InputError("无法读取这张图片", f"this picture cannot be read: {reason}") from error

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -50,20 +50,19 @@ class ImageDecoder:
         with self._free:
             self._give_back(self._take())
 
-    def open(self, path: str | os.PathLike, name: str | None = None, exif_transpose: bool = True) -> Image.Image:
+    def open(self, path: str | os.PathLike, name: str | None = None, **opening: Any) -> Image.Image:
         """The picture of a file.
 
         Args:
             name: what messages call it; default: the path.
-            exif_transpose: see `open_image`.
+            opening: further options of `open_image`.
 
         Raises:
             ImageReadError: as `open_image`; or it took longer than `seconds`, or more memory than is given.
         """
         with self._free:
             helper = self._take()
-            request = {"path": os.path.abspath(path), "name": name}
-            request |= {"max_pixels": self.max_pixels, "exif_transpose": exif_transpose}
+            request = {"path": os.path.abspath(path), "name": name, "max_pixels": self.max_pixels, **opening}
             try:
                 return helper.decode(request, self.seconds)
             finally:

@@ -4,16 +4,20 @@ Both towers' weights move over as they are, with what their own class pools and 
 exp(−logit_scale). Cosines and logits are those of the source's class.
 """
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_transforms import convert_to_rgb
 
 from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.processing_r2d2 import R2D2Processor
@@ -161,6 +165,7 @@ def take_weights(source: PreTrainedModel, config: R2D2Config) -> tuple[dict[str,
 
 def r2d2_processor(own: Any, config: R2D2Config, place: str | PathLike) -> R2D2Processor:
     """The source's own preprocessing as an `R2D2Processor`: its image processor and its tokenizer, and its padding.
+    Transparent pictures are put on what transformers puts them on, which the image processor then says (`background`).
 
     Args:
         own: the source's processor.
@@ -183,12 +188,22 @@ def r2d2_processor(own: Any, config: R2D2Config, place: str | PathLike) -> R2D2P
     if not config.attend_padding:
         length = min(length, tokenizer.model_max_length)
     tokenizer.model_max_length = length
+    if getattr(own.image_processor, "background", None) is None:
+        own.image_processor.background = _library_background()
     processor = R2D2Processor(own.image_processor, tokenizer, attend_padding=config.attend_padding)
     try:
         tower_size(processor)
     except ValueError as error:
         raise LoadingError(f"{place}: {error}") from error
     return processor
+
+
+def _library_background() -> str | None:
+    """What the image processors of the installed transformers put transparent pictures on: white; None in 5.20,
+    whose drop alpha."""
+    transparent = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
+    options = {"return_numpy": True} if "return_numpy" in inspect.signature(convert_to_rgb).parameters else {}
+    return "white" if np.asarray(convert_to_rgb(transparent, **options)).any() else None
 
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
-from ..processing.files.images import as_processor_reads, open_image, turns_upright, upright_rgb
+from ..processing.files.images import as_processor_reads, open_image, opening_of, upright_rgb
 from ..processing.files.progress import bar
 from .finite import require_finite
 
@@ -122,11 +122,8 @@ def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R
     """
     if isinstance(image, Tensor):
         return image
-    upright = turns_upright(processor)  # the processor of another model would not turn it
-    if isinstance(image, Image.Image):
-        image = upright_rgb(image, exif_transpose=upright)
-    else:
-        image = open_image(image, exif_transpose=upright)
+    read = upright_rgb if isinstance(image, Image.Image) else open_image
+    image = read(image, **opening_of(processor))  # the processor of another model would not turn it
     return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 

@@ -31,7 +31,7 @@ from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.digests import digest_of_file
-from ..processing.files.images import open_image, tower_size, turns_upright
+from ..processing.files.images import open_image, opening_of, tower_size
 from ..processing.files.progress import bar
 from ..processing.files.writing import Stamp, clean_leftovers, foreign_entries, refuse_no_folder, staged_folder
 from .onnx_graphs import OPSET, Graph, graphs_of, write_graph
@@ -225,7 +225,7 @@ def _batches(processor: R2D2Processor, images: Sequence) -> Iterator[dict[str, T
     """The pictures as the image tower takes them."""
     for start in range(0, len(images), _RANGE_BATCH):
         part = images[start : start + _RANGE_BATCH]
-        batch = [open_image(image, exif_transpose=turns_upright(processor)) for image in part]
+        batch = [open_image(image, **opening_of(processor)) for image in part]
         yield {"pixel_values": processor(images=batch, return_tensors="pt")["pixel_values"]}
 
 

@@ -37,7 +37,7 @@ from ..model.configuration_r2d2 import text_positions
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
-from ..processing.files.images import IMAGE_SUFFIXES, open_image, turns_upright
+from ..processing.files.images import IMAGE_SUFFIXES, open_image, opening_of
 
 _IMAGES = (Image.Image, np.ndarray, Path)
 _ADDRESSES = ("http://", "https://", "data:image/")
@@ -332,7 +332,7 @@ def _opened(value: Any, processor: R2D2Processor) -> Image.Image:
         raise ValueError(
             f"{value[:80]}: pictures are not downloaded or decoded from addresses; give a file or a PIL picture"
         )
-    return open_image(value, exif_transpose=turns_upright(processor))
+    return open_image(value, **opening_of(processor))
 
 
 def _text_and_image(pair: Any, place: int) -> tuple[str, Any]:

@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..inference.finite import to_json
 from ..inference.pickles import refuse_unsafe_pickles
-from ..model.images_r2d2 import turns_upright
+from ..model.images_r2d2 import opening_of
 from ..processing.datasets import PairDataset
 from ..processing.datasets.pair_sets import as_pairs, innermost
 from ..processing.files.writing import write_text
@@ -141,7 +141,7 @@ def describe_processor(processor: Any) -> dict[str, Any]:
             *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
         )
         found["pictures"] = {name: plain(getattr(images, name, None)) for name in names}
-        found["pictures"]["exif_transpose"] = turns_upright(processor)
+        found["pictures"] |= {name: value for name, value in opening_of(images).items() if value is not None}
     return found
 
 

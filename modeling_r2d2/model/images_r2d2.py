@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -78,8 +78,8 @@ def open_image(
     """Read and fully decode one picture as an upright RGB `PIL.Image` without metadata.
 
     Every mode has one defined result. 8-bit modes (grayscale, palette, RGBA, LA, CMYK, ...) go through
-    `PIL.Image.convert("RGB")`, as in the authors' preprocessing: alpha is dropped, the colours under it
-    stay. 16-bit pictures are rescaled (65535 becomes 255), not clipped. 32-bit integer pictures count as
+    `PIL.Image.convert("RGB")`, as in the authors' preprocessing: without a `background` alpha is dropped, the colours
+    under it stay. 16-bit pictures are rescaled (65535 becomes 255), not clipped. 32-bit integer pictures count as
     16-bit if all values lie in 0..65535, else their range is stretched over 0..255; float pictures are taken
     as 0..1 if no value is outside it, else as 0..255, else stretched. Animations give their first frame.
 
@@ -124,8 +124,10 @@ def check_image(source: ImageSource, *, name: str | None = None, max_pixels: int
         pass
 
 
-def upright_rgb(image: Image.Image, *, exif_transpose: bool = True) -> Image.Image:
-    """`open_image` of a picture that is in memory already: itself, not a copy, where it is upright and RGB.
+def upright_rgb(
+    image: Image.Image, *, background: str | tuple[int, int, int] | None = None, exif_transpose: bool = True
+) -> Image.Image:
+    """`open_image` of a picture that is in memory already: itself, not a copy, where it is upright, RGB and opaque.
 
     Raises:
         ValueError: values that are not finite.
@@ -133,11 +135,20 @@ def upright_rgb(image: Image.Image, *, exif_transpose: bool = True) -> Image.Ima
     """
     image.load()
     turn = _turn(image) if exif_transpose else None
-    rgb = image if image.mode == "RGB" else to_rgb(image)
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    rgb = image if plain else to_rgb(image, background=background)
     if turn is not None:
         rgb = rgb.transpose(turn)
         rgb.info = {}  # else the next one would turn it again
     return rgb
+
+
+def opening_of(processor: object) -> dict[str, Any]:
+    """How a processor, or an image processor, takes pictures, as options of `open_image`: `exif_transpose` (see
+    `turns_upright`), and the `background` of its image processor that transparent ones are put on, None where it has
+    none. Both are saved with its settings."""
+    images = getattr(processor, "image_processor", processor)
+    return {"exif_transpose": turns_upright(processor), "background": getattr(images, "background", None)}
 
 
 def turns_upright(processor: object) -> bool:
@@ -163,10 +174,6 @@ def to_rgb(image: Image.Image, *, background: str | tuple[int, int, int] | None 
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return _wide_to_rgb(image)
-    if mode == "RGB":
-        if background is not None and "transparency" in image.info:
-            return _composite(image.convert("RGBA"), background)
-        return image.copy()
     if mode == "RGBa":
         image = image.convert("RGBA")
     elif mode == "La":
@@ -176,7 +183,9 @@ def to_rgb(image: Image.Image, *, background: str | tuple[int, int, int] | None 
     if mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # the same colours as convert("RGB"), without PIL's warning
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    rgb = image.copy() if mode == "RGB" else image.convert("RGB")
+    rgb.info.pop("transparency", None)  # a color that whoever reads on would take for transparent
+    return rgb
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

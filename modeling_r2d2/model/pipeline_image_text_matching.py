@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .images_r2d2 import turns_upright
+from .images_r2d2 import opening_of
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
 from .two_towers_r2d2 import require_ranker
 
@@ -113,8 +113,8 @@ class R2D2ImageTextMatchingPipeline(Pipeline):
             key = image if isinstance(image, str) else id(image)
             image_index.append(pil_images.setdefault(key, (len(pil_images), image))[0])
             text_index.append(texts.setdefault(text, len(texts)))
-        upright = turns_upright(self.image_processor)
-        images = [read_image(image, timeout, upright) for _, image in pil_images.values()]
+        opening = opening_of(self.image_processor)
+        images = [read_image(image, timeout, **opening) for _, image in pil_images.values()]
         pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         tokens = tokenize(self.tokenizer, self.model.config, list(texts))
         return {

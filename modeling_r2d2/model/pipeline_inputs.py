@@ -6,6 +6,7 @@ siblings.
 
 import base64
 import os
+from typing import Any
 
 import torch
 from huggingface_hub.utils import httpx  # httpx or httpx2, whichever is installed with it; as transformers does
@@ -22,11 +23,9 @@ logger = logging.get_logger(__name__)
 _reported: set[int] = set()
 
 
-def read_image(
-    source: str | os.PathLike | Image.Image, timeout: float | None = None, exif_transpose: bool = True
-) -> Image.Image:
-    """A picture as upright 8-bit RGB, by the rules of `open_image`: of a PIL image, path, URL or base64 string, which
-    is what transformers' `load_image` takes (that one opens every format that PIL knows).
+def read_image(source: str | os.PathLike | Image.Image, timeout: float | None = None, **opening: Any) -> Image.Image:
+    """A picture as upright 8-bit RGB, by the rules and with the options of `open_image`: of a PIL image, path, URL or
+    base64 string, which is what transformers' `load_image` takes (that one opens every format that PIL knows).
 
     Raises:
         ValueError: a picture that is missing, truncated, none, or has too many pixels; names it.
@@ -36,7 +35,7 @@ def read_image(
         source = os.fspath(source)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or f"a {source.mode} picture"
-        return open_image(source, name=name, exif_transpose=exif_transpose)
+        return open_image(source, name=name, **opening)
     if not isinstance(source, str):
         raise TypeError(f"a picture must be a PIL image, a path or a URL, not {type(source).__name__}")
     name = source if len(source) <= 200 else f"{source[:60]}…"
@@ -45,7 +44,7 @@ def read_image(
         data = _downloaded(source, timeout)
     elif not _is_file(source):
         data = _from_base64(source)
-    return open_image(source if data is None else data, name=name, exif_transpose=exif_transpose)
+    return open_image(source if data is None else data, name=name, **opening)
 
 
 def text_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:

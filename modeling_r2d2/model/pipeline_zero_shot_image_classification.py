@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
-from .images_r2d2 import turns_upright
+from .images_r2d2 import opening_of
 from .pipeline_inputs import read_image, refuse_not_finite, tokenize
 from .prompts_r2d2 import class_prompts
 from .two_towers_r2d2 import require_ranker
@@ -114,7 +114,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return {"embeds": features.pooler_output, "states": features.last_hidden_state, "mask": mask}
 
     def preprocess(self, image, timeout=None):  # type: ignore[override]
-        pil_image = read_image(image, timeout, turns_upright(self.image_processor))
+        pil_image = read_image(image, timeout, **opening_of(self.image_processor))
         return self.image_processor(images=[pil_image], return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, texts, use_ranker=False):  # type: ignore[override]

@@ -8,12 +8,12 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available, logging
 
-from .images_r2d2 import open_image, turns_upright, upright_rgb
+from .images_r2d2 import open_image, opening_of, upright_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -51,6 +51,21 @@ def _require_finite_scaling(image_processor: Any) -> None:
                 raise ValueError(f"{name} of the image processor is {value}; it must be finite numbers{bound}")
 
 
+def _require_background(image_processor: Any) -> None:
+    """What transparent pictures are put on is a color.
+
+    Raises:
+        ValueError: names the setting of preprocessor_config.json.
+    """
+    value = getattr(image_processor, "background", None)
+    try:
+        channels = ImageColor.getrgb(value) if isinstance(value, str) else (0, 0, 0) if value is None else tuple(value)
+    except (TypeError, ValueError):
+        channels = ()
+    if len(channels) < 3 or not all(isinstance(each, int) and 0 <= each <= 255 for each in channels):
+        raise ValueError(f"background of the image processor is {value!r}, no color: use a name, #rrggbb or [r, g, b]")
+
+
 class R2D2Processor(ProcessorMixin):
     """A `CLIPImageProcessor`, which squashes (bicubic, no crop) unless it was made otherwise, and a `BertTokenizer`.
 
@@ -76,6 +91,7 @@ class R2D2Processor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
         self.attend_padding = attend_padding
         _require_finite_scaling(image_processor)
+        _require_background(image_processor)
 
     @classmethod
     def build(
@@ -84,8 +100,9 @@ class R2D2Processor(ProcessorMixin):
         """A processor for images of `image_size` pixels and texts of at most `max_length` tokens.
 
         `image_kwargs` go to `CLIPImageProcessor` (other `image_mean`, `crop_size`, …). `exif_transpose=False` among
-        them takes pictures as they are stored, as the authors did, and not upright: training, index, search, match,
-        evaluation and pipelines then all do.
+        them takes pictures as they are stored, as the authors did, and not upright; `background="white"` puts
+        transparent ones on white instead of dropping their alpha. Training, index, search, match, evaluation and
+        pipelines then all do.
         """
         tokenizer.model_max_length = max_length
         squash = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
@@ -113,7 +130,7 @@ class R2D2Processor(ProcessorMixin):
         if hasattr(images, "__next__"):  # a generator; transformers takes lists alone
             images = list(images)
         if images is not None:
-            images = _eight_bit(images, turns_upright(self), self._rescales(kwargs))
+            images = _eight_bit(images, opening_of(self), self._rescales(kwargs))
         if text is not None:
             kwargs = self._text_options(kwargs)
         encoded = super().__call__(images=images, text=text, **kwargs)
@@ -174,14 +191,14 @@ def _all_ones(input_ids: Any) -> Any:
     return 1 if isinstance(input_ids, int) else input_ids * 0 + 1
 
 
-def _eight_bit(images, exif_transpose: bool, rescales: bool):
+def _eight_bit(images, opening: dict[str, Any], rescales: bool):
     """Images as the image processor expects them: upright RGB, or arrays of 0..255 with channels."""
     if isinstance(images, (bytes, os.PathLike)) or (isinstance(images, str) and os.path.exists(images)):
-        return open_image(images, exif_transpose=exif_transpose)
+        return open_image(images, **opening)
     if isinstance(images, Image.Image):
-        return upright_rgb(images, exif_transpose=exif_transpose)
+        return upright_rgb(images, **opening)
     if isinstance(images, (list, tuple)):
-        return type(images)(_eight_bit(image, exif_transpose, rescales) for image in images)
+        return type(images)(_eight_bit(image, opening, rescales) for image in images)
     if getattr(images, "ndim", None) == 2:  # grey
         images = np.stack([images] * 3, axis=-1) if isinstance(images, np.ndarray) else images.expand(3, -1, -1)
     if rescales and hasattr(images, "dtype") and str(images.dtype).removeprefix("torch.") != "uint8":

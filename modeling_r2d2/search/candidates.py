@@ -13,7 +13,7 @@ from ..inference.ranker import FastRanker, MatchLogits, RankedImages, RankedText
 from ..inference.scoring import TwoStageScore
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds
 from ..model.processing_r2d2 import R2D2Processor
-from ..processing.files.images import ImageReadError, turns_upright
+from ..processing.files.images import ImageReadError, opening_of
 from .cache import unpack
 from .store import ImageIndex
 
@@ -108,7 +108,7 @@ class CandidateRanking:
         pixels, kept, failed = [], [], []
         for row in rows.tolist():
             try:
-                image = self.index.image(row).open(turns_upright(self.processor))
+                image = self.index.image(row).open(**opening_of(self.processor))
                 pixels.append(pixels_of(image, self.processor))
                 kept.append(row)
             except ImageReadError as error:

@@ -16,7 +16,7 @@ from ..inference.finite import require_finite
 from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
-from ..processing.files.images import ImageReadError, open_image, turns_upright
+from ..processing.files.images import ImageReadError, open_image, opening_of
 from .cache import CacheOptions, pack
 from .images import CollectionImage, digest_of
 from .plan import Progress, problem_of
@@ -88,8 +88,7 @@ class Encoder:
         for item in images:
             try:
                 data = item.read()
-                upright = turns_upright(self.processor)
-                image = open_image(data, name=item.location or item.id, exif_transpose=upright)
+                image = open_image(data, name=item.location or item.id, **opening_of(self.processor))
                 pixels = pixels_of(image, self.processor)
             except ImageReadError as error:
                 reason = str(error).removeprefix(f"{item.location}: ").removeprefix(f"{item.path}: ")

@@ -11,7 +11,7 @@ from ..inference.encoding import evaluating
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
-from ..processing.files.images import open_image, turns_upright
+from ..processing.files.images import open_image, opening_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def heat_map(
             tokens form no rectangle.
     """
     require_ranker(model.config)
-    pil_image = open_image(image, exif_transpose=turns_upright(processor))
+    pil_image = open_image(image, **opening_of(processor))
     spans = _spans(text, word)
     encoded = processor(images=[pil_image], text=[text], return_offsets_mapping=True, return_tensors="pt")
     offsets = encoded.pop("offset_mapping")[0].tolist()

@@ -88,14 +88,14 @@ class CollectionImage:
         except OSError as error:
             raise ImageReadError(f"{self.path}: {error.strerror or error}") from error
 
-    def open(self, exif_transpose: bool = True) -> Image.Image:
-        """The picture, RGB and upright, or with `exif_transpose` False as it is stored.
+    def open(self, **opening: Any) -> Image.Image:
+        """The picture, RGB and upright, or as the options of `open_image` say otherwise.
 
         Raises:
             ImageReadError: it cannot be read or decoded.
         """
         name = self.path or self.location or self.id
-        return open_image(self.read(), name=name, exif_transpose=exif_transpose)
+        return open_image(self.read(), name=name, **opening)
 
     def state(self) -> str | None:
         """None where the file is as it was indexed, else "missing" or "changed" (by size and time)."""

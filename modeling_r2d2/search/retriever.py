@@ -29,7 +29,7 @@ from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.ranges_r2d2 import require_number
 from ..model.two_towers_r2d2 import require_ranker
-from ..processing.files.images import open_image, turns_upright
+from ..processing.files.images import open_image, opening_of
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
 from .cache import CacheOptions, Keep, Precision
 from .candidates import CandidateRanking, Ranked
@@ -447,7 +447,7 @@ def _opened(images: ImageQuery | Sequence[ImageQuery], processor: Any) -> tuple[
     if not images:
         raise ValueError("there is no query")
     names = [str(i) if isinstance(i, str | PathLike) else getattr(i, "filename", "") or "picture" for i in images]
-    return names, [open_image(image, exif_transpose=turns_upright(processor)) for image in images]
+    return names, [open_image(image, **opening_of(processor)) for image in images]
 
 
 __all__ = ["MatchResult", "CollectionImage", "R2D2Retriever", "load_model"]

@@ -215,7 +215,12 @@ class EmojiPairs(DemoPairs):
             "image_id": self.items[index][0].key,
         }
 
-    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
+    def image(
+        self,
+        index: int,
+        exif_transpose: bool | None = None,
+        background: str | tuple[int, int, int] | None = None,
+    ) -> Image.Image:
         """The picture, composited on white."""
         concept, vendor = self.items[index]
         return open_image(concept.images[vendor], background="white", exif_transpose=exif_transpose is not False)

@@ -22,18 +22,20 @@ from .streaming import StreamingPairs
 
 class GalleryImages(Sequence[Image.Image]):
     """Pictures of chosen rows of sets of pairs, decoded on access: upright, or with `exif_transpose` False as they are
-    stored (`as_processor_reads` gives those that a processor takes)."""
+    stored, and on `background` where the set itself has none (`as_processor_reads` gives those that a processor
+    takes)."""
 
     def __init__(self, places: Sequence[tuple[Pairs, int]]) -> None:
         self.places = list(places)
         self.exif_transpose = True
+        self.background: str | tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]  # a slice would decode them all
         pairs, row = self.places[index]
-        return pairs.image(row) if self.exif_transpose else pairs.image(row, exif_transpose=False)
+        return pairs.image(row, None if self.exif_transpose else False, self.background)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,14 @@ class Pairs:
         """
         raise NotImplementedError
 
-    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
-        """The picture of a pair, upright where `exif_transpose`; None: as the set is set to."""
+    def image(
+        self,
+        index: int,
+        exif_transpose: bool | None = None,
+        background: str | tuple[int, int, int] | None = None,
+    ) -> Image.Image:
+        """The picture of a pair, upright where `exif_transpose`; None: as the set is set to. A transparent one is on
+        the set's own background, or where it has none on `background`."""
         return self[index]["image"]
 
     def texts(self, index: int) -> list[str]:

@@ -81,8 +81,14 @@ class PairDataset(Pairs):
         }
         return {**pair, "label": self._cell("label", index)} if self.labelled else pair
 
-    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
-        """The decoded picture of one pair, RGB; `exif_transpose` instead of the set's own.
+    def image(
+        self,
+        index: int,
+        exif_transpose: bool | None = None,
+        background: str | tuple[int, int, int] | None = None,
+    ) -> Image.Image:
+        """The decoded picture of one pair, RGB; `exif_transpose` instead of the set's own, and `background` where the
+        set has none.
 
         Raises:
             ImageReadError: it cannot be read or decoded; names file and line.
@@ -95,7 +101,8 @@ class PairDataset(Pairs):
             else:
                 value, name = path, f"{name}: {path}"
             upright = self.exif_transpose if exif_transpose is None else exif_transpose
-            return open_image(value, background=self.background, name=name, exif_transpose=upright)
+            color = background if self.background is None else self.background
+            return open_image(value, background=color, name=name, exif_transpose=upright)
         except ImageReadError:
             raise
         except OSError as error:

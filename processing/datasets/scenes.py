@@ -140,7 +140,12 @@ class ScenePairs(DemoPairs):
         scene, _ = self.items[index]
         return {"image": self.image(index), "text": scene.captions(), "image_id": scene.key}
 
-    def image(self, index: int, exif_transpose: bool | None = None) -> Image.Image:
+    def image(
+        self,
+        index: int,
+        exif_transpose: bool | None = None,
+        background: str | tuple[int, int, int] | None = None,
+    ) -> Image.Image:
         """The picture; the same for the same scene and vendor."""
         scene, vendor = self.items[index]
         seed = hashlib.blake2b(f"{scene.key} {vendor}".encode(), digest_size=8).digest()

@@ -12,6 +12,7 @@ from ...model.images_r2d2 import (
     describe_source,
     open_image,
     open_regular,
+    opening_of,
     to_rgb,
     turns_upright,
     upright_rgb,
@@ -32,25 +33,28 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def as_processor_reads(pairs: _Pairs, processor: object) -> _Pairs:
-    """A set of pictures or pairs that opens its pictures as a processor takes them: upright, or as they are stored.
+    """A set of pictures or pairs that opens its pictures as a processor takes them: upright, or as they are stored, and
+    transparent ones on the processor's background, where the set has none of its own.
 
     Args:
-        pairs: with an attribute `exif_transpose`, or in `.pairs` a set with one; any other is returned as it is.
+        pairs: with attributes `exif_transpose` and `background`, or in `.pairs` a set with them; any other is returned
+            as it is.
 
     Returns:
         the set itself where it does so already, else a shallow copy.
     """
-    attributes, upright = getattr(pairs, "__dict__", {}), turns_upright(processor)
+    attributes, wanted = getattr(pairs, "__dict__", {}), opening_of(processor)
     if "exif_transpose" in attributes:
-        name, value = "exif_transpose", upright
+        if attributes.get("background") is not None:
+            del wanted["background"]
     elif "pairs" in attributes:
-        name, value = "pairs", as_processor_reads(attributes["pairs"], processor)
+        wanted = {"pairs": as_processor_reads(attributes["pairs"], processor)}
     else:
         return pairs
-    if attributes[name] is value:
+    if all(attributes.get(name) is value for name, value in wanted.items()):
         return pairs
     other = copy(pairs)
-    setattr(other, name, value)
+    vars(other).update(wanted)
     return other
 
 
@@ -85,6 +89,7 @@ __all__ = [
     "describe_source",
     "open_image",
     "open_regular",
+    "opening_of",
     "to_rgb",
     "tower_size",
     "turns_upright",
