@@ -50,7 +50,7 @@ def pretrain(settings: PretrainingRun) -> None:
     set_seed(settings.seed)
     ranker = None if settings.recipe is None else find_recipe(settings.recipe).ranker
     network, processor = starting_point(settings, pairs, ranker)
-    settings.recipe = objectives_of(settings, network, pairs)
+    settings.recipe = objectives_of(settings, network, processor, pairs)
     amount = f"{len(pairs):,} pairs" if hasattr(pairs, "__len__") else f"a stream of {pairs.num_shards} shards"
     if settings.clip is not None:
         console.print(describe_images(processor, network.config.vision_config))

@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..jobs.checkpoints import STATE_FILE
-from ..model.modeling_r2d2 import normalize
+from ..model.modeling_r2d2 import RANKER, normalize
 
 #: Parts of the student that no objective asks the teacher for.
-_STUDENT_ONLY = (
-    "image_joint_projection",
-    "text_image_encoder",
-    "image_text_encoder",
-    "text_image_match_head",
-    "image_text_match_head",
-    "mlm_head",
-)
+_STUDENT_ONLY = (*RANKER, "mlm_head")
 
 
 @dataclass

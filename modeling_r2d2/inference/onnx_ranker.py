@@ -13,18 +13,12 @@ from torch import Tensor, nn
 
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.cross_encoder_r2d2 import R2D2CrossEncoder
+from ..model.modeling_r2d2 import RANKER
 
 #: Parameter -> (tensor of the graph, whether it lies there transposed). `ZEROS` stands for a bias of zeros, which the
 #: exporter leaves out.
 Places = dict[str, tuple[str, bool]]
 ZEROS = ""
-_MODULES = (
-    "image_joint_projection",
-    "text_image_encoder",
-    "image_text_encoder",
-    "text_image_match_head",
-    "image_text_match_head",
-)
 
 
 def skeleton(config: R2D2Config) -> nn.ModuleDict:
@@ -56,7 +50,7 @@ def locate(model: nn.Module, path: Path) -> Places:
             array = onnx.numpy_helper.to_array(initializer, base_dir=str(path.parent))
             tensors[array.shape, array.tobytes()] = initializer.name
     places: Places = {}
-    for module in _MODULES:
+    for module in RANKER:
         for name, parameter in getattr(model, module).named_parameters(prefix=module):
             array = parameter.detach().numpy()
             for transposed in (False, True) if array.ndim == 2 else (False,):

@@ -10,7 +10,7 @@ from transformers import MODEL_MAPPING, AutoConfig, BertModel, PreTrainedConfig,
 
 from ..inference.loading import layers_left_out, load_config, load_with_report
 from ..inference.loading_errors import configuration_errors
-from ..model.configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, R2D2TextConfig
+from ..model.configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, R2D2TextConfig, ranker_beside
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -123,12 +123,7 @@ def _compose(
         **{k: v for k, v in text_config.to_dict().items() if k not in ("model_type", "architectures")}
     )
     if config is None:
-        width = text_config.hidden_size
-        settings["cross_encoder_config"] = {
-            "hidden_size": width,
-            "num_attention_heads": text_config.num_attention_heads,
-            "intermediate_size": text_config.intermediate_size,
-        }
+        settings["cross_encoder_config"] = ranker_beside(text, text.hidden_size)
     elif config.vision_config.model_type != vision_config.model_type:
         settings.pop("vision_pooling")  # said of another tower
     return R2D2Config(**{**settings, **overrides, "vision_config": vision_config, "text_config": text})

@@ -3,6 +3,7 @@
 This file travels to the Hub beside the weights, so it imports only torch, transformers and flat siblings.
 """
 
+import math
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -311,6 +312,19 @@ class R2D2Config(PreTrainedConfig):
         own = IMPLIED_VISION_POOLING.get(self.vision_config.model_type)
         return self.vision_pooling == "cls" or (self.vision_pooling == "pooler" and own == "cls")
 
+    def add_ranker(self, num_hidden_layers: int | None = None):
+        """Describe a ranker too where there is none: `ranker_beside` these towers.
+
+        Raises:
+            ValueError: there is one.
+        """
+        if self.cross_encoder_config is not None:
+            raise ValueError("this configuration has a ranker (cross_encoder_config) already")
+        sizes = ranker_beside(self.text_config, self.text_hidden_size)
+        if num_hidden_layers is not None:
+            sizes["num_hidden_layers"] = num_hidden_layers
+        self.cross_encoder_config = R2D2CrossEncoderConfig(**sizes)
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "R2D2Config":
         """Configuration of an official size (arXiv 2205.03860): `r2d2-vit-b-16`, `r2d2-vit-l-14`,
@@ -322,6 +336,16 @@ class R2D2Config(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def ranker_beside(text_config: PreTrainedConfig, width: int) -> dict[str, Any]:
+    """Width, heads and intermediate width of cross encoders beside a text tower whose states are `width` wide: the
+    tower's own, or as many heads and as many times the width as fit."""
+    return {
+        "hidden_size": width,
+        "num_attention_heads": math.gcd(width, text_config.num_attention_heads),
+        "intermediate_size": text_config.intermediate_size * width // text_config.hidden_size,
+    }
 
 
 def text_positions(text_config: PreTrainedConfig) -> int:
@@ -346,4 +370,11 @@ def require_temperatures(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig", "text_positions"]
+__all__ = [
+    "R2D2Config",
+    "R2D2CrossEncoderConfig",
+    "R2D2TextConfig",
+    "R2D2VisionConfig",
+    "ranker_beside",
+    "text_positions",
+]

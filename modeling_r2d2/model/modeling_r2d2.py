@@ -44,6 +44,15 @@ from .two_towers_r2d2 import (
     vision_tower,
 )
 
+#: The parts of a ranker.
+RANKER = (
+    "image_joint_projection",
+    "text_image_encoder",
+    "image_text_encoder",
+    "text_image_match_head",
+    "image_text_match_head",
+)
+
 
 @dataclass
 class R2D2Output(ModelOutput):
@@ -483,6 +492,7 @@ def match_log_odds(text_match_logits: Tensor, image_match_logits: Tensor) -> Ten
 
 
 __all__ = [
+    "RANKER",
     "R2D2CrossEncoder",
     "R2D2ForImageTextMatching",
     "R2D2MatchOutput",

@@ -60,7 +60,7 @@ def build_trainer(
         ValueError: a recipe that does not fit the model, see `Recipe.check`; labelled pairs; no teacher to publish.
     """
     require_true_pairs("pre-training", pairs, *(eval_pairs.values() if isinstance(eval_pairs, dict) else [eval_pairs]))
-    recipe = objectives_of(settings, model, pairs)
+    recipe = objectives_of(settings, model, processor, pairs)
     recipe.check(model)
     arguments = training_arguments(
         settings,
@@ -122,20 +122,27 @@ def build_trainer(
     )
 
 
-def objectives_of(settings: PretrainingSettings, model: nn.Module, pairs: Any) -> Recipe:
+def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2D2Processor, pairs: Any) -> Recipe:
     """The recipe of a run: a `Recipe` as it is; of a name, or else of what the model is made for, as the other settings
-    change it.
+    change it, and without masked texts where the tokenizer has nothing to mask with.
 
     Raises:
-        ValueError: an unknown name, or a setting of something that the recipe lacks.
+        ValueError: an unknown name, a setting of something that the recipe lacks, or a mask ratio without mask token.
     """
     if isinstance(settings.recipe, Recipe):
         return settings.recipe
     sized = hasattr(pairs, "__len__")
-    recipe = find_recipe(settings.recipe or recipe_for(model)).adapted(
+    named = find_recipe(settings.recipe or recipe_for(model))
+    masking = settings.mask_ratio != 0
+    if masking and named.reads_masked_texts and processor.tokenizer.mask_token_id is None:
+        if settings.mask_ratio is not None:
+            raise ValueError("--mask-ratio: the tokenizer has no mask token to mask texts with; leave it out")
+        logger.warning("the tokenizer has no mask token: nothing learns by masked texts (MLM, FgD)")
+        masking = False
+    recipe = named.adapted(
         len(pairs) if sized else None,
         distil=settings.distil,
-        masking=settings.mask_ratio != 0,
+        masking=masking,
         queue_size=settings.queue_size,
         alpha=settings.alpha,
         momentum=settings.momentum,

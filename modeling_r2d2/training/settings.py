@@ -13,10 +13,14 @@ from ..processing.files.settings import setting
 @dataclass(kw_only=True)
 class StartingPoint:
     """Exactly one of `model`, `preset`, `config`, or `clip` with `roberta`; `tokenizer` where the model brings none;
-    `image_size` and `vision_pooling` for `clip` alone."""
+    `image_size` and `vision_pooling` for `clip` alone, `ranker_layers` for a `model` without a ranker."""
 
     panel: ClassVar[str] = "Start"
-    model: Path | None = setting(None, "Start from this R2D2 or Wukong model, or checkpoint folder.")
+    model: Path | None = setting(
+        None,
+        "Start from this R2D2 or Wukong model, checkpoint folder, or dual encoder of transformers (Chinese-CLIP, CLIP, "
+        "SigLIP, AltCLIP; folder or Hub name). Where the recipe ranks and the model cannot, it gets a ranker.",
+    )
     preset: str | None = setting(
         None, f"Start from random weights of a size: {', '.join([*PRESETS, *WUKONG_PRESETS])}."
     )
@@ -34,6 +38,9 @@ class StartingPoint:
     )
     vision_pooling: Literal["cls", "mean"] | None = setting(
         None, "With --clip, what pre-ranking reads of a tower whose kind does not imply it."
+    )
+    ranker_layers: int | None = setting(
+        None, "Layers of each cross encoder that --model gets. The default is 6.", bounds=COUNT
     )
     exif_transpose: bool | None = setting(
         None,

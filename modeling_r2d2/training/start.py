@@ -1,4 +1,4 @@
-"""Where a pre-training run starts from: an R2D2 or Wukong model, two warm towers, or random weights."""
+"""Where a pre-training run starts from: an R2D2 or Wukong model, a dual encoder, two warm towers, or random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from ..inference.loading import load_config, load_processor, load_tokenizer, loa
 from ..integrations.warm_preprocessing import warm_processor
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.configuration_wukong import WukongConfig
+from ..model.modeling_r2d2 import RANKER
 from ..model.modeling_wukong import WukongModel
 from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
@@ -25,10 +26,12 @@ def starting_point(
     """Model and processor to begin with; presets, configurations and models of Wukong give a `WukongModel`.
 
     Without any tokenizer the vocabulary is made of the characters of `pairs`, which fits random weights only.
-    `ranker` False leaves the ranker out of a preset, a configuration or warm towers; None: as they say.
+    `ranker` False leaves the ranker out of a preset, a configuration or warm towers, True gives a model without one a
+    ranker of random weights beside its towers; None: as they say.
 
     Raises:
-        ValueError: none or several starting points, an unknown preset, or a tokenizer that does not fit the model.
+        ValueError: none or several starting points, an unknown preset, a tokenizer that does not fit the model, or
+            layers of a ranker that is there or not wanted.
     """
     model, processor = _start(start, pairs, ranker)
     if start.exif_transpose not in (None, turns_upright(processor)):
@@ -44,6 +47,8 @@ def _start(
         raise ValueError("name one starting point: --model, --preset, --config, or --clip together with --roberta")
     if start.clip is None and (start.image_size is not None or start.vision_pooling is not None):
         raise ValueError("--image-size and --vision-pooling are of a warm start (--clip): other models say both")
+    if start.model is None and start.ranker_layers is not None:
+        raise ValueError("--ranker-layers is of a ranker beside the towers of --model: other starts say it themselves")
     if start.model is not None:
         if start.tokenizer is not None:
             raise ValueError(
@@ -51,7 +56,17 @@ def _start(
             )
         if _is_wukong(start.model):
             return load_whole(WukongModel, start.model), load_processor(WukongProcessor, start.model)
-        model = load_whole(R2D2ForPreTraining, start.model, fresh=("mlm_head.", "feature_heads."))
+        own = load_config(R2D2Config, start.model)
+        fresh: tuple[str, ...] = ("mlm_head.", "feature_heads.")
+        if ranker and own.cross_encoder_config is None:
+            own.add_ranker(start.ranker_layers)
+            fresh += tuple(f"{part}." for part in RANKER)
+        elif start.ranker_layers is not None:
+            raise ValueError(
+                f"--ranker-layers is of a ranker that is made anew, and {start.model} "
+                f"{'has one' if own.cross_encoder_config else 'gets none from this recipe'}: leave it out"
+            )
+        model = load_whole(R2D2ForPreTraining, start.model, fresh, config=own)
         return model, load_processor(R2D2Processor, start.model)
     if start.clip is not None and start.roberta is not None:
         changes: dict[str, Any] = {} if ranker in (None, True) else {"cross_encoder_config": None}

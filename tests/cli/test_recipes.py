@@ -97,11 +97,16 @@ def test_options_that_would_do_nothing_are_refused(data, options, message):  # n
     assert message in str(result.exception)
 
 
-def test_a_recipe_that_ranks_needs_a_ranker(data):  # noqa: F811
+def test_a_model_without_ranker_gets_one_where_the_recipe_ranks(data):  # noqa: F811
     assert runner.invoke(app, arguments(data, "--recipe", "prd2")).exit_code == 0
-    other = ["pretrain", "--data", str(data / "pairs.jsonl"), "--model", str(data / "run"), "--recipe", "r2d2"]
-    result = runner.invoke(app, [*other, "--output", str(data / "other")])
-    assert "the recipe has ranking but the model has no ranker" in str(result.exception)
+    other = ["pretrain", "--data", str(data / "pairs.jsonl"), "--model", str(data / "run"), "--steps", "1"]
+    ranking = [*other, "--recipe", "r2d2", "--output", str(data / "other"), "--batch-size", "4", "--workers", "0"]
+    result = runner.invoke(app, [*ranking, "--ranker-layers", "1"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert AutoModelForPreTraining.from_pretrained(data / "other").config.cross_encoder_config.num_hidden_layers == 1
+    other[other.index("--model") + 1] = str(data / "other")
+    result = runner.invoke(app, [*other, "--recipe", "prd2", "--output", str(data / "third")])
+    assert "the recipe has no ranking but the model has a ranker" in str(result.exception)
 
 
 def test_distilled_run_resumes(data):  # noqa: F811
