@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Processor, R2D2VisionConfig
+from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Processor
 from modeling_r2d2.cli.demo_run import demo_config
 from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.evaluation import evaluate_retrieval
@@ -82,7 +82,7 @@ class Study:
         gallery: by vendor, one text an image.
         warm_steps: of the plain loss, until recall on Samsung grows no more.
         towers: the study whose towers it takes; None: its own.
-        begins: what the towers are trained on before, for a thousand steps.
+        begins: the study whose towers they begin with.
         seconds: of each system.
     """
 
@@ -105,12 +105,14 @@ def noisy(seed: int) -> NoisyPairs:
 
 
 #: What towers alone are trained on: one emoji somewhere on a canvas.
-BEGINNINGS = {"single": Study(lambda seed: ScenePairs(VENDORS, twins=TWINS, kinds=["alone"]), scene_gallery)}
+BEGINNINGS = {
+    "single": Study(lambda seed: ScenePairs(VENDORS, twins=TWINS, kinds=["alone"]), scene_gallery, warm_steps=500)
+}
 STUDIES = {
     "scenes": Study(
         lambda seed: ScenePairs(VENDORS, twins=TWINS),
         scene_gallery,
-        warm_steps=2000,
+        warm_steps=4000,
         begins="single",
         seconds=(100, 200, 400),
     ),
@@ -144,12 +146,8 @@ def vocabulary() -> list[str]:
 
 
 def study_config(tokens: int, ranker: bool) -> R2D2Config:
-    """A ViT of 36 patches, four layers, without batch norms, whose embedding is the mean of its tokens (trained by a
-    [CLS] alone they leave a ranker little to read); a text tower and a ranker of one layer each."""
+    """The demo's, for longer texts and larger pictures."""
     config = demo_config(tokens, ranker, rank_masked_texts=True)
-    names = ("hidden_size", "num_attention_heads", "intermediate_size")
-    width = {name: getattr(config.text_config, name) for name in names}
-    config.vision_config = R2D2VisionConfig(**width, num_hidden_layers=4, image_size=IMAGE_SIZE, patch_size=8)
     config.text_config.max_position_embeddings = config.max_text_length = LENGTH
     return config
 
@@ -169,7 +167,7 @@ def trainer_of(
         new = ("text_image", "image_text", "image_joint", "mlm_head")
         assert not found.unexpected_keys, found
         assert all(name.startswith(new) for name in found.missing_keys), found
-    whole_colors = study in ("scenes", "single")
+    whole = study in ("scenes", "single")
     settings = PretrainingSettings(
         output=output,
         overwrite=True,
@@ -178,8 +176,9 @@ def trainer_of(
         learning_rate=rate,
         weight_decay=0.1,
         recipe=recipe,
-        # captions of scenes name colors
-        augmentation=BatchAugmentation(shuffle_channels=0, grayscale=0) if whole_colors else BatchAugmentation(),
+        # captions of scenes name colors, and every emoji
+        augmentation=BatchAugmentation(shuffle_channels=0, grayscale=0, erase=0) if whole else BatchAugmentation(),
+        channels_last=True,
         seed=seed,
         dataloader_num_workers=0,
         logging_steps=max(steps // 10, 1),
