@@ -77,17 +77,18 @@ class SampleEncoder:
                 image = self.single(self._rgb(image), rng)
             augmented = self.single is not None and image.size == self.size
             image = np.asarray(image) if augmented else self._squash(image)
-        input_ids, groups = self._tokenize(text)
-        sample = {
-            "pixel_values": image,
-            "input_ids": input_ids,
-            "image_ids": stable_id(pair["image_id"]),
-        }
+        sample = {"pixel_values": image, "image_ids": stable_id(pair["image_id"])}
         if self.batched is not None:
             sample["draws"] = self.batched.draw(rng)
-        if self.masking is not None:
-            sample["masked_input_ids"], sample["mlm_labels"] = self.masking(input_ids, rng, groups)
-        return sample
+        return {**sample, **self.tokens(text, rng)}
+
+    def tokens(self, text: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`input_ids` (L,) of a text, and with masking `masked_input_ids` and `mlm_labels` (L,)."""
+        input_ids, groups = self._tokenize(text)
+        if self.masking is None:
+            return {"input_ids": input_ids}
+        masked, labels = self.masking(input_ids, rng, groups)
+        return {"input_ids": input_ids, "masked_input_ids": masked, "mlm_labels": labels}
 
     def augment(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Apply a `BatchAugmentation` to samples of this encoder, all at once."""
@@ -224,12 +225,22 @@ class PretrainingDataset(Dataset):
         return self.encode.augment([self._sample(position) for position in positions])
 
     def _sample(self, position: int) -> dict[str, Any]:
+        return self.encode(self._read(self.row(position)), self.generator(position))
+
+    def row(self, position: int) -> int:
+        """The pair that stands at a position.
+
+        Raises:
+            IndexError: there is no such position.
+        """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
         number, place = divmod(position, len(self.pairs))
-        index = int(self.permutation(number)[place]) if self.shuffle else place
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, position))))
-        return self.encode(self._read(index), rng)
+        return int(self.permutation(number)[place]) if self.shuffle else place
+
+    def generator(self, position: int) -> np.random.Generator:
+        """Of all random choices at a position."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, position))))
 
     def _read(self, index: int) -> dict[str, Any]:
         for step in range(len(self.pairs)):
@@ -340,18 +351,29 @@ class R2D2PretrainingCollator:
         self.pad_token_id = processor.tokenizer.pad_token_id
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        pixels = torch.from_numpy(np.stack([sample["pixel_values"] for sample in samples]))
-        lengths = np.array([len(sample["input_ids"]) for sample in samples])
-        attention_mask = np.arange(lengths.max()) < lengths[:, None]
-        pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
         batch = {
-            "pixel_values": torch.addcmul(self.shift, pixels, self.scale),
-            "input_ids": self._pad(samples, "input_ids", attention_mask, self.pad_token_id),
-            "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+            "pixel_values": self.pixels([sample["pixel_values"] for sample in samples]),
+            **self.texts(samples),
             "return_loss": True,
         }
         if "image_ids" in samples[0]:
             batch["image_ids"] = torch.tensor([sample["image_ids"] for sample in samples])
+        return batch
+
+    def pixels(self, images: list[np.ndarray]) -> torch.Tensor:
+        """`pixel_values` (B, 3, H, W) of pictures (H, W, 3) uint8."""
+        pixels = torch.from_numpy(np.stack(images))
+        pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
+        return torch.addcmul(self.shift, pixels, self.scale)
+
+    def texts(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """What the batch holds of their texts."""
+        lengths = np.array([len(sample["input_ids"]) for sample in samples])
+        attention_mask = np.arange(lengths.max()) < lengths[:, None]
+        batch = {
+            "input_ids": self._pad(samples, "input_ids", attention_mask, self.pad_token_id),
+            "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+        }
         if "mlm_labels" in samples[0]:
             batch["masked_input_ids"] = self._pad(samples, "masked_input_ids", attention_mask, self.pad_token_id)
             batch["mlm_labels"] = self._pad(samples, "mlm_labels", attention_mask, IGNORE_INDEX)

@@ -131,13 +131,22 @@ def draw_hard_negatives(
     """
     # By the inverse of the cumulative distribution: one random number per row instead of one per entry.
     mass = _both_ways(logits_per_image, logits_per_text, positives).softmax(dim=-1).cumsum(dim=-1)
-    total = mass[..., -1:]
-    place = torch.rand(total.shape, generator=generator, device=total.device) * total
-    place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
-    # among NaN there is no place: the last column stands for it, and the loss, being NaN, says so
-    drawn = torch.searchsorted(mass, place, right=True).squeeze(-1).clamp_(max=mass.shape[-1] - 1)
-    image_index, text_index = drawn.unbind()
+    uniform = torch.rand((*mass.shape[:-1], 1), generator=generator, device=mass.device)
+    image_index, text_index = columns_at(mass, uniform).unbind()
     return HardNegatives(image_index, text_index, ~positives.all(dim=1))
+
+
+def columns_at(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The column of every row where its cumulative distribution passes a random number: (…,) int64.
+
+    Args:
+        mass: (…, N), cumulated; a column of no mass of its own is never drawn.
+        uniform: (…, 1) in [0, 1).
+    """
+    total = mass[..., -1:]
+    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))  # never beyond the end
+    # among NaN there is no place: the last column stands for it, and the loss, being NaN, says so
+    return torch.searchsorted(mass, place, right=True).squeeze(-1).clamp_(max=mass.shape[-1] - 1)
 
 
 @torch.no_grad()

@@ -35,9 +35,9 @@ from .losses_r2d2 import (
     scaled_similarity,
 )
 from .masked_images_r2d2 import drops_patches, gray_blocks, keep_patches, mask_grid
-from .modeling_r2d2 import R2D2Model, R2D2Output
+from .modeling_r2d2 import RANKER, R2D2Model, R2D2Output
 from .ranges_r2d2 import SEVERAL, require_number
-from .two_towers_r2d2 import mean_of_tokens, normalize, refuse_missing
+from .two_towers_r2d2 import mean_of_tokens, normalize, refuse_missing, require_ranker
 
 
 @dataclass
@@ -185,6 +185,8 @@ class R2D2ForPreTraining(R2D2Model):
     #: β: while training, hard negatives are drawn with probability softmax(β · s/τ). 1 as in the paper; a curriculum
     #: may begin below.
     negative_sharpness: float = 1.0
+    #: Whether `freeze_towers` was called.
+    towers_frozen: bool = False
 
     def _add_heads(self):
         self._tied_weights_keys = {}
@@ -224,6 +226,31 @@ class R2D2ForPreTraining(R2D2Model):
             self._init_weights(module)
         self.feature_heads = heads.to(self.temperature.device, self.dtype).train(self.training)
 
+    def freeze_towers(self, masked_texts: bool = False) -> "R2D2ForPreTraining":
+        """Train the ranker alone: towers, projections and temperature get no gradient, and the towers stay in
+        evaluation mode (no dropout; running statistics do not move). To be done before an optimizer is made.
+
+        Args:
+            masked_texts: whether MLM trains its head; where that is tied to the text tower's embeddings, not these.
+
+        Raises:
+            ValueError: a model without a ranker.
+        """
+        require_ranker(self.config)
+        trained = (*RANKER, *["mlm_head"] * masked_texts)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in trained)
+        self.towers_frozen = True
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "R2D2ForPreTraining":
+        """As in torch, but frozen towers stay in evaluation mode."""
+        super().train(mode)
+        if self.towers_frozen:
+            self.vision_model.eval()
+            self.text_model.eval()
+        return self
+
     @property
     def trains_ranking(self) -> bool:
         """Whether the loss of the model as it is now has the ranking losses, FGR and MLM."""
@@ -251,6 +278,8 @@ class R2D2ForPreTraining(R2D2Model):
         hard_negatives: HardNegatives | None = None,
         return_loss: bool = True,
         token_type_ids: Tensor | None = None,
+        valid_negatives: Tensor | None = None,
+        image_states: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> R2D2ForPreTrainingOutput:
         """All objectives of B aligned pairs per worker: Total = GCPR (or TgD) + FGR + MLM (+ FgD), each weighted.
@@ -266,6 +295,10 @@ class R2D2ForPreTraining(R2D2Model):
             hard_negatives: indices into the batch of all workers. None: drawn while training, the hardest ones
                 in evaluation mode, so that its losses are reproducible.
             return_loss: False leaves pre-ranking alone, for images and texts of any number, also of one kind alone.
+            valid_negatives: (B,) boolean where the batch brings its hard negatives along: images and texts are 2B then,
+                B true pairs, and behind them as pair B + i a wrong image for text i and a wrong text for image i; False
+                where pair i has none. The loss is that of the ranking alone. `mlm_labels` are of the true pairs.
+            image_states: (2B, N, E) of such a batch, encoded before, instead of `pixel_values`.
 
         Raises:
             ValueError: images or texts missing, unequal numbers of images, texts or ids; `masked_input_ids` without
@@ -275,6 +308,9 @@ class R2D2ForPreTraining(R2D2Model):
             given = {**kwargs, "token_type_ids": token_type_ids, "return_dict": True}
             outputs = super().forward(input_ids, pixel_values, attention_mask, **given)
             return R2D2ForPreTrainingOutput(**outputs)
+        if valid_negatives is not None:
+            texts = (input_ids, attention_mask, masked_input_ids, token_type_ids)
+            return self._rank_with_negatives(*texts, mlm_labels, pixel_values, image_states, valid_negatives, **kwargs)
         refuse_missing(pixel_values, input_ids, "pre-training (return_loss, the default here)")
         input_ids, pixel_values = cast(Tensor, input_ids), cast(Tensor, pixel_values)
         if (masked_input_ids is None) != (mlm_labels is None):
@@ -319,6 +355,50 @@ class R2D2ForPreTraining(R2D2Model):
             **cast(dict[str, Any], losses),
         )
 
+    def _rank_with_negatives(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        masked_input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        mlm_labels: Tensor | None,
+        pixel_values: Tensor | None,
+        image_states: Tensor | None,
+        valid: Tensor,
+        **kwargs: Any,
+    ) -> R2D2ForPreTrainingOutput:
+        """FGR and MLM of a batch that brings its negatives along, see `forward`."""
+        require_ranker(self.config)
+        images = pixel_values if image_states is None else image_states
+        refuse_missing(images, input_ids, "ranking")
+        input_ids, images, batch = cast(Tensor, input_ids), cast(Tensor, images), len(valid)
+        if not len(input_ids) == len(images) == 2 * batch:
+            raise ValueError(
+                f"{batch} pairs and their negatives are {2 * batch} images and texts; there are {len(images)} images "
+                f"and {len(input_ids)} texts"
+            )
+        if image_states is None:
+            image_states = self.get_image_features(images, **{**kwargs, "return_dict": True}).last_hidden_state
+        states, _, masked_states = self._encode_texts(
+            input_ids, attention_mask, masked_input_ids, token_type_ids, **kwargs
+        )
+        behind = torch.arange(batch, 2 * batch, device=states.device)
+        losses, accuracy = self.rank_pairs(
+            states if masked_states is None or not self.config.rank_masked_texts else masked_states,
+            states,
+            image_states.to(states.device),
+            attention_mask,
+            HardNegatives(behind, behind, valid),
+            (states if masked_states is None else masked_states)[:batch],
+            mlm_labels,
+        )
+        return R2D2ForPreTrainingOutput(
+            loss=self.total_loss(losses),
+            ranking_accuracy=accuracy,
+            temperature=self.current_temperature(),
+            **cast(dict[str, Any], losses),
+        )
+
     def encode_pairs(
         self,
         input_ids: Tensor,
@@ -343,12 +423,31 @@ class R2D2ForPreTraining(R2D2Model):
                 "feature-guided distillation compares masked texts: give the batch masked_input_ids and mlm_labels "
                 "(TextMasking in the collation, mask_ratio above 0)"
             )
-        more = {**kwargs, "return_dict": True}  # whatever the configuration says
-        vision = self.get_image_features(pixel_values, **more)
+        vision = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
         image_states, image_embeds = vision.last_hidden_state, normalize(vision.pooler_output)
-        if masked_input_ids is None or not (self.trains_ranking or feature_guided):
+        if not (self.trains_ranking or feature_guided):
+            masked_input_ids = None
+        texts = self._encode_texts(input_ids, attention_mask, masked_input_ids, token_type_ids, **kwargs)
+        text_states, text_embeds, masked_states = texts
+        student = None
+        if feature_guided:
+            assert masked_states is not None  # refused above
+            student = self._compared_texts(masked_states, attention_mask)
+        return R2D2PairFeatures(image_states, image_embeds, text_states, text_embeds, masked_states, student)
+
+    def _encode_texts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        masked_input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States (B, L, D) and embeddings (B, P) of texts, and in the same pass states (B, L, D) of the masked ones."""
+        more = {**kwargs, "return_dict": True}  # whatever the configuration says
+        if masked_input_ids is None:
             text = self.get_text_features(input_ids, attention_mask, token_type_ids=token_type_ids, **more)
-            return R2D2PairFeatures(image_states, image_embeds, text.last_hidden_state, normalize(text.pooler_output))
+            return text.last_hidden_state, normalize(text.pooler_output), None
         text = self.get_text_features(
             torch.cat([input_ids, masked_input_ids]),
             None if attention_mask is None else attention_mask.repeat(2, 1),
@@ -356,9 +455,7 @@ class R2D2ForPreTraining(R2D2Model):
             **more,
         )
         text_states, masked_states = text.last_hidden_state.chunk(2)
-        text_embeds = normalize(text.pooler_output[: len(input_ids)])
-        student = self._compared_texts(masked_states, attention_mask) if feature_guided else None
-        return R2D2PairFeatures(image_states, image_embeds, text_states, text_embeds, masked_states, student)
+        return text_states, normalize(text.pooler_output[: len(input_ids)]), masked_states
 
     def encode_masked_images(self, pixel_values: Tensor, guidance: R2D2FeatureGuidance, **kwargs) -> Tensor:
         """The cosines (B, K) that FgD compares, of images (B, 3, H, W) of which only `guidance.kept` is seen; a ViT

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,7 +27,8 @@ from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from .arguments import training_arguments
-from .recipes import Recipe, find_recipe, recipe_for
+from .frozen_towers import frozen_towers_data
+from .recipes import RankerRecipe, Recipe, find_recipe, recipe_for
 from .settings import PretrainingSettings
 from .trainer import R2D2Trainer
 
@@ -86,7 +87,23 @@ def build_trainer(
         augmentation = replace(augmentation, flip=0.0)
     sampling = {"augmentation": augmentation, "masking": masking, "seed": settings.seed}
     train_data: PretrainingDataset | StreamingPretrainingDataset
-    if isinstance(pairs, StreamingPairs):
+    collator = R2D2PretrainingCollator(processor, settings.channels_last)
+    if isinstance(recipe, RankerRecipe):
+        _refuse_for_frozen_towers(settings, pairs)
+        student = cast(R2D2ForPreTraining, model)  # or `check` has refused it
+        student.freeze_towers(masked_texts=masking is not None)
+        train_data, collator = frozen_towers_data(
+            cast(Any, student).to(arguments.device),
+            processor,
+            pairs,
+            settings.dataloader_num_workers,
+            masking=masking,
+            seed=settings.seed,
+            steps=settings.max_steps,
+            step_size=step_size,
+            ramp=round(recipe.negative_ramp * settings.max_steps),
+        )
+    elif isinstance(pairs, StreamingPairs):
         train_data = StreamingPretrainingDataset(pairs.shuffle(settings.seed), processor, **sampling)
     else:
         train_data = PretrainingDataset(
@@ -107,7 +124,7 @@ def build_trainer(
         args=arguments,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=R2D2PretrainingCollator(processor, settings.channels_last),
+        data_collator=collator,
         processing_class=processor,
         compute_metrics=retrieval_metrics_of(model),
         callbacks=[*recipe.callbacks(), *(callbacks or [])],
@@ -122,6 +139,20 @@ def build_trainer(
     )
 
 
+def _refuse_for_frozen_towers(settings: PretrainingSettings, pairs: Any):
+    """Raise where settings are of towers that train, or the set has no end."""
+    if isinstance(pairs, StreamingPairs):
+        raise ValueError(
+            "the recipe ranker draws negatives from the whole set, and a stream of shards has none: unpack the shards, "
+            "or write them as Parquet"
+        )
+    if settings.grad_cache_chunk or settings.gradient_shares or settings.augmentation is not None:
+        raise ValueError(
+            "the recipe ranker trains no tower and keeps what towers make of each picture as it is: leave "
+            "--grad-cache-chunk, --gradient-shares and an augmentation of your own out"
+        )
+
+
 def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2D2Processor, pairs: Any) -> Recipe:
     """The recipe of a run: a `Recipe` as it is; of a name, or else of what the model is made for, as the other settings
     change it, and without masked texts where the tokenizer has nothing to mask with.
@@ -133,12 +164,13 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2
         return settings.recipe
     sized = hasattr(pairs, "__len__")
     named = find_recipe(settings.recipe or recipe_for(model))
-    masking = settings.mask_ratio != 0
-    if masking and named.reads_masked_texts and processor.tokenizer.mask_token_id is None:
-        if settings.mask_ratio is not None:
+    masking = None if settings.mask_ratio is None else settings.mask_ratio > 0
+    if processor.tokenizer.mask_token_id is None:
+        if masking:
             raise ValueError("--mask-ratio: the tokenizer has no mask token to mask texts with; leave it out")
-        logger.warning("the tokenizer has no mask token: nothing learns by masked texts (MLM, FgD)")
-        masking = False
+        if masking is None and named.reads_masked_texts:
+            logger.warning("the tokenizer has no mask token: nothing learns by masked texts (MLM, FgD)")
+            masking = False
     recipe = named.adapted(
         len(pairs) if sized else None,
         distil=settings.distil,

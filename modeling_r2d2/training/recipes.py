@@ -118,7 +118,7 @@ class Recipe:
         self,
         pairs: int | None,
         distil: bool = True,
-        masking: bool = True,
+        masking: bool | None = None,
         queue_size: int | None = None,
         alpha: float | None = None,
         momentum: float | None = None,
@@ -129,16 +129,18 @@ class Recipe:
         """This recipe for a set of so many pairs (None: a stream), as the command line asks for it.
 
         Args:
+            masking: with masked texts or without; None: as the recipe says.
             feature_guided: with FgD; it is there too where the recipe has it, but not without masked texts.
 
         Raises:
             ValueError: a setting of the teacher, its queue or the ranker, and there is none; FgD without teacher or
                 masked texts.
         """
+        masking = self.masking if masking is None else masking
         targets = self.target_guided if distil else None
         features = self.feature_guided if distil and masking else None
         if feature_guided:
-            if not (self.distils and distil and self.masking and masking):
+            if not (self.distils and distil and masking):
                 raise ValueError(
                     "feature-guided distillation needs a teacher and masked texts: the recipe r2d2 or prd2, with "
                     "distillation and a mask ratio above 0"
@@ -155,7 +157,7 @@ class Recipe:
             targets = replace(targets, **{name: value for name, value in asked.items() if value is not None})
         return replace(
             self,
-            masking=self.masking and masking,
+            masking=masking,
             target_guided=targets,
             feature_guided=features,
             momentum=self.momentum if momentum is None else momentum,
@@ -225,7 +227,7 @@ class BriVLRecipe(PlainRecipe):
         self,
         pairs: int | None,
         distil: bool = True,
-        masking: bool = True,
+        masking: bool | None = None,
         queue_size: int | None = None,
         alpha: float | None = None,
         momentum: float | None = None,
@@ -262,10 +264,39 @@ class BriVLRecipe(PlainRecipe):
         return "dual-queue contrastive loss"
 
 
+@dataclass(frozen=True)
+class RankerRecipe(Recipe):
+    """The ranker alone, on towers that stand still (this project's): FGR, and MLM where masked texts are asked for.
+
+    What frozen towers make of a set is known before the first step, so the negatives are drawn from all of it
+    (`training.negatives`), and pictures are not augmented.
+    """
+
+    masking: bool = False
+    target_guided: TargetGuidedSettings | None = None
+    negative_ramp: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rank_from or self.distils:
+            raise ValueError(
+                "the recipe ranker has neither pre-ranking to begin with nor a teacher: its towers stand still; leave "
+                "rank_from and distillation out"
+            )
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """None: the samples themselves say how hard their negatives are."""
+        return []
+
+    def __str__(self) -> str:
+        return "FGR" + " + MLM" * self.masking + " on frozen towers, with negatives of the whole set"
+
+
 #: What `r2d2 pretrain --recipe` takes. Of r2d2 the negatives become hard over the first half: with twins for negatives
 #: from the first step on a fresh ranker learns little (`benchmarks/warm.py` compares both).
 RECIPES: dict[str, Recipe] = {
     "r2d2": Recipe(negative_ramp=0.5),
+    "ranker": RankerRecipe(),
     "prd2": Recipe(ranker=False),
     "clip": PlainRecipe(),
     "filip": FilipRecipe(),
@@ -275,7 +306,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name: r2d2, prd2, clip, filip, wukong or brivl.
+    """The recipe of a name: r2d2, ranker, prd2, clip, filip, wukong or brivl.
 
     Raises:
         ValueError: unknown name.

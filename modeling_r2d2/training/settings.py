@@ -66,9 +66,9 @@ class PretrainingSettings(RunSettings):
     panel: ClassVar[str] = "Training"
     recipe: Any = setting(
         None,
-        "The objectives: r2d2, prd2 (no ranker), clip (no distillation), brivl (a queue of momentum features, no "
-        "ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The default is what the model "
-        "is made for.",
+        "The objectives: r2d2, ranker (on frozen towers), prd2 (no ranker), clip (no distillation), brivl (a queue of "
+        "momentum features, no ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The "
+        "default is what the model is made for.",
     )
     distil: bool = setting(True, "Train with the distillation of the recipe.")
     feature_guided: bool = setting(
@@ -109,7 +109,7 @@ class PretrainingSettings(RunSettings):
     mask_ratio: float | None = setting(
         None,
         "The share of text tokens that are masked, in the mean of texts of every length; with 0 there is no MLM. The "
-        "default is 0.15.",
+        "default is 0.15; of the recipe ranker 0.",
         bounds=SHARE,
     )
     whole_words: bool = setting(False, "Mask whole Chinese words, which needs jieba.")

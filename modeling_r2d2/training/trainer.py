@@ -164,7 +164,7 @@ class R2D2Trainer(Trainer):
             self._smoothing, self.label_smoother = {"smoothing": self.label_smoother.epsilon}, None
 
     def _warn_of_batch_statistics(self):
-        norms = list(batch_norms(self.model))
+        norms = [] if getattr(self.model, "towers_frozen", False) else list(batch_norms(self.model))
         if norms and self.args.world_size > 1 and self.args.should_log:
             logger.warning(
                 f"{norms[0]} and {len(norms) - 1} more layers normalise by the batch of one process: several "
@@ -244,8 +244,9 @@ class R2D2Trainer(Trainer):
             self._guard.note(outputs, loss)
         if isinstance(outputs, dict):
             self._parts[training].add(outputs)
-        if training and "pixel_values" in inputs:
-            self._images += len(inputs["pixel_values"]) * self.args.world_size
+        pairs = inputs.get("valid_negatives", inputs.get("pixel_values"))
+        if training and pairs is not None:
+            self._images += len(pairs) * self.args.world_size
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         return self._checked_norm(model, self.args.max_grad_norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,10 @@ class Pairs:
     def image_ids(self) -> np.ndarray:
         """The stable 63-bit id of every pair's picture: (N,) int64."""
         return stable_ids(self.keys())
+
+    def image_keys(self) -> Sequence[Hashable]:
+        """What tells the picture of every pair from others, without opening it; by default no two pairs share one."""
+        return range(len(self))
 
     def text_keys(self) -> Sequence[str | None]:
         """The identity of every pair's text where the set has one, else None."""

@@ -149,6 +149,11 @@ class PairDataset(Pairs):
         """The image id of every pair, as the files give it."""
         return self.table.column("image_id").to_pylist()
 
+    def image_keys(self) -> list[str | int]:
+        """As in `Pairs`: the file of a picture that has one, the row of one that is embedded."""
+        columns = (self.table.column(name).to_pylist() for name in ("image", "row"))
+        return [row if path is None else path for path, row in zip(*columns, strict=True)]
+
     def text_keys(self) -> list[str | None]:
         """The identity of every pair's text where the files give one, else None."""
         return self.table.column("text_id").to_pylist()

@@ -22,13 +22,14 @@ ROOT = Path(__file__).parents[2]
 def test_recipes_of_the_command_line():
     assert {name: str(recipe) for name, recipe in RECIPES.items()} == {
         "r2d2": "TgD + FGR + MLM",
+        "ranker": "FGR on frozen towers, with negatives of the whole set",
         "prd2": "TgD",
         "clip": "GCPR",
         "filip": "token-wise contrastive loss",
         "wukong": "token-wise contrastive loss on reduced tokens",
         "brivl": "dual-queue contrastive loss",
     }
-    with pytest.raises(ValueError, match="unknown recipe 'albef'; there are r2d2, prd2, clip"):
+    with pytest.raises(ValueError, match="unknown recipe 'albef'; there are r2d2, ranker, prd2, clip"):
         find_recipe("albef")
     with pytest.raises(ValueError, match="needs masking"):
         Recipe(masking=False, feature_guided=FeatureGuidedSettings())
