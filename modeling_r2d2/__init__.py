@@ -12,6 +12,7 @@ from .registration import register_models, register_present
 __version__ = "0.1.0"
 
 _MODULES = {
+    "integrations.brivl": ["convert_brivl_checkpoint"],
     "integrations.official": ["convert_official_checkpoint"],
     "integrations.wukong": ["convert_wukong_checkpoint"],
     "distillation.callbacks": [
@@ -23,10 +24,13 @@ _MODULES = {
     "inference.onnx_model": ["R2D2OnnxModel"],
     "integrations.onnx_export": ["export_onnx"],
     "model.captioning_r2d2": ["R2D2ForConditionalGeneration"],
+    "model.configuration_brivl": ["BriVLConfig", "BriVLTextConfig", "BriVLVisionConfig"],
     "model.configuration_r2d2": ["R2D2Config", "R2D2CrossEncoderConfig", "R2D2TextConfig", "R2D2VisionConfig"],
     "model.configuration_wukong": ["WukongConfig", "WukongTextConfig"],
     "model.image_classification_r2d2": ["R2D2ForImageClassification"],
     "model.image_text_retrieval_r2d2": ["R2D2ForImageTextRetrieval"],
+    "model.image_processing_brivl": ["BriVLImageProcessor"],
+    "model.modeling_brivl": ["BriVLModel"],
     "model.modeling_r2d2": [
         "R2D2ForImageTextMatching",
         "R2D2MatchOutput",
@@ -39,6 +43,7 @@ _MODULES = {
     "model.pipeline_image_text_matching": ["R2D2ImageTextMatchingPipeline"],
     "model.pipeline_text_to_image": ["R2D2TextToImagePipeline"],
     "model.pipeline_zero_shot_image_classification": ["R2D2ZeroShotImageClassificationPipeline"],
+    "model.pretraining_brivl": ["BriVLForPreTraining"],
     "model.pretraining_r2d2": [
         "R2D2FeatureGuidance",
         "R2D2ForPreTraining",
@@ -46,6 +51,7 @@ _MODULES = {
         "R2D2TargetGuidance",
         "R2D2TeacherTargets",
     ],
+    "model.processing_brivl": ["BriVLProcessor"],
     "model.processing_r2d2": ["R2D2Processor"],
     "model.processing_wukong": ["WukongProcessor"],
     "search.retriever": ["R2D2Retriever"],
@@ -62,14 +68,18 @@ if TYPE_CHECKING:
     )
     from .distillation.dual_queue import DualQueueContrastiveCallback
     from .inference.onnx_model import R2D2OnnxModel
+    from .integrations.brivl import convert_brivl_checkpoint
     from .integrations.official import convert_official_checkpoint
     from .integrations.onnx_export import export_onnx
     from .integrations.wukong import convert_wukong_checkpoint
     from .model.captioning_r2d2 import R2D2ForConditionalGeneration
+    from .model.configuration_brivl import BriVLConfig, BriVLTextConfig, BriVLVisionConfig
     from .model.configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
     from .model.configuration_wukong import WukongConfig, WukongTextConfig
     from .model.image_classification_r2d2 import R2D2ForImageClassification
+    from .model.image_processing_brivl import BriVLImageProcessor
     from .model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
+    from .model.modeling_brivl import BriVLModel
     from .model.modeling_r2d2 import (
         R2D2ForImageTextMatching,
         R2D2MatchOutput,
@@ -82,6 +92,7 @@ if TYPE_CHECKING:
     from .model.pipeline_image_text_matching import R2D2ImageTextMatchingPipeline
     from .model.pipeline_text_to_image import R2D2TextToImagePipeline
     from .model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
+    from .model.pretraining_brivl import BriVLForPreTraining
     from .model.pretraining_r2d2 import (
         R2D2FeatureGuidance,
         R2D2ForPreTraining,
@@ -89,6 +100,7 @@ if TYPE_CHECKING:
         R2D2TargetGuidance,
         R2D2TeacherTargets,
     )
+    from .model.processing_brivl import BriVLProcessor
     from .model.processing_r2d2 import R2D2Processor
     from .model.processing_wukong import WukongProcessor
     from .search.retriever import R2D2Retriever
@@ -114,6 +126,13 @@ def __dir__() -> list[str]:
 register_present()
 
 __all__ = [
+    "BriVLConfig",
+    "BriVLForPreTraining",
+    "BriVLImageProcessor",
+    "BriVLModel",
+    "BriVLProcessor",
+    "BriVLTextConfig",
+    "BriVLVisionConfig",
     "DualQueueContrastiveCallback",
     "FeatureGuidedDistillationCallback",
     "R2D2Config",
@@ -150,6 +169,7 @@ __all__ = [
     "WukongPreTrainedModel",
     "WukongProcessor",
     "WukongTextConfig",
+    "convert_brivl_checkpoint",
     "convert_official_checkpoint",
     "convert_wukong_checkpoint",
     "export_onnx",

@@ -18,10 +18,11 @@ from typing import Any, cast
 def _configurations() -> None:
     from transformers import AutoConfig
 
+    from .model.configuration_brivl import BriVLConfig
     from .model.configuration_r2d2 import R2D2Config, R2D2CrossEncoderConfig
     from .model.configuration_wukong import WukongConfig
 
-    for config in (R2D2Config, R2D2CrossEncoderConfig, WukongConfig):
+    for config in (R2D2Config, R2D2CrossEncoderConfig, WukongConfig, BriVLConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
@@ -35,11 +36,14 @@ def _models() -> None:
     )
 
     from .model.captioning_r2d2 import R2D2ForConditionalGeneration
+    from .model.configuration_brivl import BriVLConfig
     from .model.configuration_r2d2 import R2D2Config
     from .model.configuration_wukong import WukongConfig
     from .model.image_classification_r2d2 import R2D2ForImageClassification
+    from .model.modeling_brivl import BriVLModel
     from .model.modeling_r2d2 import R2D2Model
     from .model.modeling_wukong import WukongModel
+    from .model.pretraining_brivl import BriVLForPreTraining
     from .model.pretraining_r2d2 import R2D2ForPreTraining
 
     for auto, config, model in (
@@ -50,6 +54,9 @@ def _models() -> None:
         (AutoModelForPreTraining, R2D2Config, R2D2ForPreTraining),
         (AutoModel, WukongConfig, WukongModel),
         (AutoModelForZeroShotImageClassification, WukongConfig, WukongModel),
+        (AutoModel, BriVLConfig, BriVLModel),
+        (AutoModelForZeroShotImageClassification, BriVLConfig, BriVLModel),
+        (AutoModelForPreTraining, BriVLConfig, BriVLForPreTraining),
     ):
         auto.register(config, model, exist_ok=True)
     R2D2Model.from_vision_text_pretrained = cast(Any, classmethod(_from_vision_text_pretrained))
@@ -63,15 +70,24 @@ def _from_vision_text_pretrained(cls: type, clip: Any, roberta: Any, config: Any
 
 
 def _processors() -> None:
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
+    from .model.configuration_brivl import BriVLConfig
     from .model.configuration_r2d2 import R2D2Config
     from .model.configuration_wukong import WukongConfig
+    from .model.image_processing_brivl import BriVLImageProcessor
+    from .model.processing_brivl import BriVLProcessor
     from .model.processing_r2d2 import R2D2Processor
     from .model.processing_wukong import WukongProcessor
 
     AutoProcessor.register(R2D2Config, R2D2Processor, exist_ok=True)
     AutoProcessor.register(WukongConfig, WukongProcessor, exist_ok=True)
+    AutoProcessor.register(BriVLConfig, BriVLProcessor, exist_ok=True)
+    backends: dict[str, Any] = {
+        "pil": BriVLImageProcessor,
+        "torchvision": BriVLImageProcessor,
+    }  # it has one, which needs neither
+    AutoImageProcessor.register(BriVLConfig, image_processor_classes=backends, exist_ok=True)
 
 
 def _pipelines() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from ..inference.encoding import encode_texts, evaluating
+from ..inference.folders import OWN_TYPES
 from ..inference.loading import config_values, is_dual_encoder, load_processor, load_whole
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
 from ..model.modeling_r2d2 import R2D2Model
@@ -19,7 +20,6 @@ from ..model.two_towers_r2d2 import require_ranker
 if TYPE_CHECKING:
     from .settings import EvaluationSettings
 
-_OWN_TYPES = ("r2d2", "wukong")
 #: One that is trimmed, and one that it is padded beside.
 _SHORT, _LONG = "猫", "cat 两只很大的白猫和一条小狗在红色的大树下面睡觉"
 #: Cosine of a text alone with the same beside a longer one: rounding is all that may differ.
@@ -70,10 +70,10 @@ def refuse_foreign(model: Any, processor: Any, place: str | PathLike) -> None:
     Raises:
         ValueError: names the model's class and what is wrong.
     """
-    if model.config.model_type in _OWN_TYPES:
+    if model.config.model_type in OWN_TYPES:
         return
     name = f"{place} is a {type(model).__name__}"
-    ours = "R2D2, PRD2 and Wukong are evaluated here, and dual encoders that compare as they do"
+    ours = "R2D2, PRD2, Wukong and BriVL are evaluated here, and dual encoders that compare as they do"
     if not all(hasattr(model, method) for method in ("get_image_features", "get_text_features")):
         raise ValueError(f"{name}, which has no embeddings of images and texts: {ours}")
     padded = processor(text=[_SHORT, _LONG], padding=True, return_tensors="pt")

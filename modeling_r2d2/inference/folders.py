@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from .loading_errors import LoadingError, first_line
 
-OWN_TYPES = ("r2d2", "wukong")
+#: Model types of this package.
+OWN_TYPES = ("r2d2", "wukong", "brivl")
 #: The largest value a configuration may name: far beyond every model there is, and within any memory.
 _LARGEST = {
     "num_hidden_layers": 1_000,

@@ -1,4 +1,4 @@
-"""Models that search and match: R2D2, Wukong, and folders of ONNX graphs."""
+"""Models that search and match: R2D2, Wukong, BriVL, and folders of ONNX graphs."""
 
 from os import PathLike
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
+from ..model.modeling_brivl import BriVLModel
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
@@ -13,7 +14,12 @@ from .dual_encoders import DUAL_ENCODERS
 from .folders import is_onnx_export
 from .loading import load_processor, load_whole, model_type
 
-_MODELS = {"r2d2": R2D2Model, "wukong": WukongModel, **dict.fromkeys(DUAL_ENCODERS, R2D2Model)}
+_MODELS = {
+    "r2d2": R2D2Model,
+    "wukong": WukongModel,
+    "brivl": BriVLModel,
+    **dict.fromkeys(DUAL_ENCODERS, R2D2Model),
+}
 
 
 def load_model(
@@ -38,8 +44,8 @@ def load_model(
             kind = model_type(model)
             if kind not in _MODELS:
                 raise ValueError(
-                    f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2 or Wukong, or a dual encoder "
-                    f"({', '.join(DUAL_ENCODERS)})"
+                    f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2, Wukong or BriVL, or a dual "
+                    f"encoder ({', '.join(DUAL_ENCODERS)})"
                 )
             if kind in DUAL_ENCODERS:
                 reader = R2D2Processor

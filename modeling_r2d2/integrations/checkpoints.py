@@ -1,6 +1,7 @@
 """What conversions of official checkpoint files share: reading, the report, the model that the tensors make."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     except LoadingError as error:
         raise CheckpointError(str(error)) from error
     state_dict = content
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "learnable"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             state_dict = content[key]
             break
@@ -86,6 +87,77 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     return stripped
 
 
+@dataclass(frozen=True)
+class StoredOtherwise:
+    """Tensors that a checkpoint lays out otherwise than a model.
+
+    Args:
+        names: of the tensors.
+        shape: of such a tensor in the checkpoint, from that of the model's.
+        arranged: the tensor as the model has it, from the checkpoint's.
+    """
+
+    names: re.Pattern[str]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    arranged: Callable[[Tensor], Tensor]
+
+
+def rename_tensors(
+    state_dict: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    names_of: Callable[[str], tuple[str, ...]],
+    stored: StoredOtherwise,
+    report: ConversionReport,
+    allow_unknown: bool = False,
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the names of a model, every one that it needs, each of its shape.
+
+    Args:
+        state_dict: what of the checkpoint is to be used.
+        expected: the model's names and shapes.
+        names_of: the model's names of a tensor; several where it holds what the model keeps apart, stacked along its
+            first dimension.
+        stored: which tensors the checkpoint lays out otherwise than the model, and how.
+        report: gets what was used, and what is unknown.
+        allow_unknown: list tensors of unknown names instead of refusing them.
+
+    Raises:
+        CheckpointError: missing, misshapen or unknown tensors, or two that are the same; names them.
+    """
+    converted: dict[str, Tensor] = {}
+    problems: list[str] = []
+    origin: dict[str, str] = {}
+    for name, tensor in state_dict.items():
+        targets = names_of(name)
+        if not targets or any(target not in expected for target in targets):
+            report.unknown.append(name)
+            continue
+        if again := next((origin[target] for target in targets if target in origin), None):
+            problems.append(f"{name} and {again} are the same tensor of the model: which one is meant?")
+            continue
+        origin.update(dict.fromkeys(targets, name))
+        report.used[name] = ", ".join(targets)
+        wanted = expected[targets[0]]
+        whole = (wanted[0] * len(targets), *wanted[1:]) if wanted else ()
+        otherwise = stored.names.fullmatch(name)
+        shape = stored.shape(whole) if otherwise else whole
+        counts = targets[0].endswith("num_batches_tracked")
+        if tuple(tensor.shape) != shape or tensor.is_floating_point() == counts:
+            problems.append(f"misshapen tensor: {name} is {described(tensor)}, expected {shape}")
+            continue
+        own = stored.arranged(tensor) if otherwise else tensor
+        converted.update(zip(targets, own.chunk(len(targets)) if wanted else [own], strict=True))
+    if missing := [name for name in expected if name not in origin]:
+        problems.append(f"no tensor of the checkpoint gives {listed(missing)}")
+    if report.unknown and not allow_unknown:
+        problems.append(
+            f"unknown tensors: {listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
+        )
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return converted
+
+
 def model_of(kind: Any, config: Any, tensors: Mapping[str, Tensor], path: str | PathLike) -> Any:
     """The model of a class, in evaluation mode and float32, that tensors make whose names and shapes have been checked.
 
@@ -93,7 +165,10 @@ def model_of(kind: Any, config: Any, tensors: Mapping[str, Tensor], path: str | 
         CheckpointError: they do not fit all the same.
     """
     # a copy: the file's own tensors may be mapped from disk
-    own = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+    own = {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }
     model, info = kind.from_pretrained(
         None, config=config, state_dict=own, dtype=torch.float32, output_loading_info=True
     )

@@ -22,7 +22,15 @@ from ..model.modeling_wukong import WukongModel
 from ..model.processing_wukong import WukongProcessor
 from ..processing.files.digests import digest_of_file
 from ..processing.files.progress import bar
-from .checkpoints import CheckpointError, ConversionReport, described, listed, model_of, read_checkpoint
+from .checkpoints import (
+    CheckpointError,
+    ConversionReport,
+    StoredOtherwise,
+    listed,
+    model_of,
+    read_checkpoint,
+    rename_tensors,
+)
 from .official import HEAD_WIDTH
 from .official_folder import build_tokenizer, refuse_occupied, require_vocabulary, write_converted
 from .wukong_names import TEMPERATURE, TRANSPOSED, model_names, unused_reason
@@ -115,44 +123,22 @@ def convert_wukong_state_dict(
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in WukongModel(deepcopy(config)).state_dict().items()}
     report = ConversionReport()
-    converted: dict[str, Tensor] = {}
-    problems: list[str] = []
-    origin: dict[str, str] = {}
+    kept: dict[str, Tensor] = {}
+    temperature: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if (reason := unused_reason(name)) is not None:
             report.unused[name] = reason
-            continue
-        if TEMPERATURE.fullmatch(name):
-            _take_temperature(name, tensor, config, converted, report)
-            continue
-        targets = model_names(name)
-        if not targets or any(target not in expected for target in targets):
-            report.unknown.append(name)
-            continue
-        if again := next((origin[target] for target in targets if target in origin), None):
-            problems.append(f"{name} and {again} are the same tensor of the model: which one is meant?")
-            continue
-        origin.update(dict.fromkeys(targets, name))
-        report.used[name] = ", ".join(targets)
-        wanted = expected[targets[0]]
-        whole = (wanted[0] * len(targets), *wanted[1:])
-        if TRANSPOSED.fullmatch(name):
-            whole = whole[::-1]
-        if tuple(tensor.shape) != whole or not tensor.is_floating_point():
-            problems.append(f"misshapen tensor: {name} is {described(tensor)}, expected {whole}")
-            continue
-        tensor = tensor.t() if TRANSPOSED.fullmatch(name) else tensor
-        converted.update(zip(targets, tensor.chunk(len(targets)), strict=True))
-    missing = [name for name in expected if name not in origin and name != "temperature"]
-    if missing:
-        problems.append(f"no tensor of the checkpoint gives {listed(missing)}")
-    if report.unknown and not allow_unknown:
-        problems.append(
-            f"unknown tensors: {listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
-        )
-    if problems:
-        raise CheckpointError("\n".join(problems))
+        elif TEMPERATURE.fullmatch(name):
+            _take_temperature(name, tensor, config, temperature, report)
+        else:
+            kept[name] = tensor
+    del expected["temperature"]
+    converted = rename_tensors(kept, expected, model_names, _TRANSPOSED, report, allow_unknown)
+    converted.update(temperature)
     return converted, report
+
+
+_TRANSPOSED = StoredOtherwise(TRANSPOSED, lambda shape: shape[::-1], Tensor.t)
 
 
 def _take_temperature(

@@ -28,6 +28,7 @@ IMPLIED_VISION_POOLING = {
     "clip_vision_model": "cls",
     "chinese_clip_vision_model": "cls",
     "beit": "cls",
+    "brivl_vision_model": "pooler",
     "deit": "cls",
     "dinov2": "cls",
     "dinov2_with_registers": "cls",
@@ -50,6 +51,7 @@ IMPLIED_VISION_POOLING = {
 #: SigLIP's own pooler is what they were trained by: the state of the end token, and the projected state of the last.
 IMPLIED_TEXT_POOLING = {
     "bert": "cls",
+    "brivl_text_model": "pooler",
     "chinese_clip_text_model": "cls",
     "altclip_text_model": "cls",
     "xlm-roberta": "cls",
@@ -108,7 +110,7 @@ class R2D2CrossEncoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Heads must divide the width, and a ranker has at least one layer.
+        """Heads must divide the width, and there is at least one layer.
 
         Raises:
             ValueError: they do not; names the values.
@@ -116,14 +118,15 @@ class R2D2CrossEncoderConfig(PreTrainedConfig):
         sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), COUNT)
         shares = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), SHARE)
         others = {"layer_norm_eps": NOT_NEGATIVE, "initializer_range": NOT_NEGATIVE}
-        require_numbers(self, {**sizes, **shares, **others}, "cross_encoder_config: ")
+        part = self.base_config_key
+        require_numbers(self, {**sizes, **shares, **others}, f"{part}: ")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"cross_encoder_config: hidden_size ({self.hidden_size}) is not a multiple of "
+                f"{part}: hidden_size ({self.hidden_size}) is not a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
         if self.num_hidden_layers < 1:
-            raise ValueError("cross_encoder_config: num_hidden_layers must be at least 1 (None = no ranker)")
+            raise ValueError(f"{part}: num_hidden_layers must be at least 1 (cross_encoder_config None: no ranker)")
 
 
 @strict
@@ -145,8 +148,8 @@ class R2D2Config(PreTrainedConfig):
             CLIP, the attention head of a SigLIP). None: `"cls"` or `"mean"` as the tower's type implies; a type that
             implies none raises `ValueError`. The ranker reads the last hidden states, whatever the pooling.
         text_pooling: the same of the text tower; of its real tokens alone. None: implied by the tower's type.
-        projection: what brings the pooled states to `projection_dim`: `"affine"`, W·x + b, `"linear"`, W·x (CLIP), or
-            `"none"` (SigLIP).
+        projection: what brings the pooled states to `projection_dim`: `"affine"`, W·x + b, `"linear"`, W·x (CLIP),
+            `"mlp"`, W₂·relu(W₁·x + b₁) + b₂ (BriVL), or `"none"` (SigLIP).
         logit_bias: what is added to cosine / temperature in the logits (SigLIP); no loss here depends on it, nor does
             any ranking.
         max_text_length: tokens a processor of this model keeps (64 in the official models).
@@ -209,7 +212,7 @@ class R2D2Config(PreTrainedConfig):
     temperature_max: float = 0.5
     vision_pooling: str | None = None
     text_pooling: str | None = None
-    projection: Literal["affine", "linear", "none"] = "affine"
+    projection: Literal["affine", "linear", "mlp", "none"] = "affine"
     logit_bias: float = 0.0
     max_text_length: int = 64
     attend_padding: bool = False
@@ -349,7 +352,9 @@ def ranker_beside(text_config: PreTrainedConfig, width: int) -> dict[str, Any]:
 
 
 def text_positions(text_config: PreTrainedConfig) -> int:
-    """How many tokens a text tower has positions for."""
+    """How many tokens a text tower takes: as many as it has positions for, or as it pads all texts to (BriVL)."""
+    if padded := getattr(text_config, "padded_length", None):
+        return padded
     shifted = text_config.model_type in _SHIFTED_POSITIONS
     return text_config.max_position_embeddings - ((text_config.pad_token_id or 0) + 1 if shifted else 0)
 

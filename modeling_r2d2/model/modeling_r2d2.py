@@ -171,8 +171,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
     def __init__(self, config: R2D2Config):
         super().__init__(config)
         text_size, vision_size = config.text_hidden_size, config.vision_hidden_size
-        self.vision_model = vision_tower(config.vision_config, config.vision_pooling == "pooler")
-        self.text_model = text_tower(config.text_config, config.text_pooling == "pooler")
+        self.vision_model, self.text_model = self._towers(config)
         self._reads_token_types = "token_type_ids" in inspect.signature(type(self.text_model).forward).parameters
         self.vision_projection = projection(config.projection, vision_size, config.projection_dim)
         self.text_projection = projection(config.projection, config.pooled_text_size, config.projection_dim)
@@ -186,6 +185,13 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
             self.image_text_match_head = nn.Linear(cross_config.hidden_size, 2)
         self._add_heads()
         self.post_init()
+
+    def _towers(self, config: R2D2Config) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The image and the text tower, which a subclass may have of its own kinds."""
+        return (
+            vision_tower(config.vision_config, config.vision_pooling == "pooler"),
+            text_tower(config.text_config, config.text_pooling == "pooler"),
+        )
 
     def _add_heads(self):
         """Where a subclass adds modules, before weights are initialised and tied."""

@@ -16,9 +16,9 @@ from .two_towers_r2d2 import require_ranker
 
 
 class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
-    """transformers' `zero-shot-image-classification` for R2D2 and Wukong: the same call, with a Chinese prompt, labels
-    cut to the model's length (the stock pipeline never cuts, and fails), pictures of any mode, every label encoded
-    once a call whatever the number of pictures, and, on request, the ranker.
+    """transformers' `zero-shot-image-classification` for R2D2, Wukong and BriVL: the same call, with a Chinese prompt,
+    labels cut to the model's length (the stock pipeline never cuts, and fails), pictures of any mode, every label
+    encoded once a call whatever the number of pictures, and, on request, the ranker.
 
     ```python
     classify = pipeline("r2d2-zero-shot-image-classification", model=folder)
@@ -28,7 +28,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
     ```
     """
 
-    model: Any  # an R2D2Model or a WukongModel, also one of remote code
+    model: Any  # an R2D2Model, a WukongModel or a BriVLModel, also one of remote code
     image_processor: Any
     tokenizer: Any
 
@@ -76,15 +76,15 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
         return Pipeline.__call__(self, image, labels=labels, texts=texts, use_ranker=use_ranker, **kwargs)
 
     def check_model_type(self, supported_models):
-        """Any R2D2 or Wukong model will do, also one of remote code, which is on no list of supported models.
+        """Any R2D2, Wukong or BriVL model will do, also one of remote code, which is on no list of supported models.
 
         Raises:
             ValueError: another model.
         """
-        if self.model.config.model_type not in ("r2d2", "wukong"):
+        if self.model.config.model_type not in ("r2d2", "wukong", "brivl"):
             raise ValueError(
                 f"{type(self).__name__} needs an R2D2 model, not {type(self.model).__name__} "
-                f"of type {self.model.config.model_type!r} (a Wukong model will do, too)"
+                f"of type {self.model.config.model_type!r} (a Wukong or BriVL model will do, too)"
             )
 
     @staticmethod

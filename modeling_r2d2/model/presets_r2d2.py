@@ -1,4 +1,5 @@
-"""Official sizes by name: arguments of `R2D2Config` and `WukongConfig`. Imports nothing, so that names cost nothing."""
+"""Official sizes by name: arguments of `R2D2Config`, `WukongConfig` and `BriVLConfig`. Imports nothing, so that names
+cost nothing."""
 
 from typing import Any
 
@@ -44,4 +45,9 @@ def _wukong() -> dict[str, dict[str, Any]]:
 
 WUKONG_PRESETS = _wukong()
 
-__all__ = ["PRESETS", "WUKONG_PRESETS"]
+#: The authors' program of 2021 (380 px), and that of 2022 for the same weights (456 px).
+BRIVL_PRESETS: dict[str, dict[str, Any]] = {
+    f"brivl-b5-{size}": {"vision_config": {"image_size": size}} for size in (380, 456)
+}
+
+__all__ = ["BRIVL_PRESETS", "PRESETS", "WUKONG_PRESETS"]

@@ -26,6 +26,8 @@ class TwoTowerPreTrainedModel(PreTrainedModel):
     temperature: nn.Parameter
     vision_model: PreTrainedModel
     input_modalities = ["image", "text"]
+    #: What of a batch goes to `get_image_features`; all else is of the texts, or of the loss.
+    image_inputs: tuple[str, ...] = ("pixel_values",)
     accepts_loss_kwargs = False  # every loss here is a mean, never divided by a count of labels outside
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -60,7 +62,7 @@ class TwoTowerPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any):
         """As in transformers, but an image tower without attention (ResNet, ConvNeXt) ignores the switch."""
-        if not _has_attention(self.config.vision_config):
+        if not _has_attention(type(self.vision_model)):
             if isinstance(attn_implementation, str):
                 attn_implementation = dict.fromkeys(("", *self.config.sub_configs), attn_implementation)
             attn_implementation = {**attn_implementation, "vision_config": "eager"}
@@ -204,6 +206,8 @@ def mean_of_tokens(states: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def projection(kind: str, width: int, size: int) -> nn.Module:
     """What brings pooled states (…, width) to embeddings (…, size): `R2D2Config.projection`."""
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, size))
     return nn.Identity() if kind == "none" else nn.Linear(width, size, bias=kind == "affine")
 
 
@@ -216,15 +220,14 @@ def _tower_class(vision_config: PreTrainedConfig) -> type[PreTrainedModel]:
     return cast(type[PreTrainedModel], tower[0] if isinstance(tower, (list, tuple)) else tower)
 
 
-def _has_attention(vision_config: PreTrainedConfig) -> bool:
-    tower = _tower_class(vision_config)
+def _has_attention(tower: type[PreTrainedModel]) -> bool:
     return tower._supports_sdpa or tower._supports_flash_attn or tower._supports_attention_backend
 
 
 def vision_tower(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedModel:
     """The image tower of `config`; without its own pooler, unless that is what pre-ranking reads."""
     tower = _tower_class(config)
-    if not _has_attention(config):
+    if not _has_attention(tower):
         config._attn_implementation = "eager"
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = pooler
