@@ -59,8 +59,7 @@ class BriVLProcessor(R2D2Processor):
             text: as there.
             boxes: of every picture a list of [x₁, y₁, x₂, y₂] in pixels of the picture as it is read (upright), from an
                 object detector; it may be empty; one list for one picture. The first `max_boxes` − 1 are taken, and the
-                whole picture. Without
-                any, the model takes a grid.
+                whole picture. Without any, the model takes a grid.
 
         Returns:
             also, with boxes, `boxes` (I, M, 4) float32 in pixels of `pixel_values`, zeros behind a picture's last, and
