@@ -11,7 +11,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from .configuration_brivl import BriVLConfig
 from .image_processing_brivl import BriVLImageProcessor
-from .images_r2d2 import turns_upright
+from .images_r2d2 import opening_of
 from .processing_r2d2 import R2D2Processor, _eight_bit
 
 
@@ -73,7 +73,7 @@ class BriVLProcessor(R2D2Processor):
         if images is None:
             raise ValueError("boxes are of pictures, and there are none")
         images = list(images) if isinstance(images, (list, tuple)) or hasattr(images, "__next__") else [images]
-        images = [_eight_bit(image, turns_upright(self), self._rescales(kwargs)) for image in images]
+        images = [_eight_bit(image, opening_of(self), self._rescales(kwargs)) for image in images]
         if len(boxes) and not _is_list_of_boxes(boxes[0]):
             boxes = [boxes]
         if len(boxes) != len(images):
