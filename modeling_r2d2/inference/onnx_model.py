@@ -12,7 +12,7 @@ from transformers.utils import can_return_tuple
 
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.modeling_r2d2 import R2D2MatchOutput, R2D2Model
-from ..model.two_towers_r2d2 import check_tokens, refuse_empty, require_ranker
+from ..model.two_towers_r2d2 import check_padded, check_tokens, refuse_empty, require_ranker
 from . import onnx_ranker as ranker_weights
 from .finite import require_finite
 from .loading import load_config
@@ -144,7 +144,7 @@ class R2D2OnnxModel(nn.Module):
 
         Raises:
             ValueError: an empty batch, too many tokens, ids outside the vocabulary, other token types or positions, an
-                argument that the graph does not have.
+                argument that the graph does not have, another length than that of texts whose padding is read.
         """
         if token_type_ids is not None and token_type_ids.any():
             kwargs["token_type_ids"] = token_type_ids
@@ -152,6 +152,8 @@ class R2D2OnnxModel(nn.Module):
             kwargs["position_ids"] = position_ids
         _refuse_arguments(kwargs)
         check_tokens(input_ids, self.config.text_config)
+        if self.config.attend_padding:
+            check_padded(input_ids, self.config)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self._encoded(TEXT_TOWER, {"input_ids": input_ids.long(), "attention_mask": mask.long()})
 

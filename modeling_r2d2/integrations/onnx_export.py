@@ -103,11 +103,6 @@ def _write(
     images: Sequence | None,
     opset: int,
 ) -> OnnxManifest:
-    if model.config.attend_padding:
-        raise ValueError(
-            f"{model.config.name_or_path or 'this model'} reads the padding of its texts, and graphs are made for "
-            "texts of any length: it cannot be exported"
-        )
     (width, height), _ = tower_size(processor)
     size = (height, width)
     longest = min(processor.tokenizer.model_max_length, text_positions(model.config.text_config))
@@ -160,9 +155,10 @@ class _Inputs:
         self.model, self.size, self.longest, self.pixel_values = model, size, longest, pixel_values
 
     def of(self, name: str, images: int, texts: int, length: int | None, pairs: int) -> dict[str, Tensor]:
-        """Inputs of the graph `name`; texts of different lengths, the first being the longest."""
+        """Inputs of the graph `name`; texts of different lengths, the first being the longest; where padding is read
+        all of the full length."""
         config, generator = self.model.config, torch.Generator().manual_seed(0)
-        length = min(length or self.longest, self.longest)
+        length = self.longest if config.attend_padding else min(length or self.longest, self.longest)
         if name == IMAGE_TOWER and self.pixel_values is not None:
             return {"pixel_values": self.pixel_values[torch.arange(images) % len(self.pixel_values)]}
         if name == IMAGE_TOWER:
@@ -171,6 +167,8 @@ class _Inputs:
         ids = torch.randint(1, config.text_config.vocab_size, (texts, length), generator=generator)
         own = (length - torch.arange(texts)).clamp(min=min(2, length))
         mask = (torch.arange(length) < own.unsqueeze(1)).long()
+        if config.attend_padding:
+            mask = torch.ones_like(mask)
         ids = ids * mask
         if name == TEXT_TOWER:
             return {"input_ids": ids, "attention_mask": mask}

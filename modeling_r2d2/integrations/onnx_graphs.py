@@ -9,7 +9,8 @@ ranker       text_hidden_states (T, L, W), image_hidden_states (I, N, E), attent
     -> match_probability (P,), text_match_logits (P, 2), image_match_logits (P, 2)
 
 `pooler_output` is the embedding before the L2 norm, `image_embeds` and `text_embeds` after it. Everything is float32
-at the borders, whatever the precision within. H, W and with them N are fixed when the graph is made.
+at the borders, whatever the precision within. H, W and with them N are fixed when the graph is made, and so is L of a
+text tower that reads its padding.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ class _Ranker(_Part):
 def graphs_of(model: R2D2Model) -> dict[str, Graph]:
     """The parts of a model, by name; without a ranker for PRD2."""
     texts, images, pairs = {0: "texts"}, {0: "images"}, {0: "pairs"}
-    words = {0: "texts", 1: "length"}
+    words = {0: "texts"} if model.config.attend_padding else {0: "texts", 1: "length"}
     tower = ("last_hidden_state", "pooler_output")
     graphs = [
         Graph(

@@ -34,6 +34,7 @@ from .ranges_r2d2 import require_numbers  # noqa: F401 - as above
 from .two_towers_r2d2 import (
     TextTowerMixin,
     TwoTowerPreTrainedModel,
+    check_padded,
     check_tokens,
     normalize,
     pooled,
@@ -238,11 +239,7 @@ class R2D2Model(TextTowerMixin, R2D2PreTrainedModel):
         check_tokens(input_ids, self.config.text_config)
         if self.config.attend_padding:
             attention_mask = None
-            if input_ids.shape[1] != self.config.max_text_length:
-                raise ValueError(
-                    f"texts of {input_ids.shape[1]} tokens: this text tower reads padding too, and was trained on "
-                    f"{self.config.max_text_length} tokens a text (R2D2Processor and the pipelines pad so)"
-                )
+            check_padded(input_ids, self.config)
         if not self._reads_token_types:
             kwargs.pop("token_type_ids", None)  # type: ignore[typeddict-item]
         outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)

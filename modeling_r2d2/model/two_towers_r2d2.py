@@ -312,6 +312,19 @@ def check_tokens(input_ids: Tensor, config: PreTrainedConfig) -> None:
         )
 
 
+def check_padded(input_ids: Tensor, config: PreTrainedConfig) -> None:
+    """Refuse texts (T, L) that a text tower which reads its padding was not trained on (`config.attend_padding`).
+
+    Raises:
+        ValueError: their length is not `config.max_text_length`.
+    """
+    if input_ids.shape[1] != config.max_text_length:
+        raise ValueError(
+            f"texts of {input_ids.shape[1]} tokens: this text tower reads padding too, and was trained on "
+            f"{config.max_text_length} tokens a text (R2D2Processor and the pipelines pad so)"
+        )
+
+
 def require_ranker(
     config: PreTrainedConfig, what: str = "a match probability", instead: str = "", place: object = None
 ) -> None:

@@ -208,17 +208,25 @@ def test_search_takes_a_source_directly(sources, tmp_path):
         assert "2.png" in found.output
 
 
-def test_export(sources, tmp_path):
-    """Graphs of a source; one that reads its padding is refused, since graphs take texts of any length."""
+@pytest.mark.parametrize("kind", ["clip", "siglip", "altclip"])
+def test_export(sources, kind, tmp_path):
+    """Graphs of a source compute what it does, for any number of texts, also in int8; one that reads its padding takes
+    texts of its own length alone."""
     pytest.importorskip("onnxruntime")
     from modeling_r2d2.integrations.onnx_export import export_onnx
 
-    with pytest.raises(ValueError, match="reads the padding of its texts"):
-        export_onnx(sources["siglip"], tmp_path / "siglip")
-    export_onnx(sources["clip"], tmp_path / "clip")
-    graphs, _ = load_model(tmp_path / "clip")
-    model, processor = load_model(sources["clip"])
+    export_onnx(sources[kind], tmp_path / "fp32")
+    graphs, own = load_model(tmp_path / "fp32")
+    model, processor = load_model(sources[kind])
     inputs = processor(images=images(), text=TEXTS, return_tensors="pt")
+    assert all(
+        torch.equal(own(images=images(), text=TEXTS, return_tensors="pt")[name], inputs[name]) for name in inputs
+    )
     with torch.no_grad():
-        expected = model(**inputs).logits_per_image
-    torch.testing.assert_close(graphs(**inputs).logits_per_image, expected, rtol=1e-4, atol=1e-3)
+        expected = model(**inputs)
+    torch.testing.assert_close(graphs(**inputs).logits_per_image, expected.logits_per_image, rtol=1e-4, atol=1e-3)
+    one = {name: inputs[name][:1] for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(graphs(**one).text_embeds, expected.text_embeds[:1], rtol=0, atol=1e-4)
+    if model.config.attend_padding:
+        with pytest.raises(ValueError, match="texts of 5 tokens: this text tower reads padding too"):
+            graphs.get_text_features(inputs["input_ids"][:, :5])
