@@ -127,7 +127,7 @@ def _listed(value: Any) -> list:
 
 def _languages(header: dict) -> list[str]:
     # YAML reads the code of Norwegian, no, as False
-    unknown = [code for code in _listed(header.get("language")) if code not in LANGUAGES]
+    unknown = [code for code in _listed(header.get("language")) if code not in {*LANGUAGES, "multilingual"}]
     return [f"language {code!r} is no ISO 639 code" for code in unknown]
 
 

@@ -25,6 +25,7 @@ from ..model.two_towers_r2d2 import require_ranker
 from ..processing.augmentation import R2D2Augmentation
 from ..processing.datasets.pair_sets import Pairs, as_pairs, innermost
 from ..processing.datasets.records import require_true_pairs
+from ..processing.files.images import tower_size
 from ..processing.files.writing import staged_folder
 from ..training.arguments import R2D2TrainingArguments, training_arguments
 from ..training.settings import StartingPoint
@@ -187,7 +188,8 @@ def _arguments(settings: FinetuningSettings) -> R2D2TrainingArguments:
 def _datasets(
     processor: R2D2Processor, pairs: Pairs, settings: FinetuningSettings, validation: Pairs | None, step_size: int
 ) -> tuple[FinetuningDataset, FinetuningDataset | None]:
-    augmentation = R2D2Augmentation(size=processor.image_processor.size["height"]) if settings.augment else None
+    (_, size), _ = tower_size(processor)
+    augmentation = R2D2Augmentation(size=size) if settings.augment else None
     if augmentation is not None and not (settings.mirror and innermost(pairs).mirrors):
         augmentation = replace(augmentation, flip=0.0)
     stream = {

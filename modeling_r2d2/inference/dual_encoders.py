@@ -22,6 +22,7 @@ from transformers.image_transforms import convert_to_rgb
 from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import tower_size
+from .folders import OWN_TYPES
 from .loading_errors import LoadingError, configuration_errors
 
 
@@ -34,12 +35,14 @@ class DualEncoderKind:
         text_pooling: of its text tower.
         projection: of both.
         attend_padding: whether its texts are padded to their full length and the padding is read.
+        languages: that the published models of the class read, unless their vocabulary says otherwise.
     """
 
     architecture: str
     text_pooling: str
     projection: str = "linear"
     attend_padding: bool = False
+    languages: tuple[str, ...] = ("en",)
 
     @property
     def model_class(self) -> Any:
@@ -49,8 +52,8 @@ class DualEncoderKind:
 
 #: The kinds that there are, by `model_type`. SigLIP 2 of a fixed image size is a "siglip" too.
 DUAL_ENCODERS = {
-    "altclip": DualEncoderKind("AltCLIPModel", "cls"),
-    "chinese_clip": DualEncoderKind("ChineseCLIPModel", "cls"),
+    "altclip": DualEncoderKind("AltCLIPModel", "cls", languages=("en", "zh")),
+    "chinese_clip": DualEncoderKind("ChineseCLIPModel", "cls", languages=("zh",)),
     "clip": DualEncoderKind("CLIPModel", "pooler"),
     "siglip": DualEncoderKind("SiglipModel", "pooler", projection="none", attend_padding=True),
 }
@@ -86,18 +89,35 @@ def require_dual_encoder(values: Mapping[str, Any], place: str | PathLike) -> Du
     kind = values.get("model_type")
     if kind in DUAL_ENCODERS:
         return DUAL_ENCODERS[kind]
-    known = ", ".join(each.architecture for each in DUAL_ENCODERS.values())
+    refuse_untaken(values, place)
+    raise LoadingError(f"{place} is a {kind!r}, not one of the dual encoders that are taken over: {_known()}")
+
+
+def refuse_untaken(values: Mapping[str, Any], place: str | PathLike) -> None:
+    """Refuse what may well be a dual encoder, and cannot be taken over; whatever else it is, others say.
+
+    Args:
+        values: what its config.json says.
+        place: where it is, for messages.
+
+    Raises:
+        LoadingError: one of images of many sizes (NaFlex), one with code of its own; says what to take instead.
+    """
+    kind = values.get("model_type")
     if kind in _NAFLEX:
         raise LoadingError(
             f"{place} is a {kind!r} of the NaFlex kind, whose images keep their own shape; what is read has one size: "
             "take a SigLIP 2 of a fixed size, such as google/siglip2-base-patch16-224"
         )
-    if values.get("auto_map"):
+    if values.get("auto_map") and kind not in OWN_TYPES:
         raise LoadingError(
             f"{place} is a {kind!r} whose code is its own, not transformers'; what it computes cannot be taken over "
-            f"exactly: take a model of transformers' own classes ({known}), or use it with sentence-transformers"
+            f"exactly: take a model of transformers' own classes ({_known()}), or use it with sentence-transformers"
         )
-    raise LoadingError(f"{place} is a {kind!r}, not one of the dual encoders that are taken over: {known}")
+
+
+def _known() -> str:
+    return ", ".join(kind.architecture for kind in DUAL_ENCODERS.values())
 
 
 def r2d2_config(source: PreTrainedConfig, place: str | PathLike) -> R2D2Config:
@@ -212,6 +232,7 @@ __all__ = [
     "Origins",
     "r2d2_config",
     "r2d2_processor",
+    "refuse_untaken",
     "require_dual_encoder",
     "take_weights",
 ]

@@ -58,13 +58,13 @@ class ModelIdentity:
     @classmethod
     def of(cls, model: PreTrainedModel, processor: Any) -> "ModelIdentity":
         """The identity of a loaded model and its processor; reads every weight once."""
-        images = processor.image_processor.to_dict()
-        tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+        images, kind = processor.image_processor.to_dict(), type(processor)
+        # as a saved folder has it: a model is the same before and after it is saved, or converted
+        images.setdefault("auto_map", {"AutoProcessor": f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"})
         preprocessing = {
             "image": {k: v for k, v in images.items() if not k.startswith("_") and "processor" not in k},
             "exif_transpose": turns_upright(processor),
-            # the last call's padding and truncation stay in the tokenizer, and are none of its own
-            "tokenizer": {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")},
+            "tokenizer": _settings_of(processor.tokenizer),
             "max_length": processor.tokenizer.model_max_length,
             **({"attend_padding": True} if getattr(processor, "attend_padding", False) else {}),
         }
@@ -127,6 +127,20 @@ def _lasting(source: str | None) -> str | None:
 def canonical(value: Any) -> bytes:
     """One spelling of a JSON value."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+
+
+def _settings_of(tokenizer: Any) -> dict[str, Any]:
+    """All that tokens depend on."""
+    if tokenizer.is_fast:
+        held = json.loads(tokenizer.backend_tokenizer.to_str())
+        # the last call's padding and truncation stay in the tokenizer, and are none of its own
+        return {name: value for name, value in held.items() if name not in ("padding", "truncation")}
+    # one that is written in Python, as SigLIP's: where its files lie is none of it
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, bool)}
+    held = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings}
+    if (pieces := getattr(tokenizer, "sp_model", None)) is not None:
+        held["model"] = hashlib.blake2b(pieces.serialized_model_proto(), digest_size=16).hexdigest()
+    return held
 
 
 def identity_of_weights(model: PreTrainedModel) -> str:

@@ -27,6 +27,7 @@ from .dual_encoders import (
     Origins,
     r2d2_config,
     r2d2_processor,
+    refuse_untaken,
     require_dual_encoder,
     take_weights,
 )
@@ -91,7 +92,7 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
         ValueError, OSError: as `load_whole`, weights that do not fit apart.
         NotFiniteError: NaN or infinite weights.
     """
-    if _is_r2d2(kind) and is_dual_encoder(place):
+    if _is_r2d2(kind) and _takes_over(place):
         model, info, _ = load_dual_encoder(kind, place, **options)
         return model, info
     with one_line_errors(place, kind):
@@ -107,10 +108,28 @@ def load_with_report(kind: Any, place: str | PathLike, **options: Any) -> tuple[
 def is_dual_encoder(place: str | PathLike) -> bool:
     """Whether a folder or Hub name holds a dual encoder of transformers that loads as an R2D2 without a ranker; False
     too where nothing can be read, which whoever loads it says."""
+    return _values_or_none(place).get("model_type") in DUAL_ENCODERS
+
+
+def _takes_over(place: str | PathLike) -> bool:
+    """`is_dual_encoder`, for whom an R2D2 is asked for.
+
+    Raises:
+        LoadingError: what cannot be taken over, see `refuse_untaken`.
+    """
+    values = _values_or_none(place)
+    if values.get("model_type") in DUAL_ENCODERS:
+        return True
+    refuse_untaken(values, place)
+    return False
+
+
+def _values_or_none(place: str | PathLike) -> dict[str, Any]:
+    """What config.json says; nothing of a file, or where it cannot be read."""
     try:
-        return not Path(place).is_file() and model_type(place) in DUAL_ENCODERS
+        return {} if Path(place).is_file() else config_values(place)
     except (OSError, ValueError):
-        return False
+        return {}
 
 
 def _is_r2d2(kind: Any) -> bool:
@@ -208,7 +227,7 @@ def load_config(kind: Any, place: str | PathLike, **options: Any) -> PreTrainedC
         ValueError: no JSON object, another model type than the class's, impossible sizes.
         OSError: no such place.
     """
-    if _is_r2d2(kind) and is_dual_encoder(place):
+    if _is_r2d2(kind) and _takes_over(place):
         return r2d2_config(load_config(AutoConfig, place, **options), place)
     with one_line_errors(place, kind):
         require_model_folder(place, kind, weights=False)
@@ -247,7 +266,7 @@ def load_processor(kind: Any, place: str | PathLike, **options: Any) -> Any:
             run.
         OSError: no such place, or nothing of it there.
     """
-    if kind is R2D2Processor and is_dual_encoder(place):
+    if kind is R2D2Processor and _takes_over(place):
         own = load_processor(AutoProcessor, place, **options)
         where = {name: value for name, value in options.items() if name in _WHERE}
         return r2d2_processor(own, load_config(R2D2Config, place, **where), place)
@@ -333,7 +352,8 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: neither a folder or file here nor what looks like a Hub name; or the Hub does not have it.
-        LoadingError: all else but missing permission, packages and memory.
+        ImportError: a package is missing; of that of SigLIP's tokenizer says which.
+        LoadingError: all else but missing permission and memory.
     """
     if not Path(place).exists() and not _HUB_NAME.fullmatch(str(place)):
         raise FileNotFoundError(f"no such folder: {place}")
@@ -359,7 +379,12 @@ def one_line_errors(place: str | PathLike, kind: Any) -> Iterator[None]:
             f"no such folder: {place}; and no such model could be had from the Hub{offline}"
             + ("" if offline else f": {first_line(error)}")
         ) from error
-    except (ImportError, MemoryError):
+    except ImportError as error:
+        if any(name in str(error).lower() for name in ("sentencepiece", "protobuf")):
+            needed = f"{place}: its tokenizer needs sentencepiece: pip install 'modeling-r2d2[siglip]'"
+            raise ImportError(needed) from error
+        raise
+    except MemoryError:
         raise
     except Exception as error:  # a damaged file or configuration makes the libraries raise anything
         if "trust_remote_code" in str(error):

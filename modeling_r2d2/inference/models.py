@@ -10,9 +10,9 @@ from ..model.modeling_brivl import BriVLModel
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.modeling_wukong import WukongModel
 from ..model.processing_r2d2 import R2D2Processor
-from .dual_encoders import DUAL_ENCODERS
+from .dual_encoders import DUAL_ENCODERS, refuse_untaken
 from .folders import is_onnx_export
-from .loading import load_processor, load_whole, model_type
+from .loading import config_values, load_processor, load_whole, model_type
 
 _MODELS = {
     "r2d2": R2D2Model,
@@ -43,6 +43,7 @@ def load_model(
         else:
             kind = model_type(model)
             if kind not in _MODELS:
+                refuse_untaken(config_values(model), model)
                 raise ValueError(
                     f"{model} is a model of type {kind!r}; search needs an R2D2, PRD2, Wukong or BriVL, or a dual "
                     f"encoder ({', '.join(DUAL_ENCODERS)})"

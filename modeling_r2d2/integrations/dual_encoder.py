@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..hub_cards.cards import PIPELINE_TAG, TAGS
-from ..inference.dual_encoders import require_dual_encoder
+from ..inference.dual_encoders import DualEncoderKind, require_dual_encoder
 from ..inference.identity import weights_digest
 from ..inference.loading import config_values, load_dual_encoder, load_processor
 from ..model.configuration_r2d2 import R2D2Config
@@ -43,7 +43,7 @@ def convert_dual_encoder_to_folder(
     """
     output_dir = Path(output_dir)
     refuse_occupied(output_dir, overwrite)
-    architecture = require_dual_encoder(config_values(source), source).architecture
+    kind = require_dual_encoder(config_values(source), source)
     shown = bar(doing="converting", total=3, unit="steps")
     model, _, origins = load_dual_encoder(R2D2Model, source)
     shown.update()
@@ -51,7 +51,7 @@ def convert_dual_encoder_to_folder(
     if not exif_transpose:
         processor.image_processor.exif_transpose = False
     report = ConversionReport(used=origins.used, unused=origins.unused)
-    card = _card(output_dir, model, report, architecture, source)
+    card = _card(output_dir, model, report, kind, source)
     shown.update()
     with shown:
         write_converted(output_dir, model, processor, card)
@@ -59,13 +59,16 @@ def convert_dual_encoder_to_folder(
 
 
 def _card(
-    folder: Path, model: R2D2Model, report: ConversionReport, architecture: str, source: str | PathLike
+    folder: Path, model: R2D2Model, report: ConversionReport, kind: DualEncoderKind, source: str | PathLike
 ) -> ModelCard:
     config: R2D2Config = model.config
     # a folder's name alone: its path is nobody's business; of a Hub name all
     local = Path(source).exists()
     origin = Path(source).resolve().name if local else str(source)
+    # a SigLIP of a hundred thousand tokens and more is a SigLIP 2
+    multilingual = kind.architecture == "SiglipModel" and config.text_config.vocab_size > 100_000
     data = ModelCardData(
+        language=["multilingual"] if multilingual else list(kind.languages),
         license="other",
         license_name="of-the-source",
         library_name="transformers",
@@ -84,9 +87,9 @@ def _card(
 
 # {name}
 
-`{origin}`, a `{architecture}`, as an R2D2 without a ranker. Nothing was trained here: the weights moved over value by
-value, and cosines and logits are those of the source's own class. Pictures and texts are prepared as the source's own
-processor does it.
+`{origin}`, a `{kind.architecture}`, as an R2D2 without a ranker. Nothing was trained here: the weights moved over value
+by value, and cosines and logits are those of the source's own class. Pictures and texts are prepared as the source's
+own processor does it.
 
 | | |
 |---|---|

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..inference import onnx_ranker as ranker_weights
+from ..inference.dual_encoders import DUAL_ENCODERS, refuse_untaken
 from ..inference.encoding import evaluating
 from ..inference.identity import ModelIdentity
-from ..inference.loading import is_dual_encoder, load_processor, load_whole, model_type
+from ..inference.loading import config_values, load_processor, load_whole, model_type
 from ..inference.onnx_manifest import (
     IMAGE_TOWER,
     MANIFEST,
@@ -231,7 +232,8 @@ def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) 
     """In float32 on the CPU; a given model is copied where it is not."""
     if isinstance(model, str | PathLike):
         kind = model_type(model)
-        if kind != R2D2Config.model_type and not is_dual_encoder(model):
+        if kind not in (R2D2Config.model_type, *DUAL_ENCODERS):
+            refuse_untaken(config_values(model), model)
             raise ValueError(f"{model}: only R2D2 and PRD2 models can be exported, and its model_type is {kind!r}")
         processor = processor or load_processor(R2D2Processor, model)
         return load_whole(R2D2Model, model, dtype=torch.float32), processor

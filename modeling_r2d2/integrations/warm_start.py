@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
+from ..inference.dual_encoders import DUAL_ENCODERS
 from ..inference.loading import layers_left_out, load_config, load_with_report
 from ..inference.loading_errors import configuration_errors
 from ..model.configuration_r2d2 import IMPLIED_VISION_POOLING, R2D2Config, R2D2TextConfig, ranker_beside
@@ -51,6 +52,12 @@ def from_vision_text_pretrained(
     vision_config = load_config(AutoConfig, clip)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     text_config = load_config(AutoConfig, roberta)
+    if (kind := text_config.model_type) in (*DUAL_ENCODERS, R2D2Config.model_type):
+        raise ValueError(
+            f"{roberta} is a {kind!r}, two towers that are aligned already: `--model {roberta}` begins with both and "
+            "with their projections (in Python `convert_dual_encoder_to_folder` makes a folder of it); "
+            "--roberta takes a BERT alone"
+        )
     if text_config.model_type != "bert":
         raise ValueError(f"{roberta} is a {text_config.model_type!r}; the text tower of R2D2 is a 'bert'")
     vision = _load(_vision_class(vision_config, clip), clip, vision_config)

@@ -59,11 +59,16 @@ def heat_map(
         the mean over heads, layers and the word's tokens, without what goes to the image tower's [CLS].
 
     Raises:
-        ValueError: a model without a ranker, a word that is not in the text (or beyond its 64 tokens), a tower whose
-            tokens form no rectangle.
+        ValueError: a model without a ranker, a tokenizer that does not tell where its tokens stand, a word that is not
+            in the text (or beyond its 64 tokens), a tower whose tokens form no rectangle.
     """
     require_ranker(model.config)
     pil_image = open_image(image, **opening_of(processor))
+    if not processor.tokenizer.is_fast:
+        raise ValueError(
+            f"a {type(processor.tokenizer).__name__} does not tell where in a text its tokens stand: there is no heat "
+            "map of its words"
+        )
     spans = _spans(text, word)
     encoded = processor(images=[pil_image], text=[text], return_offsets_mapping=True, return_tensors="pt")
     offsets = encoded.pop("offset_mapping")[0].tolist()

@@ -66,8 +66,9 @@ def roberta_tokenizer() -> XLMRobertaTokenizer:
     return XLMRobertaTokenizer(vocab=[*((token, 0.0) for token in special), *pieces, ("<mask>", 0.0)])
 
 
-def build(kind: str, **settings: Any) -> tuple[Any, Any]:
-    """Model, in evaluation mode, and processor. `settings` are of the configuration."""
+def build(kind: str, vocab_size: int | None = None, **settings: Any) -> tuple[Any, Any]:
+    """Model, in evaluation mode, and processor. `settings` are of the configuration; `vocab_size` that of another
+    tokenizer, for a SigLIP."""
     torch.manual_seed(0)
     vision = {**VIT, "image_size": SIDE, "patch_size": 16}
     words = {**TEXT, "max_position_embeddings": 40}
@@ -89,7 +90,7 @@ def build(kind: str, **settings: Any) -> tuple[Any, Any]:
         model, processor = AltCLIPModel(config), AltCLIPProcessor(CLIPImageProcessorPil(**CROPPED), tokenizer)
     else:
         tokenizer = gemma_tokenizer() if kind == "siglip2" else bert_tokenizer()
-        text = {**words, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+        text = {**words, "vocab_size": vocab_size or len(tokenizer), "max_position_embeddings": 16}
         config = SiglipConfig(vision_config={**vision, "hidden_size": 32}, text_config=text, **settings)
         model, processor = SiglipModel(config), SiglipProcessor(SiglipImageProcessorPil(size=SQUARE), tokenizer)
         model.logit_scale.data.fill_(4.7)

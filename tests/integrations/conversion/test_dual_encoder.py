@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, Siglip2Config
 from typer.testing import CliRunner
 
-from modeling_r2d2 import R2D2ForImageClassification, R2D2ForPreTraining, R2D2Model, R2D2Processor
+from modeling_r2d2 import R2D2Config, R2D2ForImageClassification, R2D2ForPreTraining, R2D2Model, R2D2Processor
 from modeling_r2d2.cli import app
 from modeling_r2d2.inference.encoding import encode_images, encode_texts
-from modeling_r2d2.inference.loading import load_dual_encoder, load_processor, load_whole
+from modeling_r2d2.inference.loading import load_config, load_dual_encoder, load_processor, load_whole
 from modeling_r2d2.inference.models import load_model
 from modeling_r2d2.integrations.dual_encoder import convert_dual_encoder_to_folder
 from tests.helpers import tiny_image
@@ -160,6 +160,19 @@ def test_refusals(sources, tmp_path):
     AutoProcessor.from_pretrained(sources["clip"]).tokenizer.save_pretrained(other)
     with pytest.raises(ValueError, match="they do not belong together"):
         load_processor(R2D2Processor, other)
+    # no weights at all
+    empty = tmp_path / "empty"
+    shutil.copytree(sources["clip"], empty)
+    (empty / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="empty: .*no file named model.safetensors"):
+        load_whole(R2D2Model, empty)
+    # towers of two widths, and no projection between them
+    uneven = tmp_path / "uneven"
+    shutil.copytree(sources["siglip"], uneven)
+    values = json.loads((uneven / "config.json").read_text(encoding="utf-8"))
+    edit(uneven, text_config={**values["text_config"], "projection_size": 24})
+    with pytest.raises(ValueError, match="projection 'none': text_config is 24 wide, and projection_dim is 32"):
+        load_config(R2D2Config, uneven)
     text = load_processor(R2D2Processor, sources["altclip"])(text=["猫"], return_tensors="pt")["input_ids"]
     with pytest.raises(ValueError, match="exceeds the 38 positions"):
         load_whole(R2D2Model, sources["altclip"]).get_text_features(text.repeat(1, 13))
@@ -180,6 +193,37 @@ def test_sources_that_are_not_taken_over(sources, tmp_path):
     (own_code / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
     with pytest.raises(ValueError, match="is a 'unheard_of', not one of the dual encoders"):
         convert_dual_encoder_to_folder(own_code, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [("naflex", "NaFlex kind"), ("jina", "whose code is its own")])
+def test_every_verb_says_why_a_source_is_not_taken_over(sources, name, message, tmp_path):
+    """One line, whoever loads it."""
+    folder = tmp_path / name
+    if name == "naflex":
+        Siglip2Config().save_pretrained(folder)
+    else:  # with all that a repository of its own code holds beside it
+        shutil.copytree(sources["clip"], folder)
+        edit(folder, model_type="jina_clip", auto_map={"AutoModel": "modeling_clip.JinaCLIPModel"})
+    tiny_image(0).save(tmp_path / "0.png")
+    (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "text": "猫"}\n', encoding="utf-8")
+    data, out = ("--data", tmp_path / "pairs.jsonl"), ("--output", tmp_path / "out")
+    for command in (
+        ("index", tmp_path, "--model", folder, *out),
+        ("match", tmp_path / "0.png", "猫", "--model", folder),
+        ("export", folder, *out),
+        ("app", "--model", folder),
+        ("finetune", "retrieval", "--model", folder, *data, *out),
+        ("pretrain", "--model", folder, *data, *out),
+        ("convert", folder, tmp_path / "out"),
+    ):
+        result = CliRunner().invoke(app, [str(each) for each in command])
+        assert isinstance(result.exception, ValueError), command
+        assert message in str(result.exception), command
+        assert "\n" not in str(result.exception)
+    for kind, load in ((R2D2Model, load_whole), (R2D2Config, load_config), (R2D2Processor, load_processor)):
+        with pytest.raises(ValueError, match=message):
+            load(kind, folder)
     assert not (tmp_path / "out").exists()
 
 

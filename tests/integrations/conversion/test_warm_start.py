@@ -22,6 +22,7 @@ from transformers import (
 
 from modeling_r2d2 import R2D2Config, R2D2ForPreTraining, R2D2Model
 from modeling_r2d2.integrations import from_vision_text_pretrained
+from tests.integrations.conversion.dual_encoder_sources import save as save_dual_encoder
 from tests.tiny import CROSS, TEXT, VIT
 
 VISION = {**VIT, "image_size": 32, "patch_size": 16}
@@ -148,5 +149,10 @@ def test_wrong_kinds(folders, bert, tmp_path):
         from_vision_text_pretrained(R2D2Model, bert, bert)
     with pytest.raises(ValueError, match="is a 'resnet'; the text tower of R2D2 is a 'bert'"):
         from_vision_text_pretrained(R2D2Model, folders["resnet"][0], folders["resnet"][0])
+    for kind in ("chinese_clip", "siglip"):
+        towers = save_dual_encoder(tmp_path / kind, kind)
+        for clip in (folders["resnet"][0], towers):
+            with pytest.raises(ValueError, match=f"is a '{kind}', two towers .* `--model {towers}` begins with both"):
+                from_vision_text_pretrained(R2D2Model, clip, towers)
     with pytest.raises(OSError, match="absent"):
         from_vision_text_pretrained(R2D2Model, tmp_path / "absent", bert)
