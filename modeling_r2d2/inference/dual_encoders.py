@@ -222,7 +222,9 @@ def _library_background() -> str | None:
     """What the image processors of the installed transformers put transparent pictures on: white; None in 5.20,
     whose drop alpha."""
     transparent = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
-    options = {"return_numpy": True} if "return_numpy" in inspect.signature(convert_to_rgb).parameters else {}
+    options: dict[str, Any] = (
+        {"return_numpy": True} if "return_numpy" in inspect.signature(convert_to_rgb).parameters else {}
+    )
     return "white" if np.asarray(convert_to_rgb(transparent, **options)).any() else None
 
 

@@ -122,7 +122,7 @@ def pixels_of(image: Image.Image | str | PathLike | bytes | Tensor, processor: R
     """
     if isinstance(image, Tensor):
         return image
-    read = upright_rgb if isinstance(image, Image.Image) else open_image
+    read: Any = upright_rgb if isinstance(image, Image.Image) else open_image
     image = read(image, **opening_of(processor))  # the processor of another model would not turn it
     return processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
