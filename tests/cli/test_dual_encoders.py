@@ -105,7 +105,7 @@ def test_evaluate(place, model, cosines, tmp_path):
         assert "needs a ranker" in refused("evaluate", "--data", place / "pairs.jsonl", *task, *own)
 
 
-def test_match_and_calibrate_say_that_there_is_no_ranker(place, model):
+def test_match_and_calibrate_need_a_ranker(place, model):
     image = place / "images" / "0.png"
     assert "needs a ranker" in refused("match", image, *NAMES, "--model", model)
     assert "needs a ranker" in refused("calibrate", model, "--data", place / "pairs.jsonl")
