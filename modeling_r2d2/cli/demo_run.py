@@ -25,7 +25,7 @@ from ..processing.datasets.emoji import EmojiPairs
 from ..processing.files.writing import staged_folder
 from ..processing.tokenization import build_character_tokenizer
 from ..training.pretraining import build_trainer, count_parameters
-from ..training.recipes import Recipe
+from ..training.recipes import RECIPES
 from ..training.settings import PretrainingSettings
 from ..training.trainer import R2D2Trainer
 from .demo_settings import DemoSettings
@@ -34,7 +34,7 @@ TRAINING_VENDORS = ("apple", "facebook", "google", "joypixels", "samsung")
 IMAGE_SIZE = 40
 MAX_TEXT_LENGTH = 12
 #: See docs/benchmarks/ablation.md.
-DEMO_RECIPE = Recipe(target_guided=None, feature_guided=None)
+DEMO_RECIPE = RECIPES["r2d2"]
 #: Settings of the demo that its pre-training has, too.
 _SHARED = {each.name for each in fields(DemoSettings)} & {each.name for each in fields(PretrainingSettings)}
 

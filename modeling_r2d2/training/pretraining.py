@@ -155,7 +155,7 @@ def _refuse_for_frozen_towers(settings: PretrainingSettings, pairs: Any):
 
 def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2D2Processor, pairs: Any) -> Recipe:
     """The recipe of a run: a `Recipe` as it is; of a name, or else of what the model is made for, as the other settings
-    change it, and without masked texts where the tokenizer has nothing to mask with.
+    change it.
 
     Raises:
         ValueError: an unknown name, a setting of something that the recipe lacks, or a mask ratio without mask token.
@@ -165,12 +165,8 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2
     sized = hasattr(pairs, "__len__")
     named = find_recipe(settings.recipe or recipe_for(model))
     masking = None if settings.mask_ratio is None else settings.mask_ratio > 0
-    if processor.tokenizer.mask_token_id is None:
-        if masking:
-            raise ValueError("--mask-ratio: the tokenizer has no mask token to mask texts with; leave it out")
-        if masking is None and named.reads_masked_texts:
-            logger.warning("the tokenizer has no mask token: nothing learns by masked texts (MLM, FgD)")
-            masking = False
+    if masking and processor.tokenizer.mask_token_id is None:
+        raise ValueError("--mask-ratio: the tokenizer has no mask token to mask texts with; leave it out")
     recipe = named.adapted(
         len(pairs) if sized else None,
         distil=settings.distil,
@@ -183,7 +179,9 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2
         feature_guided=settings.feature_guided,
     )
     if not recipe.reads_masked_texts and (settings.whole_words or settings.mask_ratio):
-        raise ValueError(f"--mask-ratio and --whole-words are of masked texts, which {recipe} does not read")
+        raise ValueError(
+            f"--mask-ratio and --whole-words are of masked texts, which {recipe} does not read (--mask-ratio 0.15)"
+        )
     return recipe
 
 

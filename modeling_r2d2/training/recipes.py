@@ -56,6 +56,7 @@ class Recipe:
     negative_ramp: float = 0.0
 
     compares: ClassVar[str] = "global"
+    may_distil: ClassVar[bool] = True
 
     def __post_init__(self):
         require_momentum(self.momentum)
@@ -117,7 +118,7 @@ class Recipe:
     def adapted(
         self,
         pairs: int | None,
-        distil: bool = True,
+        distil: bool | None = None,
         masking: bool | None = None,
         queue_size: int | None = None,
         alpha: float | None = None,
@@ -130,6 +131,7 @@ class Recipe:
 
         Args:
             masking: with masked texts or without; None: as the recipe says.
+            distil: with TgD and whatever else the recipe distils, or without a teacher; None: as the recipe has it.
             feature_guided: with FgD; it is there too where the recipe has it, but not without masked texts.
 
         Raises:
@@ -137,21 +139,25 @@ class Recipe:
                 masked texts.
         """
         masking = self.masking if masking is None else masking
-        targets = self.target_guided if distil else None
-        features = self.feature_guided if distil and masking else None
+        targets = None if distil is False else self.target_guided
+        if distil and targets is None:
+            if not self.may_distil:
+                raise ValueError(f"nothing is distilled while training by {self}: take the recipe r2d2 or prd2")
+            targets = TargetGuidedSettings()
+        features = self.feature_guided if distil is not False and masking else None
         if feature_guided:
-            if not (self.distils and distil and masking):
+            if not masking or (targets is None and features is None):
                 raise ValueError(
-                    "feature-guided distillation needs a teacher and masked texts: the recipe r2d2 or prd2, with "
-                    "distillation and a mask ratio above 0"
+                    "feature-guided distillation needs a teacher and masked texts: the recipe prd2, or r2d2 with "
+                    "--distil and --mask-ratio"
                 )
             features = features or FeatureGuidedSettings()
         if targets is None and (queue_size is not None or alpha is not None):
             raise ValueError(
-                "a queue size and alpha belong to target-guided distillation, which does not take place here"
+                "a queue size and alpha belong to target-guided distillation, which does not take place here (--distil)"
             )
         if targets is None and features is None and momentum is not None:
-            raise ValueError("a momentum belongs to a teacher, and there is none here")
+            raise ValueError("a momentum belongs to a teacher, and there is none here (--distil)")
         if targets is not None:
             asked: dict[str, Any] = {"queue_size": queue_size, "alpha": alpha}
             targets = replace(targets, **{name: value for name, value in asked.items() if value is not None})
@@ -178,6 +184,8 @@ class PlainRecipe(Recipe):
     ranker: bool = False
     masking: bool = False
     target_guided: TargetGuidedSettings | None = None
+
+    may_distil: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,7 @@ class BriVLRecipe(PlainRecipe):
     def adapted(
         self,
         pairs: int | None,
-        distil: bool = True,
+        distil: bool | None = None,
         masking: bool | None = None,
         queue_size: int | None = None,
         alpha: float | None = None,
@@ -245,7 +253,7 @@ class BriVLRecipe(PlainRecipe):
             raise ValueError("feature-guided distillation is of the recipes r2d2 and prd2; brivl has one objective")
         if alpha is not None:
             raise ValueError("alpha weighs the teacher's soft targets, and the recipe brivl has none")
-        if not distil:
+        if distil is False:
             raise ValueError(
                 "the recipe brivl is the teacher's queue and nothing else: leave distillation on, or train with the "
                 "recipe clip"
@@ -293,9 +301,10 @@ class RankerRecipe(Recipe):
 
 
 #: What `r2d2 pretrain --recipe` takes. Of r2d2 the negatives become hard over the first half: with twins for negatives
-#: from the first step on a fresh ranker learns little (`benchmarks/warm.py` compares both).
+#: from the first step on a fresh ranker learns little. Masked texts and distillation, which the paper always has, it
+#: takes when asked to (`--mask-ratio`, `--distil`): in the comparisons of `benchmarks/` neither was worth its time.
 RECIPES: dict[str, Recipe] = {
-    "r2d2": Recipe(negative_ramp=0.5),
+    "r2d2": Recipe(masking=False, target_guided=None, negative_ramp=0.5),
     "ranker": RankerRecipe(),
     "prd2": Recipe(ranker=False),
     "clip": PlainRecipe(),

@@ -70,9 +70,11 @@ class PretrainingSettings(RunSettings):
         "momentum features, no ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The "
         "default is what the model is made for.",
     )
-    distil: bool = setting(True, "Train with the distillation of the recipe.")
+    distil: bool | None = setting(
+        None, "Distil by a momentum teacher (TgD), or not. The default is the recipe's: prd2 and brivl do."
+    )
     feature_guided: bool = setting(
-        False, "Distil also by features of masked pictures and texts (FgD), with the recipe r2d2 or prd2."
+        False, "Distil also by features of masked pictures and texts (FgD), with a recipe that distils."
     )
     queue_size: int | None = setting(
         None,
@@ -108,8 +110,8 @@ class PretrainingSettings(RunSettings):
     )
     mask_ratio: float | None = setting(
         None,
-        "The share of text tokens that are masked, in the mean of texts of every length; with 0 there is no MLM. The "
-        "default is 0.15; of the recipe ranker 0.",
+        "The share of text tokens that are masked, in the mean of texts of every length (0.15 in the paper), for MLM. "
+        "The default is the recipe's: none.",
         bounds=SHARE,
     )
     whole_words: bool = setting(False, "Mask whole Chinese words, which needs jieba.")

@@ -130,8 +130,7 @@ class R2D2Trainer(Trainer):
             return
         if not self._distillation_callbacks():
             raise ValueError(
-                "there is no teacher to publish: train with a recipe that has one (r2d2, prd2, brivl), and leave "
-                "distillation on"
+                "there is no teacher to publish: train with a recipe that has one (prd2, brivl, r2d2 with --distil)"
             )
         if self.args.load_best_model_at_end:
             raise ValueError("the teacher that is published is the last one: leave load_best_model_at_end out")

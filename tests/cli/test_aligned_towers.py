@@ -1,8 +1,6 @@
 """`r2d2 pretrain --model` on aligned towers: any recipe goes on from a dual encoder of transformers, as a folder of its
 own kind or converted."""
 
-import logging
-
 import pytest
 import torch
 from transformers import AutoModelForPreTraining
@@ -52,22 +50,20 @@ def test_the_towers_are_taken_and_get_a_ranker(sources, kind):
 @pytest.mark.parametrize(
     ("kind", "recipe", "objectives"),
     [
-        *((kind, "r2d2", "TgD + FGR" + " + MLM" * (kind != "clip")) for kind in KINDS),
+        *((kind, "r2d2", "GCPR + FGR") for kind in KINDS),
         ("chinese_clip", "prd2", "TgD"),
         ("chinese_clip", "clip", "GCPR"),
         ("siglip", "clip", "GCPR"),
         ("altclip", "brivl", "dual-queue contrastive loss"),
     ],
 )
-def test_every_recipe_goes_on_from_them(sources, data, kind, recipe, objectives, caplog):  # noqa: F811
+def test_every_recipe_goes_on_from_them(sources, data, kind, recipe, objectives):  # noqa: F811
     model = data / "converted"
     convert_dual_encoder_to_folder(sources[kind], model)
     more = ("--ranker-layers", "1") if recipe == "r2d2" else ()
-    with caplog.at_level(logging.WARNING):
-        result = runner.invoke(app, arguments(data, model, "--recipe", recipe, *more), catch_exceptions=False)
+    result = runner.invoke(app, arguments(data, model, "--recipe", recipe, *more), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert f"steps of {objectives} →" in " ".join(result.output.split())
-    assert ("no mask token" in caplog.text) == (kind == "clip")
     trained = AutoModelForPreTraining.from_pretrained(data / "run")
     assert trained.can_rank == (recipe == "r2d2")
     before, after = load_whole(R2D2Model, model).state_dict(), trained.state_dict()

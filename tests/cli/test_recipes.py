@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_recipes_of_the_command_line():
     assert {name: str(recipe) for name, recipe in RECIPES.items()} == {
-        "r2d2": "TgD + FGR + MLM",
+        "r2d2": "GCPR + FGR",
         "ranker": "FGR on frozen towers, with negatives of the whole set",
         "prd2": "TgD",
         "clip": "GCPR",
@@ -44,11 +44,14 @@ def test_masking_that_nothing_reads_is_refused(data, options):  # noqa: F811
 
 def test_recipes_are_adapted_to_options():
     recipe = find_recipe("r2d2")
-    assert recipe.adapted(1000).target_guided.queue_size is None  # by the size of the data, see its settings
-    assert recipe.adapted(1000, queue_size=800).target_guided.queue_size == 800
-    assert not recipe.adapted(1000, distil=False).distils
-    assert recipe.adapted(1000, feature_guided=True).feature_guided == FeatureGuidedSettings()
-    own = replace(recipe, feature_guided=FeatureGuidedSettings(block=8))
+    assert not recipe.adapted(1000).distils
+    assert recipe.adapted(1000, distil=True).target_guided.queue_size is None  # by the size of the data
+    assert recipe.adapted(1000, distil=True, queue_size=800).target_guided.queue_size == 800
+    both = recipe.adapted(1000, distil=True, masking=True, feature_guided=True)
+    assert both.feature_guided == FeatureGuidedSettings()
+    assert find_recipe("prd2").adapted(1000).distils
+    assert not find_recipe("prd2").adapted(1000, distil=False).distils
+    own = replace(recipe, masking=True, feature_guided=FeatureGuidedSettings(block=8))
     assert own.adapted(1000, feature_guided=True).feature_guided.block == 8
     assert own.adapted(1000, masking=False).feature_guided is None
 
@@ -56,9 +59,10 @@ def test_recipes_are_adapted_to_options():
 @pytest.mark.parametrize(
     ("options", "objectives", "ranks"),
     [
-        ((), "TgD + FGR + MLM", True),
-        (("--feature-guided",), "TgD + FGR + MLM + FgD", True),
-        (("--no-distil",), "GCPR + FGR + MLM", True),
+        ((), "GCPR + FGR", True),
+        (("--mask-ratio", "0.15"), "GCPR + FGR + MLM", True),
+        (("--distil", "--mask-ratio", "0.15"), "TgD + FGR + MLM", True),
+        (("--distil", "--mask-ratio", "0.15", "--feature-guided"), "TgD + FGR + MLM + FgD", True),
         (("--recipe", "prd2", "--feature-guided"), "TgD + FgD", False),
         (("--recipe", "prd2"), "TgD", False),
         (("--recipe", "clip"), "GCPR", False),
@@ -78,13 +82,15 @@ def test_pretrain_by_recipe(data, options, objectives, ranks):  # noqa: F811
     ("options", "message"),
     [
         (("--recipe", "clip", "--queue-size", "8"), "belong to target-guided distillation"),
-        (("--no-distil", "--alpha", "0.5"), "belong to target-guided distillation"),
-        (("--no-distil", "--momentum", "0.9"), "belongs to a teacher"),
+        (("--alpha", "0.5"), "belong to target-guided distillation"),
+        (("--momentum", "0.9"), "belongs to a teacher"),
         (("--recipe", "brivl", "--alpha", "0.5"), "the recipe brivl has none"),
         (("--recipe", "brivl", "--feature-guided"), "brivl has one objective"),
         (("--recipe", "clip", "--feature-guided"), "needs a teacher and masked texts"),
-        (("--no-distil", "--feature-guided"), "needs a teacher and masked texts"),
-        (("--mask-ratio", "0", "--feature-guided"), "needs a teacher and masked texts"),
+        (("--feature-guided",), "needs a teacher and masked texts"),
+        (("--recipe", "prd2", "--no-distil", "--feature-guided"), "needs a teacher and masked texts"),
+        (("--recipe", "clip", "--distil"), "nothing is distilled while training by GCPR"),
+        (("--distil", "--mask-ratio", "0", "--feature-guided"), "needs a teacher and masked texts"),
         (("--tokenizer", "run", "--model", "run"), "comes with its tokenizer"),
     ],
 )

@@ -120,10 +120,10 @@ def test_without_a_teacher_and_of_the_best(tmp_path):
 
 
 def test_on_the_command_line(data):  # noqa: F811
-    held_out = ("--eval-data", str(data / "pairs.jsonl"), "--eval-every", "0")
-    result = CliRunner().invoke(app, arguments(data, "--publish", "teacher", *held_out), catch_exceptions=False)
+    options = ("--distil", "--publish", "teacher", "--eval-data", str(data / "pairs.jsonl"), "--eval-every", "0")
+    result = CliRunner().invoke(app, arguments(data, *options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "held out: teacher_" in result.output
     assert RunRecord.read(data / "run").published == "teacher"
-    result = CliRunner().invoke(app, arguments(data, "--publish", "teacher", "--no-distil", "--overwrite"))
+    result = CliRunner().invoke(app, arguments(data, "--publish", "teacher", "--overwrite"))
     assert "no teacher to publish" in str(result.exception)

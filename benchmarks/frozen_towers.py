@@ -1,0 +1,214 @@
+"""A ranker on frozen towers: five minutes of the recipe `ranker`, or five more minutes of the plain loss.
+
+    python benchmarks/frozen_towers.py [--quick] [--seeds 0 1 2] [--seconds 300] [--part 0/2]
+
+On the trained towers of `warm.py`, on scenes and on names, by CPU seconds of one core; what the ranker's seconds hold
+is the encoding of its pairs, too. Its match probability is calibrated on Samsung, which nothing trains on, by uniformly
+drawn wrong pairs; Twitter and Windows are for the table. Resumes cell by cell.
+"""
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation import seeds_line, spread
+from calibration import Encoded
+from cells import key_of, study_folder, write_result
+from common import Check, Table, add_part, arguments, finish
+from rich.console import Console
+from warm import BATCH, CHOICE, LEARNING_RATE, STUDIES, VENDORS, StepSeconds, recalls, trainer_of, warm_towers
+
+from modeling_r2d2.cli.demo_settings import TEST_VENDORS
+from modeling_r2d2.inference.calibrating import load_gallery
+from modeling_r2d2.inference.calibration import fit_log_odds, reliability
+from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
+from modeling_r2d2.processing.datasets.pair_sets import Pairs
+from modeling_r2d2.processing.datasets.scenes import ScenePairs
+from modeling_r2d2.training.pretraining import build_trainer
+from modeling_r2d2.training.settings import PretrainingSettings, StartingPoint
+from modeling_r2d2.training.start import starting_point
+from modeling_r2d2.training.trainer import R2D2Trainer
+
+#: Of scenes, as many as half a minute encodes.
+TWINS = 2000
+
+
+@dataclass(frozen=True)
+class FrozenCell:
+    """A run: everything that its result depends on."""
+
+    study: str
+    system: str
+    seed: int
+    seconds: int
+    steps: int
+    towers: str
+
+
+def pairs_of(study: str) -> Pairs:
+    """What the ranker is trained on."""
+    return ScenePairs(VENDORS, twins=TWINS) if study == "scenes" else EmojiPairs(VENDORS, templates=TEMPLATES)
+
+
+def gallery_name(study: str, vendor: str) -> str:
+    """As every verb calls it."""
+    return f"scenes:{vendor}/{'validation' if vendor == CHOICE else 'test'}" if study == "scenes" else f"emoji:{vendor}"
+
+
+def ranker_trainer(study: str, seed: int, steps: int, output: Path, towers: Path) -> R2D2Trainer:
+    """As `r2d2 pretrain --recipe ranker --model TOWERS`; its pairs are encoded here."""
+    settings = PretrainingSettings(
+        output=output,
+        overwrite=True,
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.1,
+        recipe="ranker",
+        seed=seed,
+        dataloader_num_workers=0,
+        logging_steps=max(steps // 10, 1),
+        save_steps=0,
+        arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused", "disable_tqdm": True},
+    )
+    torch.manual_seed(seed)
+    model, processor = starting_point(StartingPoint(model=towers, ranker_layers=1), pairs := pairs_of(study), True)
+    return build_trainer(model, processor, pairs, settings)
+
+
+def costs(study: str, folder: Path, towers: Path, quick: bool) -> dict[str, float]:
+    """CPU seconds of encoding the pairs and of a step of either, once; kept beside the cells."""
+    file = folder / f"seconds-{key_of([study, str(towers), TWINS])}.json"
+    if not file.is_file():
+        run, found = folder / "timing.run", {}
+        for system in ("ranker", "plain"):
+            started, clock, steps = time.process_time(), StepSeconds(), 3 if quick else 30
+            if system == "ranker":
+                trainer = ranker_trainer(study, 0, steps, run, towers)
+                found["encoding"] = time.process_time() - started
+            else:
+                trainer = trainer_of(study, "plain", 0, steps, run, towers)
+            trainer.add_callback(clock)
+            trainer.train()
+            found[system] = statistics.median(clock.seconds[1:])
+            shutil.rmtree(run, ignore_errors=True)
+        write_result(file, found)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def calibration_error(trainer: R2D2Trainer, study: str, vendor: str) -> dict[str, float]:
+    """Expected calibration error on a vendor, before and after the fit on Samsung."""
+    model, processor = trainer.model.eval(), trainer.processing_class
+    fit, test = (Encoded.by(model, processor, load_gallery(gallery_name(study, name))) for name in (CHOICE, vendor))
+    lists = fit.draw("uniform"), test.draw("uniform", 3)
+    (z, s), (test_z, test_s) = fit.evidence(lists[0]), test.evidence(lists[1])
+    fitted = fit_log_odds(z, lists[0].labels, s, lists[0].groups)
+    calibrated = fitted.with_prior(float(lists[1].labels.double().mean())).of_log_odds(test_z, test_s)
+    return {
+        "ECE before": reliability(test_z.sigmoid(), lists[1].labels).error,
+        "ECE after": reliability(calibrated, lists[1].labels).error,
+    }
+
+
+def run_cell(cell: FrozenCell, folder: Path, towers: Path) -> dict[str, Any]:
+    """The cell's result, from its file or by training now."""
+    file = folder / f"{key_of(asdict(cell))}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    output, started = folder / f"{file.stem}.run", time.process_time()
+    if cell.system == "ranker":
+        trainer = ranker_trainer(cell.study, cell.seed, cell.steps, output, towers)
+    else:
+        trainer = trainer_of(cell.study, "plain", cell.seed, cell.steps, output, towers)
+    trainer.train()
+    seconds = time.process_time() - started
+    vendors = {vendor: recalls(trainer, cell.study, vendor) for vendor in (CHOICE, *TEST_VENDORS)}
+    if cell.system == "ranker":
+        for vendor in TEST_VENDORS:
+            vendors[vendor] |= calibration_error(trainer, cell.study, vendor)
+    result = {"cell": asdict(cell), "cpu_seconds": round(seconds, 1), "vendors": vendors}
+    write_result(file, result)
+    shutil.rmtree(output, ignore_errors=True)
+    return result
+
+
+def table_of(results: list[dict[str, Any]], quick: bool) -> Table:
+    """A row per study and vendor."""
+    rows, checks = [], []
+    for study in dict.fromkeys(r["cell"]["study"] for r in results):
+        ours, more = (
+            [r for r in results if (r["cell"]["study"], r["cell"]["system"]) == (study, system)]
+            for system in ("ranker", "plain")
+        )
+        for vendor in (CHOICE, *TEST_VENDORS):
+            figures = [r["vendors"][vendor] for r in ours]
+            row = {"pairs": study, "vendor": vendor}
+            row["towers"] = spread([each["pre-ranking"] for each in figures])
+            row["+ ranker"] = spread([each["fused"] for each in figures])
+            row["published score"] = spread([each["published"] for each in figures])
+            row["plain goes on"] = spread([r["vendors"][vendor]["pre-ranking"] for r in more])
+            if vendor != CHOICE:
+                row |= {name: statistics.mean(each[name] for each in figures) for name in ("ECE before", "ECE after")}
+            rows.append(row)
+            if vendor == TEST_VENDORS[0]:
+                gained = statistics.mean(each["fused"] - each["pre-ranking"] for each in figures)
+                wanted = 5.0 if study == "scenes" else 0.0
+                checks.append(Check(f"points that the ranker adds, {study}, {vendor}", gained, wanted, ">=", ".1f"))
+    cell, seeds = results[0]["cell"], len({r["cell"]["seed"] for r in results})
+    ranker = next(r["cell"]["steps"] for r in results if r["cell"]["system"] == "ranker")
+    plain = next(r["cell"]["steps"] for r in results if r["cell"]["system"] == "plain")
+    return Table(
+        "frozen_towers",
+        "A ranker on frozen towers",
+        "R@1 in percent, mean of text→image and image→text: trained towers alone, with a ranker that had "
+        f"{cell['seconds']} CPU seconds ({ranker} steps on scenes) by both scores, and the towers after as many of the "
+        f"plain loss ({plain} steps). {seeds_line(seeds)}, from the same towers. Expected calibration error of the "
+        "match probability, one true pair in four, before and after a fit on Samsung. Nothing trained on them.",
+        {"pairs": "", "vendor": "", "towers": "", "+ ranker": "", "published score": "", "plain goes on": ""}
+        | {"ECE before": ".3f", "ECE after": ".3f"},
+        rows,
+        {"seeds": seeds, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "twins": TWINS},
+        checks,
+        quick=quick,
+        script="frozen_towers",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, print, save."""
+    parser = arguments(__doc__, rounds=1)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=int, default=300, help="of each run (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=["scenes", "names"], default=["scenes", "names"])
+    add_part(parser)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    folder, warm, console = study_folder("frozen_towers", options.quick), study_folder("warm", options.quick), Console()
+    assert set(options.only) <= set(STUDIES)
+    cells, places = [], {}
+    for seed in [0] if options.quick else options.seeds:
+        for study in options.only:
+            places[study] = towers = warm_towers(study, warm, options.quick)
+            cost = costs(study, folder, towers, options.quick)
+            for system in ("ranker", "plain"):
+                left = options.seconds - (cost["encoding"] if system == "ranker" else 0.0)
+                steps = 2 if options.quick else max(round(left / cost[system]), 1)
+                cells.append(FrozenCell(study, system, seed, options.seconds, steps, towers.name))
+    part, parts = options.part
+    results = []
+    for number, cell in list(enumerate(cells, 1))[part::parts]:
+        results.append(run_cell(cell, folder, places[cell.study]))
+        shown = " ".join(f"{name} {value:.1f}" for name, value in results[-1]["vendors"][CHOICE].items())
+        console.print(f"{number}/{len(cells)} {cell.study} {cell.system} seed {cell.seed}: {shown}", highlight=False)
+    return 0 if parts > 1 else finish(table_of(results, options.quick), options.tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
