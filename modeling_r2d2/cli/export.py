@@ -17,7 +17,7 @@ RANGE_IMAGES = 256
 class ExportSettings(ReadingImages, Trusting):
     """What `r2d2 export` takes."""
 
-    model: str = setting(help="The folder or name of an R2D2 or PRD2 model.", argument=True)
+    model: str = setting(help="The folder or name of an R2D2, a PRD2 or a dual encoder.", argument=True)
     output: Path = setting(help="The folder to write: graphs, config, processor and manifest.")
     precision: Literal["fp32", "fp16", "int8"] = setting(
         "fp32", "Of the graphs: fp16 has half the size, int8 is the smallest and the fastest on a CPU."

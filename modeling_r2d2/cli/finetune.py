@@ -19,7 +19,7 @@ class FinetuningRun(FinetuningSettings, TrainingPairs, ReadingImages, Trusting):
     unset: ClassVar[set[str]] = {"multi_positive"}.union(*(each for kind in PRESETS.values() for each in kind.values()))
 
     task: Task = setting(help="What to learn.", argument=True)
-    model: str = setting(help="The folder or Hub name of the R2D2 to begin with.")
+    model: str = setting(help="The folder or Hub name of the R2D2 or dual encoder to begin with.")
     data: str = setting(
         help="Training pairs, in any format that `r2d2 pretrain` reads; for classification also a folder of classes."
     )

@@ -80,6 +80,8 @@ class _R2D2Module(InputModule):
         positions = text_positions(self.model.config.text_config)
         if not 2 < value <= positions:
             raise ValueError(f"max_seq_length is {value}; this text tower has {positions} positions")
+        if self.model.config.attend_padding and value != (own := self.model.config.max_text_length):
+            raise ValueError(f"max_seq_length is {value}; this text tower reads its padding, so it stays at {own}")
         self.processor.tokenizer.model_max_length = value
 
     @classmethod

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from ..inference.loading import load_part
 from ..model.configuration_r2d2 import R2D2Config, text_positions
 from ..model.processing_r2d2 import R2D2Processor
+from ..processing.files.images import tower_size
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +67,15 @@ def warm_processor(
 def describe_images(processor: R2D2Processor, vision_config: PreTrainedConfig) -> str:
     """What the image tower sees, in one line: size, crop, mean, and how many tokens that makes."""
     images = processor.image_processor
-    crop = images.crop_size if images.do_center_crop else images.size
-    line = f"pictures of {crop['width']}×{crop['height']} pixels"
-    if images.do_center_crop:
-        line += f" (shorter side {images.size['shortest_edge']}, centre cropped)"
+    (width, height), shortest = tower_size(processor)
+    line = f"pictures of {width}×{height} pixels"
+    if shortest is not None:
+        line += f" (shorter side {shortest}, centre cropped)"
     mean = "/".join(f"{value:.3g}" for value in images.image_mean)
     line += f", mean {mean}"
     patch = getattr(vision_config, "patch_size", None)
     if isinstance(patch, int) and getattr(vision_config, "hidden_size", None) and vision_config.model_type != "swin":
-        line += f", {(crop['width'] // patch) * (crop['height'] // patch):,} patches each (fewer: --image-size)"
+        line += f", {(width // patch) * (height // patch):,} patches each (fewer: --image-size)"
     return line
 
 

@@ -321,7 +321,7 @@ def check_padded(input_ids: Tensor, config: PreTrainedConfig) -> None:
     if input_ids.shape[1] != config.max_text_length:
         raise ValueError(
             f"texts of {input_ids.shape[1]} tokens: this text tower reads padding too, and was trained on "
-            f"{config.max_text_length} tokens a text (R2D2Processor and the pipelines pad so)"
+            f"{config.max_text_length} tokens a text (R2D2Processor and R2D2ZeroShotImageClassificationPipeline pad so)"
         )
 
 

@@ -68,8 +68,10 @@ def tower_size(processor: R2D2Processor) -> tuple[tuple[int, int], int | None]:
     image_processor = processor.image_processor
     size, crop = image_processor.size, getattr(image_processor, "crop_size", None) or {}
     crops = getattr(image_processor, "do_center_crop", False)
-    if not crops and size.get("width") and size.get("height"):
-        return (size["width"], size["height"]), None
+    squashed = (size.get("width") or 0, size.get("height") or 0)
+    # a crop of the size that it squashes to, as Chinese-CLIP's processors may have it, changes nothing
+    if all(squashed) and (not crops or squashed == (crop.get("width"), crop.get("height"))):
+        return squashed, None
     shortest = size.get("shortest_edge") if crops else None
     if shortest and 0 < crop.get("width", 0) <= shortest >= crop.get("height", 0) > 0:
         return (crop["width"], crop["height"]), shortest

@@ -166,10 +166,23 @@ def test_card_push_and_data(place, model, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds(place, kind, tmp_path):
-    """Whole weights are fine-tuned from the source itself, and the result is searched."""
+    """Whole weights are fine-tuned from the source itself, both towers, and the result is searched."""
     save(tmp_path / "source", kind)
     own = ("--epochs", "1", "--batch-size", "4", "--workers", "0", "--output", tmp_path / "run")
-    run("finetune", "retrieval", "--model", tmp_path / "source", "--data", place / "pairs.jsonl", *own)
+    run(
+        "finetune",
+        "retrieval",
+        "--model",
+        tmp_path / "source",
+        "--data",
+        place / "pairs.jsonl",
+        *own,
+        "--freeze-nothing",
+    )
+    tuned, start = load_whole(R2D2Model, tmp_path / "run"), load_whole(R2D2Model, tmp_path / "source")
+    for tower in ("text_model", "vision_model"):
+        weights = zip(getattr(tuned, tower).parameters(), getattr(start, tower).parameters(), strict=True)
+        assert any(not torch.equal(*pair) for pair in weights)
     run("index", place / "images", "--model", tmp_path / "run", "--output", tmp_path / "index")
     found = json.loads(invoke("search", tmp_path / "index", "马", "--format", "json").stdout)
     assert len(found[0]["hits"]) == 8
