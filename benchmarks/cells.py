@@ -17,6 +17,7 @@ from rich.console import Console
 
 from modeling_r2d2.cli.demo_run import TRAINING_VENDORS, demo_trainer, evaluate_demo
 from modeling_r2d2.cli.demo_settings import TEST_VENDORS, DemoSettings
+from modeling_r2d2.inference.scoring import SCORE_RULES
 from modeling_r2d2.processing.datasets.emoji import EmojiPairs
 from modeling_r2d2.processing.datasets.records import stable_ids
 from modeling_r2d2.training.recipes import Recipe
@@ -152,8 +153,9 @@ def label(cell: Cell) -> str:
 
 
 def recall(result: dict[str, Any], vendor: str, stage: str, way: str, k: int = 1) -> float | None:
-    """R@k in percent; None where the model has no such stage."""
-    figures = result["vendors"][vendor][stage]
+    """R@k in percent, by a stage or by a score of both; None where the model has no such stage."""
+    of_vendor = result["vendors"][vendor]
+    figures = (of_vendor["two_stage_by_score"] or {}).get(stage) if stage in SCORE_RULES else of_vendor[stage]
     return None if figures is None else figures[f"{way}_r{k}"]
 
 

@@ -28,7 +28,7 @@ from modeling_r2d2.processing.datasets.gallery import Gallery
 TRAINING = ("apple", "facebook", "google", "joypixels")
 TEST = ("twitter", "windows")
 NEW_CONCEPTS = 60
-STAGES = {"pre_ranking": "pre-ranking", "two_stage": "pre-ranking + ranking"}
+STAGES = {"pre_ranking": "pre-ranking", "fused": "both stages", "published": "both stages, published score"}
 COLUMNS = {"part": "", "vendor": "", "measure": "", "before": ".1f", "after": ".1f"}
 
 
@@ -89,12 +89,11 @@ def lora(model: Path, runs: Path, quick: bool) -> tuple[list[dict], dict[str, An
             evaluate_retrieval(R2D2Model.from_pretrained(path), processor, images, sets[vendor].names(), candidates=32)
             for path in (model, output)
         ]
-        for stage in STAGES:
+        recalls = [{"pre_ranking": result.pre_ranking, **(result.two_stage_by_score or {})} for result in results]
+        for stage, name in STAGES.items():
             for way in ("text_to_image", "image_to_text"):
-                before, after = (getattr(result, stage)[f"{way}_r1"] for result in results)
-                measure = (
-                    f"{way.replace('_to_', '→')} R@1, {stage.replace('_', '-').replace('two-stage', 'both stages')}"
-                )
+                before, after = (each[stage][f"{way}_r1"] for each in recalls)
+                measure = f"{way.replace('_to_', '→')} R@1, {name}"
                 rows.append(_row(f"LoRA, {NEW_CONCEPTS} new concepts", vendor, measure, before, after))
     gain = rows[0]["after"] - rows[0]["before"]
     checks = [

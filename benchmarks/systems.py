@@ -1,6 +1,6 @@
 """CLIP, FILIP, Wukong, BriVL, PRD2 and R2D2 side by side on the demo set: at equal optimizer steps, and at equal time.
 
-    python benchmarks/systems.py [--quick] [--seeds 0 1 2] [--study steps|time|tune] [--part 0/2]
+    python benchmarks/systems.py [--quick] [--seeds 0 1 2] [--study steps|time|tune] [--systems …] [--part 0/2]
 
 Every system is a recipe of one trainer, on the same pairs, pictures and image tower. Equal time: each gets as many
 steps as fit into the time that R2D2 takes. "tune" runs the free choices of BriVL and Wukong with Samsung held out.
@@ -74,6 +74,8 @@ FIGURES = {
     "i→t": ("pre_ranking", "image_to_text"),
     "two-stage t→i": ("two_stage", "text_to_image"),
     "two-stage i→t": ("two_stage", "image_to_text"),
+    "published score t→i": ("published", "text_to_image"),
+    "published score i→t": ("published", "image_to_text"),
 }
 
 
@@ -369,23 +371,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--study", choices=["steps", "time", "tune"], nargs="+", default=["steps", "time"])
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="these alone; draws nothing")
     add_part(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1 if options.quick else options.threads)
     folder = study_folder("systems", options.quick)
     seeds, steps = (options.seeds[:1], 2) if options.quick else (options.seeds, options.steps)
     found = costs(folder, 1 if options.quick else options.rounds, 8 if options.quick else BATCH)
-    part, parts = options.part
+    (part, parts), whole = options.part, options.part[1] == 1 and not options.systems
     tables, status = {}, 0
     for study in options.study:
         planned = plan(study, seeds, steps, found)
-        by_seed = [group[place] for place in range(len(seeds)) for group in planned.values()]
+        groups = [group for name, group in planned.items() if not options.systems or name in options.systems]
+        by_seed = [group[place] for place in range(len(seeds)) for group in groups]
         results = dict(zip(by_seed[part::parts], run_systems(by_seed[part::parts], folder), strict=True))
-        if parts == 1:
+        if whole:
             of_study = {name: [results[cell] for cell in group] for name, group in planned.items()}
             tables[study] = table_of(study, of_study, found, options.quick)
             status |= finish(tables[study], options.tables)
-    if parts == 1:
+    if whole:
         drawn = {study: table for study, table in tables.items() if study != "tune"}
         place = options.tables or (folder if options.quick else TABLES.parent / "images")
         if drawn:

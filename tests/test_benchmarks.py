@@ -58,8 +58,9 @@ def test_demo_seeds_resumes_seed_by_seed(benchmark, tmp_path, monkeypatch):
 
     def run_demo(settings):
         ran.append(settings.seed)
-        recalls = {stage: {key: value + settings.seed for key, value in RECALLS.items()} for stage in module.STAGES}
-        vendors = {vendor: {"images": 300, **recalls} for vendor in settings.held_out}
+        recalls = {key: value + settings.seed for key, value in RECALLS.items()}
+        stages = {"pre_ranking": recalls, "two_stage_by_score": {"fused": recalls, "published": recalls}}
+        vendors = {vendor: {"images": 300, **stages} for vendor in settings.held_out}
         results = {"settings": {**asdict(settings), "output": ""}, "training_seconds": 60, "vendors": vendors}
         settings.output.mkdir(parents=True)
         (settings.output / "results.json").write_text(json.dumps(results))
@@ -75,7 +76,7 @@ def test_demo_seeds_resumes_seed_by_seed(benchmark, tmp_path, monkeypatch):
     row = "| twitter | text→image | pre-ranking | 52.0 ± 1.0 | 56.0 ± 1.0 | 61.0 ± 1.0 | 51.0, 52.0, 53.0 |"
     assert row in markdown
     assert [check["met"] for check in figures["checks"]] == [True, False]
-    assert len(figures["rows"]) == 8
+    assert len(figures["rows"]) == 12
     with pytest.raises(ValueError, match="steps"):
         module.results_of(0, runs, steps=7)
     importlib.import_module("benchmarks.__main__").write_index(tmp_path)
