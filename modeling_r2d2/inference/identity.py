@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..model.modeling_r2d2 import RANKER
 from ..processing.files.digests import digest_of_file
 from ..processing.files.images import turns_upright
 
@@ -56,8 +57,9 @@ class ModelIdentity:
     revision: str | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, processor: Any) -> "ModelIdentity":
-        """The identity of a loaded model and its processor; reads every weight once."""
+    def of(cls, model: PreTrainedModel, processor: Any, towers_alone: bool = False) -> "ModelIdentity":
+        """The identity of a loaded model, or of all of it but its ranker, and its processor; reads every weight
+        once."""
         images, kind = processor.image_processor.to_dict(), type(processor)
         # as a saved folder has it: a model is the same before and after it is saved, or converted
         images.setdefault("auto_map", {"AutoProcessor": f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"})
@@ -69,7 +71,7 @@ class ModelIdentity:
             **({"attend_padding": True} if getattr(processor, "attend_padding", False) else {}),
         }
         return cls(
-            weights=identity_of_weights(model),
+            weights=identity_of_weights(model, RANKER if towers_alone else ()),
             preprocessing=hashlib.blake2b(canonical(preprocessing), digest_size=16).hexdigest(),
             source=_lasting(getattr(model.config, "_name_or_path", None)),
             revision=getattr(model.config, "_commit_hash", None),
@@ -143,17 +145,17 @@ def _settings_of(tokenizer: Any) -> dict[str, Any]:
     return held
 
 
-def identity_of_weights(model: PreTrainedModel) -> str:
-    """`ModelIdentity.weights` of a loaded model; reads every weight once."""
+def identity_of_weights(model: PreTrainedModel, but: tuple[str, ...] = ()) -> str:
+    """`ModelIdentity.weights` of a loaded model, or of all but the parts named; reads every weight once."""
     config = {
         name: value
         for name, value in model.config.to_dict().items()
-        if name.endswith("_config")
+        if (name.endswith("_config") and not (but and name == "cross_encoder_config"))
         or name in _IDENTIFYING
         or (name in _IDENTIFYING_UNLESS and value != _IDENTIFYING_UNLESS[name])
     }
     # neither tower nor ranker reads the heads of pre-training
-    left_out = ("mlm_head.", "feature_heads.")
+    left_out = tuple(f"{part}." for part in ("mlm_head", "feature_heads", *but))
     return weights_digest(model, leave_out=left_out, beside=canonical(_without_incidental(config)))
 
 

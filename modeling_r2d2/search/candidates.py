@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..inference.encoding import EncodedTexts, encode_images, encode_texts, pixels_of
+from ..inference.packing import unpack
 from ..inference.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
 from ..inference.scoring import TwoStageScore
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, opening_of
-from .cache import unpack
 from .store import ImageIndex
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ..inference.encoding import encode_texts, evaluating, is_token_wise, name_of, pixels_of
 from ..inference.finite import require_finite
+from ..inference.packing import pack
 from ..inference.ranker import FastRanker
 from ..model.modeling_r2d2 import R2D2Model, normalize
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.images import ImageReadError, open_image, opening_of
-from .cache import CacheOptions, pack
+from ..processing.files.record_files import record_layout
+from .cache import CacheOptions
 from .images import CollectionImage, digest_of
 from .plan import Progress, problem_of
-from .store import Part, StatesWriter, record_layout, rows_of
+from .store import Part, StatesWriter, rows_of
 from .token_wise import flat_tokens
 
 _PART_BYTES, _MOST_IN_PART = 2**28, 1024

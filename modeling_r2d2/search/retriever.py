@@ -23,6 +23,7 @@ from ..inference.encoding import (
 )
 from ..inference.identity import ModelIdentity
 from ..inference.models import load_model
+from ..inference.packing import Precision
 from ..inference.ranker import FastRanker
 from ..inference.scoring import ScoreRule, TwoStageScore, in_tiers
 from ..model.modeling_r2d2 import R2D2Model
@@ -31,7 +32,7 @@ from ..model.ranges_r2d2 import require_number
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.files.images import open_image, opening_of
 from .building import IndexBuilder, IndexChanges, open_for_reading, remember_model
-from .cache import CacheOptions, Keep, Precision
+from .cache import CacheOptions, Keep
 from .candidates import CandidateRanking, Ranked
 from .images import CollectionImage
 from .manifest import Manifest

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..processing.files.record_files import RecordsWriter, are_damaged, read_records, record_dtype
 from ..processing.files.writing import atomic_path
 from .images import CollectionImage
 from .manifest import DATA, FileRecord, IndexFileError, Manifest
@@ -146,14 +146,8 @@ def _matrix(array: Any) -> np.ndarray:
 # -- what is kept for the ranker --------------------------------------------------------------------
 
 
-def record_layout(packed: dict[str, Tensor]) -> tuple[tuple, ...]:
-    """The fields of a record that holds what is kept of one picture, given packed tensors (I, …) of some."""
-    arrays = {name: packed[name].numpy() for name in sorted(packed)}
-    return (*((name, array.dtype.str, array.shape[1:]) for name, array in arrays.items()), ("crc", "<u4", ()))
-
-
-class StatesWriter:
-    """Puts records of what is kept for the ranker at their places in files of equal numbers of records.
+class StatesWriter(RecordsWriter):
+    """Puts records of what is kept for the ranker at their places in the files of an index.
 
     Args:
         state: What the index holds so far.
@@ -162,43 +156,14 @@ class StatesWriter:
     """
 
     def __init__(self, root: Path, state: Manifest, layout: tuple[tuple, ...], first: int):
-        self.root, self.names, self.first, self.layout = root, state.states, first, layout
-        self.dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in layout])
-        self.per_file = state.per_file or max(STATES_BYTES // max(self.dtype.itemsize, 1), 1)
-        self._written: set[Path] = set()
+        self.names, self.first = state.states, first
+        per_file = state.per_file or max(STATES_BYTES // max(record_dtype(layout).itemsize, 1), 1)
+        super().__init__(layout, per_file, lambda number: root / self.name(number))
 
     def name(self, number: int) -> str:
         """Name of the file of a number, old or new."""
         new = self.first + number - len(self.names)
         return self.names[number] if number < len(self.names) else f"{DATA}/{new:08}.states"
-
-    def write(self, slot: int, packed: dict[str, Tensor]) -> None:
-        """Write packed tensors (I, …) as records from `slot` on."""
-        records = np.empty(len(next(iter(packed.values()))), self.dtype)
-        for name, tensor in packed.items():
-            records[name] = tensor.numpy()
-        records["crc"] = checksums(records)
-        self.write_records(slot, records)
-
-    def write_records(self, slot: int, records: np.ndarray) -> None:
-        """Write whole records from `slot` on."""
-        while len(records):
-            number, place = divmod(slot, self.per_file)
-            now, records = np.split(records, [self.per_file - place])
-            path = self.root / self.name(number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-                file.seek(place * self.dtype.itemsize)
-                file.write(now.tobytes())
-            self._written.add(path)
-            slot += len(now)
-
-    def sync(self) -> None:
-        """Have all that was written on the disk."""
-        for path in self._written:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        self._written.clear()
 
     def files(self, slots: int) -> dict[str, FileRecord]:
         """The files that hold `slots` records, at the sizes that count."""
@@ -211,11 +176,6 @@ class StatesWriter:
     def state(self, slots: int) -> dict[str, Any]:
         """What a manifest says of them."""
         return {"slots": slots, "states": tuple(self.files(slots)), "layout": self.layout, "per_file": self.per_file}
-
-
-def checksums(records: np.ndarray) -> list[int]:
-    """CRC-32 of each record but its last field."""
-    return [zlib.crc32(record[:-4].data) for record in records.view(np.uint8).reshape(len(records), -1)]
 
 
 def captions_of(rows: Any) -> np.ndarray:
@@ -396,13 +356,9 @@ class ImageIndex:
     def records(self, places: np.ndarray) -> np.ndarray:
         """What is kept for the ranker at some places, as records, checked."""
         state = self.manifest
-        dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in state.layout])
-        out = np.empty(len(places), dtype)
-        owners, inside = np.divmod(places, state.per_file)
-        for number in np.unique(owners):
-            chosen = owners == number
-            out[chosen] = np.frombuffer(self._data[state.states[number]], dtype)[inside[chosen]]
-        for place in places[checksums(out) != out["crc"]][:1]:
+        dtype = record_dtype(state.layout)
+        out = read_records(dtype, state.per_file, lambda number: self._data[state.states[number]], places)
+        for place in places[are_damaged(out)][:1]:
             path = self.root / state.states[place // state.per_file]
             raise IndexFileError(f"{path} was changed after it was written (record {place}); index anew")
         return out
@@ -415,7 +371,6 @@ __all__ = [
     "images_of",
     "part_path",
     "read_part",
-    "record_layout",
     "rows_of",
     "write_part",
 ]

@@ -1,111 +1,21 @@
 """A ranker on frozen towers: what they make of a set is made once, and each batch brings its negatives along."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..inference.encoding import encode_texts, evaluating, name_of
-from ..inference.finite import require_finite
-from ..model.modeling_r2d2 import normalize
+from ..inference.packing import Precision
 from ..model.pretraining_r2d2 import R2D2ForPreTraining
 from ..model.processing_r2d2 import R2D2Processor
-from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator, SampleEncoder
+from ..processing.collation import PretrainingDataset, R2D2PretrainingCollator
 from ..processing.datasets.pair_sets import Pairs, as_pairs
 from ..processing.files.images import ImageReadError, as_processor_reads
-from ..processing.files.progress import bar
 from ..processing.masking import TextMasking
+from .kept_states import Images, KeptStates, StatesStore
 from .negatives import PairListing, WholeSetNegatives
-
-#: Pictures and texts that the towers encode at a time.
-_BATCH = 32
-
-
-class Images:
-    """The distinct pictures of a set as the image tower takes them, not augmented.
-
-    Args:
-        pairs: as the processor reads them.
-        rows: (I,) a pair of each picture.
-        processor: whose size and normalisation they get.
-    """
-
-    def __init__(self, pairs: Pairs, rows: np.ndarray, processor: R2D2Processor) -> None:
-        self.pairs, self.rows = pairs, rows
-        self.encoder, self.collator = SampleEncoder(processor), R2D2PretrainingCollator(processor)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> np.ndarray | ImageReadError:
-        """(H, W, 3) uint8, or why it cannot be read."""
-        try:
-            return self.encoder.prepare(self.pairs[int(self.rows[number])])["image"]
-        except ImageReadError as error:
-            return error
-
-    def inputs(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """`pixel_values` (B, 3, H, W) of some.
-
-        Raises:
-            ImageReadError: one cannot be read.
-        """
-        found: list[np.ndarray] = []
-        for number in numbers:
-            image = self[number]
-            if isinstance(image, ImageReadError):
-                raise image
-            found.append(image)
-        return {"pixel_values": self.collator.pixels(found)}
-
-
-@dataclass(frozen=True)
-class KeptStates:
-    """The image tower's states of all pictures, in memory: (I, N, E)."""
-
-    states: Tensor
-
-    def inputs(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """`image_states` (B, N, E) of some."""
-        return {"image_states": self.states[torch.as_tensor(numbers)]}
-
-
-def encode_images(
-    model: R2D2ForPreTraining, images: Images, keep: Callable[[Tensor], Any], workers: int = 0
-) -> tuple[Tensor, dict[int, ImageReadError]]:
-    """What frozen towers make of pictures, in evaluation mode.
-
-    Args:
-        keep: takes the states (B, N, E) of each batch in turn, of those that could be read.
-        workers: processes that read pictures.
-
-    Returns:
-        embeddings (I', D) of those that could be read, float32 on the CPU; and why the others could not, by number.
-    """
-    given: Any = images  # which has a length and items, as a data set of torch's
-    loader: DataLoader = DataLoader(given, batch_size=_BATCH, num_workers=workers, collate_fn=list)
-    embeds: list[Tensor] = []
-    broken: dict[int, ImageReadError] = {}
-    number = 0
-    with evaluating(model), bar(doing="encoding pictures", total=len(images)) as shown:
-        for read in loader:
-            broken |= {number + place: each for place, each in enumerate(read) if isinstance(each, ImageReadError)}
-            number += len(read)
-            whole = [each for each in read if not isinstance(each, ImageReadError)]
-            if whole:
-                pixels = images.collator.pixels(whole).to(model.device, model.dtype)
-                output = model.get_image_features(pixels, return_dict=True)
-                embeds.append(normalize(output.pooler_output.float()).cpu())
-                keep(output.last_hidden_state)
-            shown.update(len(read))
-    found = torch.cat(embeds) if embeds else torch.empty(0, model.config.projection_dim)
-    require_finite(found, f"picture embeddings of {name_of(model)}")
-    return found, broken
 
 
 class FrozenTowersDataset(PretrainingDataset):
@@ -201,45 +111,51 @@ def frozen_towers_data(
     model: R2D2ForPreTraining,
     processor: R2D2Processor,
     pairs: Any,
+    folder: Path,
+    precision: Precision | None = "float32",
     workers: int = 0,
+    replace: bool = False,
+    *,
+    steps: int,
+    step_size: int,
     **sampling: Any,
 ) -> tuple[FrozenTowersDataset, FrozenTowersCollator]:
-    """The data of a run whose towers stand still: the set is encoded here.
+    """The data of a run whose towers stand still: the set is encoded here, as far as it is not in `folder` yet.
 
     Args:
         pairs: a set of pairs with a length.
+        folder: of what the towers make of it, see `StatesStore`.
+        precision: in which the image tower's states are kept there; None: they are made anew for each batch.
         workers: processes that read pictures.
-        sampling: `masking`, `seed`, `steps`, `step_size`, `ramp` of `FrozenTowersDataset`.
+        replace: what another model, or other data, have left in the folder may go.
+        steps: of the run.
+        step_size: of `FrozenTowersDataset`.
+        sampling: `masking`, `seed`, `ramp` of it.
 
     Raises:
         DataRefusedError: too many pictures cannot be read.
-        ValueError: no pair has a negative.
+        FileExistsError: something else is in the folder.
+        ValueError: no pair has a negative; the folder belongs to another model or other data.
     """
     pairs = as_processor_reads(as_pairs(pairs), processor)
-    listing = PairListing.of(pairs)
-    states: list[Tensor] = []
-    images, broken = encode_images(
-        model, Images(pairs, listing.rows, processor), lambda each: states.append(each.cpu()), workers
-    )
+    whole = listing = PairListing.of(pairs)
+    store = StatesStore(folder, model, processor, Images(pairs, listing.rows, processor), listing.texts, precision)
+    store.fill(workers, replace)
+    images, texts, broken = store.embeds()
+    slots = np.flatnonzero(~np.isin(np.arange(len(images)), list(broken)))
     if broken:
-        for row, image in enumerate(listing.images):
-            if (error := broken.get(int(image))) is not None:
-                pairs.record_unreadable(row, error)
-        pairs = pairs.select(np.flatnonzero(~np.isin(listing.images, list(broken))))
-        listing = PairListing.of(pairs)
-    texts = encode_texts(model, processor, listing.texts, _BATCH, keep_states=False, device="cpu").embeds
-    negatives = WholeSetNegatives(listing, images, texts, float(model.current_temperature()))
-    steps = sampling.pop("steps")
-    passes = math.ceil(steps * sampling["step_size"] / len(pairs))
-    dataset = FrozenTowersDataset(pairs, processor, listing, negatives, passes=passes, **sampling)
-    return dataset, FrozenTowersCollator(processor, KeptStates(torch.cat(states)))
+        for row, image in enumerate(listing.images.tolist()):
+            if image in broken:
+                pairs.record_unreadable(row, ImageReadError(broken[image]))
+        pairs = pairs.select(np.flatnonzero(np.isin(listing.images, slots)))
+        listing = PairListing.of(pairs)  # in the order of before
+        places = {text: place for place, text in enumerate(whole.texts)}
+        texts = texts[[places[text] for text in listing.texts]]
+    negatives = WholeSetNegatives(listing, images[slots], texts, float(model.current_temperature()))
+    passes = math.ceil(steps * step_size / len(pairs))
+    dataset = FrozenTowersDataset(pairs, processor, listing, negatives, passes=passes, step_size=step_size, **sampling)
+    kept = Images(pairs, listing.rows, processor) if store.precision is None else KeptStates(store, slots)
+    return dataset, FrozenTowersCollator(processor, kept)
 
 
-__all__ = [
-    "FrozenTowersCollator",
-    "FrozenTowersDataset",
-    "KeptStates",
-    "Images",
-    "encode_images",
-    "frozen_towers_data",
-]
+__all__ = ["FrozenTowersCollator", "FrozenTowersDataset", "frozen_towers_data"]

@@ -96,7 +96,10 @@ def build_trainer(
             cast(Any, student).to(arguments.device),
             processor,
             pairs,
-            settings.dataloader_num_workers,
+            folder=settings.output.with_name(f"{settings.output.name}.states"),
+            precision=None if settings.states == "none" else settings.states or "float32",
+            workers=settings.dataloader_num_workers,
+            replace=settings.overwrite,
             masking=masking,
             seed=settings.seed,
             steps=settings.max_steps,
@@ -134,6 +137,7 @@ def build_trainer(
             "mask_ratio": mask_ratio,
             "objectives": str(recipe),
             "negative_ramp": recipe.negative_ramp,
+            **({"states": settings.states} if settings.states in ("float16", "int8") else {}),
         },
         publish=settings.publish,
     )
@@ -162,6 +166,8 @@ def objectives_of(settings: PretrainingSettings, model: nn.Module, processor: R2
     """
     if isinstance(settings.recipe, Recipe):
         return settings.recipe
+    if settings.states is not None and settings.recipe != "ranker":
+        raise ValueError("--states are what the recipe ranker keeps of frozen towers: other recipes train them")
     sized = hasattr(pairs, "__len__")
     named = find_recipe(settings.recipe or recipe_for(model))
     masking = None if settings.mask_ratio is None else settings.mask_ratio > 0

@@ -108,6 +108,11 @@ class PretrainingSettings(RunSettings):
     warmup_steps: float = setting(
         0.05, "Steps of warm-up; below 1 a share of all steps.", "--warmup", bounds=NOT_NEGATIVE
     )
+    states: Literal["float32", "float16", "int8", "none"] | None = setting(
+        None,
+        "With the recipe ranker, how the image tower's states of all pictures are kept in OUTPUT.states; none: they "
+        "are made anew for each batch. The default is float32, as the tower gives them.",
+    )
     mask_ratio: float | None = setting(
         None,
         "The share of text tokens that are masked, in the mean of texts of every length (0.15 in the paper), for MLM. "

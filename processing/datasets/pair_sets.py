@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -130,6 +131,13 @@ class ListedPairs(Pairs):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.pairs[index]
+
+    def identity(self, index: int) -> tuple:
+        """As in `Pairs`; the digest is of the decoded picture."""
+        pair = self[index]
+        pixels = np.asarray(pair["image"]) if isinstance(pair["image"], Image.Image | np.ndarray) else pair["image"]
+        digest = hashlib.blake2b(pixels.tobytes() if isinstance(pixels, np.ndarray) else str(pixels).encode())
+        return pair["image_id"], pair.get("label"), np.shape(pixels), digest.hexdigest()
 
     def texts(self, index: int) -> list[str]:
         """As in `Pairs`."""

@@ -5,9 +5,9 @@ import torch
 
 from modeling_r2d2 import R2D2Model
 from modeling_r2d2.inference.attention import FoldedAttention
+from modeling_r2d2.inference.packing import pack, unpack
 from modeling_r2d2.inference.ranker import FastRanker, RankedTexts
 from modeling_r2d2.model.modeling_r2d2 import normalize
-from modeling_r2d2.search.cache import pack, unpack
 from tests import golden
 from tests.tiny import tiny_batch, tiny_config
 

@@ -13,7 +13,8 @@ from modeling_r2d2.processing.datasets.pair_sets import as_pairs
 from modeling_r2d2.processing.datasets.streaming import StreamingPairs
 from modeling_r2d2.processing.masking import TextMasking
 from modeling_r2d2.processing.tokenization import build_character_tokenizer
-from modeling_r2d2.training.frozen_towers import Images, frozen_towers_data
+from modeling_r2d2.training.frozen_towers import frozen_towers_data
+from modeling_r2d2.training.kept_states import Images
 from modeling_r2d2.training.negatives import PairListing, WholeSetNegatives
 from modeling_r2d2.training.pretraining import build_trainer, pretrain
 from modeling_r2d2.training.recipes import RankerRecipe, find_recipe
@@ -113,9 +114,10 @@ def test_no_negative_at_all_is_refused(processor, tmp_path):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def data(processor):  # noqa: F811
-    masking = TextMasking(processor.tokenizer, mask_ratio=0.5)
-    return frozen_towers_data(model(), processor, Shared(), masking=masking, seed=0, steps=50, step_size=6, ramp=20)
+def data(processor, tmp_path_factory):  # noqa: F811
+    folder, masking = tmp_path_factory.mktemp("store") / "states", TextMasking(processor.tokenizer, mask_ratio=0.5)
+    sampling = {"masking": masking, "seed": 0, "steps": 50, "step_size": 6, "ramp": 20}
+    return frozen_towers_data(model(), processor, Shared(), folder, **sampling)
 
 
 def test_samples_follow_from_their_position_alone(data):
