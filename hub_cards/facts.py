@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..inference.finite import require_finite, require_finite_file
-from ..inference.folders import is_index, read_json_object
+from ..inference.folders import OWN_TYPES, is_index, read_json_object
 from ..inference.loading import load_config
 from ..jobs.record import FINETUNING_FILE, RunRecord
 from .wording import TRAINING_SHOWN
@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "R2D2ForImageTextMatching": ("zero-shot-image-classification", "matching"),
     "R2D2ForImageClassification": ("image-classification", "classification"),
     "R2D2ForConditionalGeneration": ("image-text-to-text", "captioning"),
+    "BriVLModel": ("zero-shot-image-classification", "retrieval"),
+    "BriVLForPreTraining": ("zero-shot-image-classification", "retrieval"),
     "WukongModel": ("zero-shot-image-classification", "retrieval"),
 }
 #: What is shown of the training arguments, in this order.
@@ -61,7 +63,7 @@ class ModelFacts:
 
     Args:
         architecture: class that saved it.
-        kind: R2D2, PRD2 or Wukong.
+        kind: R2D2, PRD2, Wukong or BriVL.
         pipeline_tag: see `ARCHITECTURES`.
         task: see `ARCHITECTURES`.
         parameters: of the safetensors files.
@@ -107,19 +109,18 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is a diffusers pipeline: cards are made for R2D2, PRD2 and Wukong folders")
+        raise ValueError(f"{folder} is a diffusers pipeline: cards are made for R2D2, PRD2, Wukong and BriVL folders")
     if is_index(folder):
         raise ValueError(f"{folder} is not a model folder; it is an index: name the model that it was made with")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
     config = load_config(AutoConfig, folder)
     architecture = (config.architectures or ["R2D2Model"])[0]
-    if config.model_type not in ("r2d2", "wukong") or architecture not in ARCHITECTURES:
+    if config.model_type not in OWN_TYPES or architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder} holds a {architecture} ({config.model_type}); cards are made for {known}")
-    if config.model_type == "wukong":
-        kind = "Wukong"
-    else:
+    kind = {"wukong": "Wukong", "brivl": "BriVL"}.get(config.model_type)
+    if kind is None:
         kind = "PRD2" if config.cross_encoder_config is None else "R2D2"
     parameters, size, dtypes = _weights(folder)
     facts = ModelFacts(folder, config, architecture, kind, *ARCHITECTURES[architecture], parameters, size, dtypes)

@@ -55,6 +55,8 @@ class SampleEncoder:
         self.tokenizer = processor.tokenizer
         self.size, self.shortest = tower_size(processor)
         self.resample = Image.Resampling(processor.image_processor.resample)
+        # an image processor that shrinks otherwise than PIL brings its own way (BriVL's): (3, H, W) to (3, S, S) floats
+        self.own_squash = getattr(processor.image_processor, "squash", None)
         self.opening = opening_of(processor)
         # a tower that reads its padding gets every text at full length; else the collator pads
         self.padding = "max_length" if getattr(processor, "attend_padding", False) else False
@@ -66,7 +68,7 @@ class SampleEncoder:
         self._warned = False
 
     def __call__(self, pair: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{"image", "text", "image_id"} -> `pixel_values` (H, W, 3) uint8, `input_ids` (L,), `image_ids`, and with
+        """{"image", "text", "image_id"} -> `pixel_values` (H, W, 3) of 0..255, `input_ids` (L,), `image_ids`, and with
         masking `masked_input_ids` and `mlm_labels` (L,)."""
         text = pair["text"]
         if not isinstance(text, str):
@@ -102,7 +104,7 @@ class SampleEncoder:
         return samples
 
     def prepare(self, pair: dict[str, Any]) -> dict[str, Any]:
-        """The pair with its picture squashed already, (H, W, 3) uint8, where no augmentation needs it whole."""
+        """The pair with its picture squashed already, (H, W, 3), where no augmentation needs it whole."""
         return pair if self.single is not None else {**pair, "image": self._squash(pair["image"])}
 
     def _squash(self, image: Any) -> np.ndarray:
@@ -111,6 +113,8 @@ class SampleEncoder:
         shorter = min(image.size)
         if image.size == self.size and self.shortest in (None, shorter):
             return np.asarray(image)
+        if self.own_squash is not None:
+            return np.moveaxis(self.own_squash(np.moveaxis(np.asarray(image), -1, 0)), 0, -1)
         if self.shortest is None:
             return np.asarray(image.resize(self.size, self.resample))
         size = tuple(self.shortest if side == shorter else int(self.shortest * side / shorter) for side in image.size)

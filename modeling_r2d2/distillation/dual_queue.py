@@ -7,7 +7,7 @@ negatives, so the loss does not depend on the batch: the model's own in-batch lo
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from .callbacks import _RUNS, DistillationCallback, _Run, _settings, unwrapped
 from .dual_queue_losses import dual_queue_loss
 from .queue import FeatureQueue
 from .schedules import Schedule, constant, require_momentum
-from .teacher import MomentumTeacher
+from .teacher import MomentumTeacher, more_of_images, take_weights
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,11 @@ class DualQueueState(nn.Module):
         self._enqueue()
         with _normalized_by_the_batch([ours for ours, theirs in self._norms if theirs.training]):
             features = self.teacher.encode(
-                batch["pixel_values"], batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
+                batch["pixel_values"],
+                batch["input_ids"],
+                batch.get("attention_mask"),
+                batch.get("token_type_ids"),
+                images=more_of_images(self.teacher.model, batch),
             )
         self._local = (features.image_embeds, features.text_embeds)
         both, image_ids = torch.cat(self._local, dim=1), batch.get("image_ids")
@@ -191,7 +195,12 @@ class _DualQueueRun(_Run):
             )
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         batch = args.train_batch_size * world_size()
-        self.distillation = DualQueueState(self.student, self.owner.settings, batch, autocast)
+        teacher = MomentumTeacher(self.student, autocast)
+        if self.owner.teacher is not None:
+            take_weights(teacher.model, self.owner.teacher)
+            # before its first keys it follows the student, as before all later ones
+            teacher.update(self.student, self.owner.momentum(0))
+        self.distillation = DualQueueState(self.student, self.owner.settings, batch, autocast, teacher)
         self._handles = [
             self.student.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.student.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -231,18 +240,20 @@ _ALONE = (
 class DualQueueContrastiveCallback(DistillationCallback):
     """Trains two towers as BriVL does: against the momentum encoders' features of earlier pairs (arXiv 2103.06561).
 
-    Any model of two towers with one embedding per image and text: `R2D2ForPreTraining` without a ranker (PRD2's
-    towers), or `WukongModel` with global similarity. Its temperature is set to τ and frozen, as in the paper, so that
+    Any model of two towers with one embedding per image and text: `R2D2ForPreTraining` or `BriVLForPreTraining` without
+    a ranker, or `WukongModel` with global similarity. Its temperature is set to τ and frozen, as in the paper, so that
     the logits of the trained model are those of the loss. Checkpoints, resuming, evaluation and skipped steps: as
     `DistillationCallback` says.
 
-    The published BriVL pools EfficientNet features within the boxes of an object detector; here the image tower reads
-    the whole picture.
+    BriVL's own towers are those of `BriVLForPreTraining`.
 
     Args:
         settings: `DualQueueSettings`, or its fields by name.
         momentum: of the teacher (0.99 in the paper, from the first step on), a number or a `Schedule` of the global
             step.
+        teacher: weights that it begins with, by the model's names, where a run goes on whose teacher was kept (the
+            momentum copies of a BriVL checkpoint: `convert_brivl_checkpoint(…, momentum=True).state_dict()`); None: the
+            student's.
         resume_from: see `DistillationCallback`.
         missing_state: see `DistillationCallback`.
 
@@ -255,6 +266,7 @@ class DualQueueContrastiveCallback(DistillationCallback):
         settings: DualQueueSettings | None = None,
         *,
         momentum: float | Schedule = 0.99,
+        teacher: Mapping[str, Tensor] | None = None,
         resume_from=None,
         missing_state="refuse",
         **fields,
@@ -262,6 +274,7 @@ class DualQueueContrastiveCallback(DistillationCallback):
         require_momentum(momentum)
         fixed = momentum if isinstance(momentum, Schedule) else constant(momentum)
         super().__init__(None, None, fixed, resume_from, missing_state)
+        self.teacher = teacher
         self.settings = _settings(DualQueueSettings, settings, fields)
 
     def on_init_end(self, args, state, control, model=None, optimizer=None, **kwargs):

@@ -25,7 +25,7 @@ from ..model.pretraining_r2d2 import (
 from .center import FeatureCenter
 from .queue import FeatureQueue
 from .settings import FeatureGuidedSettings, TargetGuidedSettings
-from .teacher import MomentumTeacher, TeacherFeatures
+from .teacher import MomentumTeacher, TeacherFeatures, more_of_images
 
 
 class DistillationState(nn.Module):
@@ -96,6 +96,7 @@ class DistillationState(nn.Module):
             batch.get("token_type_ids"),
             feature_guided=self.feature_guided is not None,
             chunk=chunk,
+            images=more_of_images(self.teacher.model, batch),
         )
         self._local = (features.image_embeds, features.text_embeds)
         targets = R2D2TeacherTargets()

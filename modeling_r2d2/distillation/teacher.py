@@ -70,7 +70,8 @@ class MomentumTeacher(nn.Module):
         """After an optimizer step of the student: trained weights and running statistics by the moving average; what is
         no floating-point number (steps that a batch norm has counted, positions) as the student has it."""
         theirs = {**dict(student.named_parameters()), **dict(student.named_buffers())}
-        trained = [(ours, theirs[name]) for name, ours in self.model.named_parameters() if theirs[name].requires_grad]
+        # frozen ones too: a teacher that was not copied from this student differs in them
+        trained = [(ours, theirs[name]) for name, ours in self.model.named_parameters()]
         buffers = [(ours, theirs[name]) for name, ours in self.model.named_buffers()]
         averaged = [*trained, *(pair for pair in buffers if pair[0].is_floating_point())]
         if averaged:
@@ -103,11 +104,13 @@ class MomentumTeacher(nn.Module):
         token_type_ids: Tensor | None = None,
         feature_guided: bool = False,
         chunk: int | None = None,
+        images: Mapping[str, Tensor] | None = None,
     ) -> TeacherFeatures:
         """The teacher's view of B pairs, `chunk` pairs at a time (None: all at once).
 
         Args:
             feature_guided: whether FgD compares them.
+            images: what else the image tower takes of them, see `more_of_images`.
         """
         parts: list[tuple[Any, ...]] = []
         device = pixel_values.device.type
@@ -115,7 +118,8 @@ class MomentumTeacher(nn.Module):
         for start in range(0, len(input_ids), chunk or len(input_ids)):
             rows = slice(start, start + (chunk or len(input_ids)))
             with precision:
-                images = self.model.get_image_features(pixel_values[rows], return_dict=True)
+                more = {name: each[rows] for name, each in (images or {}).items()}
+                encoded = self.model.get_image_features(pixel_values[rows], return_dict=True, **more)
                 mask = None if attention_mask is None else attention_mask[rows]
                 texts = self.model.get_text_features(
                     input_ids[rows],
@@ -123,13 +127,19 @@ class MomentumTeacher(nn.Module):
                     token_type_ids=None if token_type_ids is None else token_type_ids[rows],
                     return_dict=True,
                 )
-                states = images.last_hidden_state, texts.last_hidden_state
+                states = encoded.last_hidden_state, texts.last_hidden_state
                 compared = self.model.compared_features(*states, mask) if feature_guided else (None, None)
-            parts.append((normalize(images.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
+            parts.append((normalize(encoded.pooler_output.float()), normalize(texts.pooler_output.float()), *compared))
         if len(parts) == 1:
             return TeacherFeatures(*parts[0])
         columns: list[Any] = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
         return TeacherFeatures(*columns)
+
+
+def more_of_images(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a batch goes to a model's image tower beside the pixels (BriVL's boxes)."""
+    names = getattr(model, "image_inputs", ("pixel_values",))[1:]
+    return {name: batch[name] for name in names if batch.get(name) is not None}
 
 
 @torch.no_grad()

@@ -9,17 +9,40 @@ from transformers import AutoProcessor
 from ..model.modeling_brivl import BriVLModel
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.modeling_wukong import WukongModel
+from ..model.processing_brivl import BriVLProcessor
 from ..model.processing_r2d2 import R2D2Processor
 from .dual_encoders import DUAL_ENCODERS, refuse_untaken
 from .folders import is_onnx_export
 from .loading import config_values, load_processor, load_whole, model_type
 
-_MODELS = {
+#: The classes of models by their `model_type`.
+_MODELS: dict[str | None, Any] = {
     "r2d2": R2D2Model,
     "wukong": WukongModel,
     "brivl": BriVLModel,
     **dict.fromkeys(DUAL_ENCODERS, R2D2Model),
 }
+
+
+def two_tower_class(place: str | PathLike, what: str) -> tuple[Any, Any]:
+    """The classes of the model and of the processor that a folder or Hub name holds, of models that give one vector per
+    picture and text.
+
+    Args:
+        place: the folder or name.
+        what: can be done with these alone, for the message.
+
+    Raises:
+        ValueError: a model of another kind.
+        OSError: no such place.
+    """
+    kind = model_type(place)
+    found = _MODELS.get(kind)
+    if found is None:
+        refuse_untaken(config_values(place), place)
+    if found is None or found is WukongModel:
+        raise ValueError(f"{place}: only R2D2, PRD2 and BriVL models {what}, and its model_type is {kind!r}")
+    return found, R2D2Processor if found is R2D2Model else BriVLProcessor
 
 
 def load_model(

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from ..model.configuration_brivl import BriVLConfig
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.modeling_r2d2 import R2D2MatchOutput, R2D2Model
-from ..model.two_towers_r2d2 import check_padded, check_tokens, refuse_empty, require_ranker
+from ..model.two_towers_r2d2 import check_padded, check_tokens, real_tokens, refuse_empty, require_ranker
 from . import onnx_ranker as ranker_weights
 from .finite import require_finite
-from .loading import load_config
+from .loading import load_config, model_type
 from .onnx_manifest import IMAGE_TOWER, RANKER, TEXT_TOWER, OnnxManifest
 from .onnx_session import feed, open_session, require_onnx
 
@@ -60,7 +61,8 @@ class R2D2OnnxModel(nn.Module):
         self.folder = Path(folder)
         self.manifest = OnnxManifest.load(self.folder)
         self.manifest.check(self.folder, content=verify)
-        self.config = load_config(R2D2Config, self.folder)
+        kind = BriVLConfig if model_type(self.folder) == BriVLConfig.model_type else R2D2Config
+        self.config = load_config(kind, self.folder)
         threads = threads or torch.get_num_threads()
         self._sessions = {
             name: open_session(self.folder / record.file, threads, providers)
@@ -154,7 +156,7 @@ class R2D2OnnxModel(nn.Module):
         check_tokens(input_ids, self.config.text_config)
         if self.config.attend_padding:
             check_padded(input_ids, self.config)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = real_tokens(input_ids, self.config.text_config) if attention_mask is None else attention_mask
         return self._encoded(TEXT_TOWER, {"input_ids": input_ids.long(), "attention_mask": mask.long()})
 
     def rank(

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..inference import onnx_ranker as ranker_weights
-from ..inference.dual_encoders import DUAL_ENCODERS, refuse_untaken
 from ..inference.encoding import evaluating
 from ..inference.identity import ModelIdentity
-from ..inference.loading import config_values, load_processor, load_whole, model_type
+from ..inference.loading import load_processor, load_whole
+from ..inference.models import two_tower_class
 from ..inference.onnx_manifest import (
     IMAGE_TOWER,
     MANIFEST,
@@ -28,7 +28,7 @@ from ..inference.onnx_manifest import (
     OnnxManifest,
 )
 from ..inference.onnx_session import feed, open_session, require_onnx
-from ..model.configuration_r2d2 import R2D2Config, text_positions
+from ..model.configuration_r2d2 import text_positions
 from ..model.modeling_r2d2 import R2D2Model
 from ..model.processing_r2d2 import R2D2Processor
 from ..processing.files.digests import digest_of_file
@@ -231,16 +231,13 @@ def _batches(processor: R2D2Processor, images: Sequence) -> Iterator[dict[str, T
 def _loaded(model: str | PathLike | R2D2Model, processor: R2D2Processor | None) -> tuple[R2D2Model, R2D2Processor]:
     """In float32 on the CPU; a given model is copied where it is not."""
     if isinstance(model, str | PathLike):
-        kind = model_type(model)
-        if kind not in (R2D2Config.model_type, *DUAL_ENCODERS):
-            refuse_untaken(config_values(model), model)
-            raise ValueError(f"{model}: only R2D2 and PRD2 models can be exported, and its model_type is {kind!r}")
-        processor = processor or load_processor(R2D2Processor, model)
-        return load_whole(R2D2Model, model, dtype=torch.float32), processor
+        model_class, processor_class = two_tower_class(model, "can be exported")
+        processor = processor or load_processor(processor_class, model)
+        return load_whole(model_class, model, dtype=torch.float32), processor
     if processor is None:
         raise ValueError("a loaded model needs its processor: processor=R2D2Processor.from_pretrained(…)")
     if not isinstance(model, R2D2Model):
-        raise ValueError(f"only R2D2 and PRD2 models can be exported, and this is a {type(model).__name__}")
+        raise ValueError(f"only R2D2, PRD2 and BriVL models can be exported, and this is a {type(model).__name__}")
     if model.dtype != torch.float32 or model.device.type != "cpu":
         return copy.deepcopy(model).float().cpu(), processor
     return model, processor

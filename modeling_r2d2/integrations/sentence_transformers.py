@@ -32,6 +32,7 @@ except ImportError as error:
 
 from ..inference.finite import require_finite
 from ..inference.loading import load_processor, load_whole, one_line_errors
+from ..inference.models import two_tower_class
 from ..inference.scoring import SCORE_RULES, ScoreRule, TwoStageScore
 from ..model.configuration_r2d2 import text_positions
 from ..model.modeling_r2d2 import R2D2Model, match_log_odds, normalize
@@ -114,8 +115,9 @@ class _R2D2Module(InputModule):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        model = load_whole(R2D2Model, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
-        processor = load_processor(R2D2Processor, model_name_or_path, **place, **(processor_kwargs or {}))
+        kind, processor_kind = two_tower_class(model_name_or_path, "open in sentence-transformers")
+        model = load_whole(kind, model_name_or_path, **place, **(model_kwargs or {}), **(config_kwargs or {}))
+        processor = load_processor(processor_kind, model_name_or_path, **place, **(processor_kwargs or {}))
         place["cache_folder"] = place.pop("cache_dir")
         with one_line_errors(model_name_or_path, "configuration"):
             own = cls.load_config(str(model_name_or_path), **place) if cls.config_keys else {}

@@ -25,7 +25,7 @@ from .configuration_brivl import BriVLConfig, BriVLTextConfig, BriVLTransformerC
 from .configuration_r2d2 import R2D2Config
 from .cross_encoder_r2d2 import R2D2Attention
 from .modeling_r2d2 import R2D2Model, R2D2TextModel
-from .two_towers_r2d2 import normalize, pooled
+from .two_towers_r2d2 import normalize, pooled, real_tokens
 
 
 class BriVLTransformerLayer(GradientCheckpointingLayer):
@@ -272,7 +272,7 @@ class BriVLTextModel(_BriVLTower):
             `last_hidden_state` (T, L, D), the mean (T, D) of the real tokens in `pooler_output`.
         """
         pad, length = cast(int, self.config.pad_token_id), input_ids.shape[1]
-        mask = input_ids.ne(pad) if attention_mask is None else attention_mask != 0
+        mask = real_tokens(input_ids, self.config) if attention_mask is None else attention_mask != 0
         padded = nn.functional.pad(input_ids, (0, self.config.padded_length - length), value=pad)
         states = self.bert(padded, return_dict=True).last_hidden_state[:, :length]
         kwargs.pop("position_ids", None)  # they are those of the padded text

@@ -325,6 +325,14 @@ def check_padded(input_ids: Tensor, config: PreTrainedConfig) -> None:
         )
 
 
+def real_tokens(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """What a text tower takes for real where no mask is given, (T, L) boolean: every token, or, of one that pads by
+    itself (BriVL), those that are not the pad token."""
+    if getattr(config, "padded_length", None):
+        return input_ids.ne(cast(int, config.pad_token_id))
+    return torch.ones_like(input_ids, dtype=torch.bool)
+
+
 def require_ranker(
     config: PreTrainedConfig, what: str = "a match probability", instead: str = "", place: object = None
 ) -> None:
@@ -342,6 +350,6 @@ def require_ranker(
     if getattr(config, "cross_encoder_config", None) is None:
         name = place or config.name_or_path or "this model"
         raise ValueError(
-            f"{name} is pre-ranking only (PRD2, Wukong: no cross_encoder_config), and "
+            f"{name} is pre-ranking only (PRD2, Wukong, BriVL: no cross_encoder_config), and "
             f"{what} needs a ranker{instead and f': {instead}'}"
         )

@@ -16,6 +16,7 @@ from ..distillation import (
 )
 from ..distillation.callbacks import DistillationCallback
 from ..distillation.schedules import require_momentum
+from ..model.configuration_brivl import BriVLConfig
 from ..model.configuration_wukong import WukongConfig
 from ..model.ranges_r2d2 import PART, require_number
 from .curriculum import RankingCurriculumCallback
@@ -326,9 +327,12 @@ def find_recipe(name: str) -> Recipe:
 
 
 def recipe_for(model: nn.Module) -> str:
-    """The name of the recipe that a model is made for: by its ranker, or a Wukong's by its similarity."""
+    """The name of the recipe that a model is made for: by its ranker, a Wukong's by its similarity; a BriVL's is brivl
+    where it has no ranker."""
     if isinstance(model.config, WukongConfig):
         return {"global": "clip", "token-wise": "filip", "reduced": "wukong"}[_compares(model)]
+    if isinstance(model.config, BriVLConfig) and not model.can_rank:
+        return "brivl"
     return "r2d2" if model.can_rank else "prd2"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..jobs.settings import RunSettings
-from ..model.presets_r2d2 import PRESETS, WUKONG_PRESETS
+from ..model.presets_r2d2 import BRIVL_PRESETS, PRESETS, WUKONG_PRESETS
 from ..model.ranges_r2d2 import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PART, SHARE
 from ..processing.files.settings import setting
 
@@ -18,11 +18,12 @@ class StartingPoint:
     panel: ClassVar[str] = "Start"
     model: Path | None = setting(
         None,
-        "Start from this R2D2 or Wukong model, checkpoint folder, or dual encoder of transformers (Chinese-CLIP, CLIP, "
-        "SigLIP, AltCLIP; folder or Hub name). Where the recipe ranks and the model cannot, it gets a ranker.",
+        "Start from this R2D2, Wukong or BriVL model, checkpoint folder, or dual encoder of transformers "
+        "(Chinese-CLIP, CLIP, SigLIP, AltCLIP; folder or Hub name). Where the recipe ranks and the model cannot, it "
+        "gets a ranker.",
     )
     preset: str | None = setting(
-        None, f"Start from random weights of a size: {', '.join([*PRESETS, *WUKONG_PRESETS])}."
+        None, f"Start from random weights of a size: {', '.join([*PRESETS, *WUKONG_PRESETS, *BRIVL_PRESETS])}."
     )
     config: Path | None = setting(None, "Start from random weights of this config.json.")
     clip: str | None = setting(
@@ -68,7 +69,7 @@ class PretrainingSettings(RunSettings):
         None,
         "The objectives: r2d2, ranker (on frozen towers), prd2 (no ranker), clip (no distillation), brivl (a queue of "
         "momentum features, no ranker); on a Wukong clip, filip, wukong or brivl. In Python also a `Recipe`. The "
-        "default is what the model is made for.",
+        "default is what the model is made for, of a BriVL brivl.",
     )
     distil: bool | None = setting(
         None, "Distil by a momentum teacher (TgD), or not. The default is the recipe's: prd2 and brivl do."
