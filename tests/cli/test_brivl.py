@@ -103,8 +103,8 @@ def test_export(place, cosines, tmp_path):
 def test_training_goes_on(place, tmp_path):
     """Without `--recipe` by BriVL's own, and with frozen layers; pictures as they are prepared otherwise."""
     own = ("--steps", "2", "--batch-size", "4", "--workers", "0", "--no-augment", "--output", tmp_path / "run")
-    said = run("pretrain", "--model", place / "model", "--data", place / "pairs.jsonl", "--queue-size", "4", *own)
-    assert "dual-queue contrastive loss" in said
+    printed = run("pretrain", "--model", place / "model", "--data", place / "pairs.jsonl", "--queue-size", "4", *own)
+    assert "dual-queue contrastive loss" in printed
     tuned, start = (load_whole(BriVLForPreTraining, each) for each in (tmp_path / "run", place / "model"))
     moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, start.state_dict()[name])}
     assert any(name.startswith("vision_model.backbone.encoder.blocks") for name in moved)

@@ -139,6 +139,17 @@ def wukong(scope, monkeypatch):
     scope |= {"folder": folder, "images": [tiny_image(0)]}
 
 
+def brivl(scope, monkeypatch):
+    from modeling_r2d2.integrations.brivl import convert_brivl_to_folder
+    from tests.brivl import golden
+
+    tiny_image().save("cat.png")
+    case = golden.GOLDEN / "brivl_120"
+    own = {"vocab": case / "vocab.txt", "config": golden.config("brivl_120")}
+    convert_brivl_to_folder(case / "checkpoint.pth", "runs/brivl", **own)
+    convert_brivl_to_folder(case / "checkpoint.pth", "runs/brivl-teacher", momentum=True, **own)
+
+
 def text_to_image(scope, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     from tests.text_to_image.conftest import tiny_pipeline
@@ -149,6 +160,7 @@ def text_to_image(scope, monkeypatch):
 
 SET_UP = {
     "README": readme,
+    "docs/brivl": brivl,
     "docs/data": data,
     "docs/distillation": trainer_parts,
     "docs/evaluate": evaluate,
@@ -183,6 +195,7 @@ def check_trainer(scope):
 
 CHECKS = {
     "README": lambda scope: scope["output"].logits_per_image.shape == (1, 2),
+    "docs/brivl": lambda scope: scope["cosine"].shape == (1, 2) and scope["regions"].shape == (1, 64),
     "docs/data": lambda scope: len(scope["data"]) == 2 and scope["state"]["rows"] == 1,
     "docs/distillation": check_trainer,
     "docs/evaluate": lambda scope: {each.model for each in scope["results"]} == {"a", "b"},
