@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -51,6 +52,11 @@ ARGUMENTS = (
 )
 #: Saved with the weights and no parameters: statistics of batch norms.
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
+#: The origin table of a dual encoder's card, in both languages: what stands there -> what it is called here.
+_DUAL_ENCODER = (
+    {"source": "source", "class of the source": "architecture", "digest of its weights here": "weights"},
+    {"来源模型": "source", "来源模型的类": "architecture", "此处权重的摘要": "weights"},
+)
 _FINETUNING = (
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
@@ -73,7 +79,9 @@ class ModelFacts:
         training: name -> value, names as in `TrainingArguments`, and `steps_made`, `final_loss`, `losses`,
             `objectives`, `published`, `task`, `data`, `trained_share`.
         record: what the run wrote of its data and of where it began.
-        conversion: `file`, `sha256`, `source` of a converted checkpoint.
+        conversion: `file`, `sha256`, `source` of a converted checkpoint; of a dual encoder of transformers its
+            `source`, `architecture`, the digest of its `weights`, and where the Hub has it `base_model`.
+        languages: that the model reads; of a converted dual encoder those of the card that it came with.
         notes: what could not be read.
     """
 
@@ -89,6 +97,7 @@ class ModelFacts:
     origin: Origin | None = None
     training: dict[str, Any] = field(default_factory=dict)
     conversion: dict[str, str | None] = field(default_factory=dict)
+    languages: list[str] = field(default_factory=lambda: ["zh"])
     record: RunRecord | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -127,6 +136,10 @@ def read_facts(folder: str | PathLike) -> ModelFacts:
     facts.conversion = _conversion(folder / "README.md")
     if facts.conversion:
         facts.origin = "converted"
+    if "architecture" in facts.conversion:
+        header = ModelCard.load(folder / "README.md").data
+        facts.languages = [header.language] if isinstance(header.language, str) else header.language or facts.languages
+        facts.conversion["base_model"] = header.base_model
     _read_training(facts)
     return facts
 
@@ -154,7 +167,10 @@ def _conversion(card: Path) -> dict[str, str | None]:
     if not card.is_file():
         return {}
     text = card.read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| (file|SHA-256|obtained from|文件|来源) \| `?(.*?)`? \|$", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| ([^|]+) \| `?(.*?)`? \|$", text, re.MULTILINE))
+    for names in _DUAL_ENCODER:
+        if rows.keys() >= names.keys():
+            return {what: rows[name] for name, what in names.items()}
     if "SHA-256" not in rows:
         return {}
     source = rows.get("obtained from") or rows.get("来源")

@@ -52,7 +52,7 @@ def model_card(
     """The card of a converted, pre-trained or fine-tuned folder; what nobody stated is said to be unknown.
 
     Args:
-        language: of the text. The header's `language` is the model's: Chinese.
+        language: of the text. The header's `language` is the model's: Chinese, or what a converted dual encoder reads.
         results: of `r2d2 evaluate`, on these weights.
         license: of the weights.
         data: what it was trained on; none: as the run recorded it, of a user's own data without their licence.
@@ -73,14 +73,19 @@ def model_card(
     if not data and facts.record is not None:
         data = [DataSource(each.name, each.license) for each in facts.record.data]
     began_with = [base_model] if base_model else facts.record.hub if facts.record is not None else []
+    if "architecture" in facts.conversion and facts.origin == "converted":
+        license = license or "of the source"
+        if not began_with and (known := facts.conversion.get("base_model")):
+            began_with = [known]
     check_results(folder, results)
     name = repo or Path(folder).resolve().name
+    tags = [tag for tag in _TAGS if tag != "chinese" or "zh" in facts.languages]
     header = ModelCardData(
-        language="zh",
+        language=facts.languages[0] if len(facts.languages) == 1 else facts.languages,
         **license_fields(license),
         library_name="transformers",
         pipeline_tag=facts.pipeline_tag,
-        tags=list(dict.fromkeys([facts.kind.lower(), *(["r2d2"] if facts.kind == "PRD2" else []), *_TAGS])),
+        tags=list(dict.fromkeys([facts.kind.lower(), *(["r2d2"] if facts.kind == "PRD2" else []), *tags])),
         base_model=(began_with[0] if len(began_with) == 1 else began_with) or None,
         datasets=[source.hub_id for source in data if source.hub_id] or None,
         metrics=sorted({_metric_name(key) for result in results for key in result.metrics} - {""}) or None,

@@ -77,6 +77,7 @@ def _card(
         tags=["prd2", *(tag for tag in TAGS if tag != "chinese")],
     )
     name = folder.resolve().name
+    texts = '["a cat", "a dog"]' if data.language == ["en"] else '["一只猫", "一只狗"]'
     bias = f", logit bias {config.logit_bias:.6g}" if config.logit_bias else ""
     padding = ", padding is read" if config.attend_padding else ""
     unused = "; ".join(f"{why}: {', '.join(f'`{each}`' for each in names)}" for why, names in _unused(report))
@@ -94,6 +95,7 @@ own processor does it.
 | | |
 |---|---|
 | source | `{origin}` |
+| class of the source | `{kind.architecture}` |
 | digest of its weights here | `{weights_digest(model)}` |
 | parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |
 | image tower | {config.vision_config.model_type}, {config.vision_config.image_size} px |
@@ -110,7 +112,7 @@ from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{name}")
 processor = AutoProcessor.from_pretrained("{name}")
-inputs = processor(images=Image.open("picture.png"), text=["一只猫", "一只狗"], return_tensors="pt")
+inputs = processor(images=Image.open("picture.png"), text={texts}, return_tensors="pt")
 print(model(**inputs).logits_per_image)
 ```
 

@@ -2,11 +2,13 @@
 the other kinds too."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
@@ -159,6 +161,17 @@ def test_card_push_and_data(place, model, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(place / "converted", folder)
     run("card", folder, "--overwrite", "--license", "apache-2.0")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "A `ChineseCLIPModel` of transformers" in text
+    for language in ("zh", "en"):  # from each other's
+        run("card", folder, "--overwrite", "--language", language)
+    again = ModelCard.load(folder / "README.md")
+    first = ModelCard.load(place / "converted" / "README.md")
+    assert again.data.language == "zh"
+    assert again.data.license_name == first.data.license_name == "of-the-source"
+    origin = [line for line in first.content.splitlines() if re.match(r"\| (source|class of|digest)", line)]
+    assert len(origin) == 3
+    assert set(origin) <= set(again.content.splitlines())
     run("push", folder, "somebody/model", "--dry-run")
     shutil.copy(place / "converted" / "README.md", folder / "README.md")
     run("push", folder, "somebody/model", "--dry-run")
@@ -187,3 +200,11 @@ def test_other_kinds(place, kind, tmp_path):
     found = json.loads(invoke("search", tmp_path / "index", "马", "--format", "json").stdout)
     assert len(found[0]["hits"]) == 8
     run("card", tmp_path / "run")
+    assert "fine-tuned with modeling_r2d2" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    if kind == "clip":
+        convert_dual_encoder_to_folder(tmp_path / "source", tmp_path / "english")
+        run("card", tmp_path / "english", "--overwrite")
+        card = ModelCard.load(tmp_path / "english" / "README.md")
+        assert card.data.language == "en"
+        assert "chinese" not in card.data.tags
+        assert "Chinese" not in card.content
