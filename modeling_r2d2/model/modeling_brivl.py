@@ -105,6 +105,9 @@ class _BriVLTower(PreTrainedModel):
         """States (B, L, D), mask (B, L) boolean. What has no real state attends to all, and has the zero mean."""
         attended = None if mask is None else mask | ~mask.any(dim=1, keepdim=True)
         kwargs["return_dict"] = True
+        for wanted in ("output_attentions", "output_hidden_states"):  # of the transformer; a tower's settings ask too
+            if kwargs.get(wanted) is None:
+                kwargs[wanted] = getattr(self.config, wanted)
         outputs = self.transformer(normalize(states), attended, **kwargs)
         outputs = BaseModelOutputWithPooling(**outputs)
         outputs.pooler_output = pooled("mean", cast(Tensor, outputs.last_hidden_state), outputs, mask)
@@ -295,7 +298,8 @@ class BriVLModel(R2D2Model):
 
     def __init__(self, config: BriVLConfig):
         super().__init__(config)
-        self.freeze_lower_layers(config.freeze_lower_layers)
+        if config.freeze_lower_layers:
+            self.freeze_lower_layers()
 
     def _towers(self, config: R2D2Config) -> tuple[PreTrainedModel, PreTrainedModel]:
         return BriVLVisionModel._from_config(config.vision_config), BriVLTextModel._from_config(config.text_config)
@@ -310,7 +314,7 @@ class BriVLModel(R2D2Model):
     def _lower_modules(self) -> list[nn.Module]:
         return [*self.vision_model.lower_modules(), *self.text_model.lower_modules()]
 
-    def train(self, mode: bool = True) -> "BriVLModel":
+    def train(self, mode: bool = True) -> Any:
         """As in torch, but what is frozen stays so, its batch norms in evaluation mode."""
         super().train(mode)
         if self.config.freeze_lower_layers:

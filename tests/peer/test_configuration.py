@@ -2,10 +2,18 @@
 
 import unittest
 
-from testers import SIZES, TEXT_CONFIG, VIT_CONFIG, R2D2ModelTester
+from testers import EFFICIENTNET_CONFIG, SIZES, TEXT_CONFIG, VIT_CONFIG, BriVLLossTester, R2D2ModelTester
 from tests.test_configuration_common import ConfigTester
 
-from modeling_r2d2 import R2D2Config, R2D2CrossEncoderConfig, R2D2TextConfig, R2D2VisionConfig
+from modeling_r2d2 import (
+    BriVLConfig,
+    BriVLTextConfig,
+    BriVLVisionConfig,
+    R2D2Config,
+    R2D2CrossEncoderConfig,
+    R2D2TextConfig,
+    R2D2VisionConfig,
+)
 
 
 class ConfigurationTest(unittest.TestCase):
@@ -20,6 +28,18 @@ class ConfigurationTest(unittest.TestCase):
     def test_prd2(self):
         tester = ConfigTester(self, config_class=R2D2Config, has_text_modality=False, cross_encoder_config=None)
         tester.run_common_tests()
+
+    def test_brivl(self):
+        self.model_tester = BriVLLossTester(self)
+        ConfigTester(self, config_class=BriVLConfig, has_text_modality=False, projection_dim=37).run_common_tests()
+
+    def test_brivl_text(self):
+        own = {**TEXT_CONFIG, "padded_length": 12}
+        ConfigTester(self, config_class=BriVLTextConfig, **own).run_common_tests()
+
+    def test_brivl_vision(self):
+        own = {name: value for name, value in EFFICIENTNET_CONFIG.items() if name != "transformer_config"}
+        ConfigTester(self, config_class=BriVLVisionConfig, has_text_modality=False, **own).run_common_tests()
 
     def test_text(self):
         ConfigTester(self, config_class=R2D2TextConfig, **TEXT_CONFIG).run_common_tests()

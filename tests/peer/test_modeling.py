@@ -6,6 +6,7 @@ import torch
 from testers import (
     RESNET_CONFIG,
     SWIN_CONFIG,
+    BriVLLossTester,
     R2D2ImageTextMatchingTester,
     R2D2LossTester,
     R2D2PreTrainingTester,
@@ -15,7 +16,7 @@ from tests.test_modeling_common import ModelTesterMixin
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from modeling_r2d2 import R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Model, R2D2TextModel
+from modeling_r2d2 import BriVLModel, R2D2ForImageTextMatching, R2D2ForPreTraining, R2D2Model, R2D2TextModel
 
 
 class MatchingAsClassification(R2D2ForImageTextMatching):
@@ -88,6 +89,16 @@ class R2D2SwinModelTest(CompositeTest, unittest.TestCase):
 
     def test_feature_maps_become_tokens(self):
         check_image_tokens(self, width=SWIN_CONFIG["embed_dim"] * 2 ** (len(SWIN_CONFIG["depths"]) - 1))
+
+
+class BriVLModelTest(CompositeTest, unittest.TestCase):
+    """BriVL: regions of a map, a BERT that reads padding, a transformer over each."""
+
+    all_model_classes = (BriVLModel,)
+    test_all_params_have_gradient = True
+
+    def setUp(self):
+        self.model_tester = BriVLLossTester(self)
 
 
 class R2D2ForImageTextMatchingTest(CompositeTest, unittest.TestCase):

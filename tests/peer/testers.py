@@ -3,7 +3,7 @@
 import torch
 from tests.test_modeling_common import floats_tensor, ids_tensor, random_attention_mask
 
-from modeling_r2d2 import R2D2Config
+from modeling_r2d2 import BriVLConfig, R2D2Config
 
 HIDDEN_SIZE, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 99
 IMAGE_SIZE, PATCH_SIZE = 32, 8
@@ -36,6 +36,25 @@ SWIN_CONFIG = {
     "depths": [1, 1],
     "num_heads": [2, 2],
     "window_size": 2,
+}
+
+
+#: Of BriVL's image tower: a map of 4 × 4.
+EFFICIENTNET_CONFIG = {
+    "image_size": IMAGE_SIZE,
+    "width_coefficient": 0.025,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "in_channels": [32, 320, 320],
+    "out_channels": [320, 320, 480],
+    "kernel_sizes": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "num_block_repeats": [1, 1, 1],
+    "expand_ratios": [1, 2, 2],
+    "hidden_dim": HIDDEN_SIZE,
+    "transformer_config": dict(SIZES),
+    "region_grid": 2,
+    "box_grid": 2,
 }
 
 
@@ -84,6 +103,18 @@ class R2D2LossTester(R2D2ModelTester):
 
     def extra_inputs(self, input_ids):
         return {"return_loss": True}
+
+
+class BriVLLossTester(R2D2LossTester):
+    """The same of BriVL."""
+
+    def get_config(self):
+        return BriVLConfig(
+            vision_config=dict(EFFICIENTNET_CONFIG),
+            text_config={**TEXT_CONFIG, "transformer_config": dict(SIZES)},
+            projection_dim=24,
+            max_text_length=12,
+        )
 
 
 class R2D2ImageTextMatchingTester(R2D2ModelTester):
