@@ -12,7 +12,10 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from .configuration_brivl import BriVLConfig
 from .image_processing_brivl import BriVLImageProcessor
 from .images_r2d2 import opening_of
-from .processing_r2d2 import R2D2Processor, _eight_bit
+from .processing_r2d2 import R2D2Processor, R2D2ProcessorKwargs, _eight_bit
+
+#: The options of a call, under the name that transformers gives those of a processor.
+BriVLProcessorKwargs = R2D2ProcessorKwargs
 
 
 class BriVLProcessor(R2D2Processor):
