@@ -36,19 +36,21 @@ def require_peft():
 
 def adaptable_modules(model: nn.Module, patterns: Iterable[str] | None = None) -> list[str]:
     """Names of the linear layers and convolutions that an adapter can be put on: those that match, or else all whose
-    weight is not frozen. A vocabulary projection tied to the embeddings, the classifier's head and grouped
-    convolutions get none.
+    weight is not frozen. A vocabulary projection tied to the embeddings, the classifier's head, grouped convolutions
+    and torch's own attention, which reads its weights past its layers (SigLIP's head), get none.
 
     Raises:
         ValueError: a pattern that matches no such layer, or no layer at all.
     """
     embedding = getattr(model, "get_input_embeddings", lambda: None)() if hasattr(model, "text_model") else None
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    past = {f"{name}.out_proj" for name in attentions}
     possible = {}
     for name, module in model.named_modules():
         linear = isinstance(module, nn.Linear)
         if not linear and not (isinstance(module, nn.Conv2d) and module.groups == 1):
             continue
-        if name == "classifier" or (embedding is not None and module.weight is embedding.weight):
+        if name == "classifier" or name in past or (embedding is not None and module.weight is embedding.weight):
             continue
         possible[name] = module
     if patterns is None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from modeling_r2d2 import R2D2Model
 from modeling_r2d2.app import AppModels, build_app
+from modeling_r2d2.app.actions import InputError, classify, match, search_by_text
 from modeling_r2d2.cli import app
 from modeling_r2d2.inference.loading import load_whole
 from modeling_r2d2.inference.models import load_model
@@ -91,6 +92,8 @@ def test_index_and_search(place, model, cosines, tmp_path):
     page = AppModels.open(index=tmp_path / "index")
     assert build_app(page) is not None
     assert not page.can_rank
+    answer = search_by_text(page, "马", top_k=3, candidates=8, minimum=0.5)
+    assert len(answer.tiles) == 3
 
 
 def test_evaluate(place, model, cosines, tmp_path):
@@ -118,8 +121,10 @@ def test_app(model):
     build_app(models)
     assert not models.can_search
     assert not models.can_rank
-    found = models.classify(tiny_image(0), candidate_labels=NAMES)
-    assert {each["label"] for each in found} == set(NAMES)
+    rows, _ = classify(models, tiny_image(0), "，".join(NAMES), "一张{}的图片")
+    assert {row.text for row in rows} == set(NAMES)
+    with pytest.raises(InputError, match="pre-ranking only"):
+        match(models, tiny_image(0), "马")
 
 
 def test_export(place, model, cosines, tmp_path):

@@ -6,8 +6,12 @@ from torch import nn
 
 from modeling_r2d2 import R2D2ForImageTextRetrieval
 from modeling_r2d2.finetuning import FinetuningSettings
+from modeling_r2d2.finetuning.adapters import add_adapters
 from modeling_r2d2.finetuning.parameters import freeze, frozen_modules, parameter_groups
 from modeling_r2d2.finetuning.schedules import matching_rate, retrieval_rate
+from modeling_r2d2.finetuning.settings import LoRASettings
+from modeling_r2d2.inference.loading import load_whole
+from tests.integrations.conversion.dual_encoder_sources import save
 from tests.tiny import tiny_config
 
 
@@ -24,6 +28,23 @@ def test_freezing_by_part_and_by_pattern():
     assert "text_model.encoder.layer.0.attention.self.query.weight" in frozen
     assert "text_model.encoder.layer.0.intermediate.dense.weight" not in frozen
     assert "vision_projection.weight" not in frozen
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "altclip"])
+def test_every_adapter_of_other_towers_trains(kind, tmp_path):
+    """Also where a tower has an attention that reads its weights past its layers."""
+    pytest.importorskip("peft")
+    network = load_whole(R2D2ForImageTextRetrieval, save(tmp_path, kind))
+    adapted = add_adapters(network, LoRASettings(rank=2)).train()
+    config = network.config
+    length = config.max_text_length if config.attend_padding else 7
+    ids = torch.randint(4, config.text_config.vocab_size, (3, length))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(3, 3, 32, 32)}
+    adapted(**given, image_ids=torch.arange(3)).loss.backward()
+    lacking = [name for name, each in adapted.named_parameters() if each.requires_grad and each.grad is None]
+    assert not lacking
+    adapters = [name for name, each in adapted.named_parameters() if each.requires_grad and ".lora_B" in name]
+    assert {"text_model", "vision_model"} <= {name.split(".")[2] for name in adapters}
 
 
 def test_what_cannot_be_frozen_is_refused():
