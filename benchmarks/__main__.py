@@ -19,6 +19,7 @@ BENCHMARKS = (
     "token_similarity",
     "r2d2_step",
     "distillation_cost",
+    "ranker_cost",
     "grad_cache",
     "indexing",
     "data_loading",

@@ -30,7 +30,8 @@ def _tables(folder: Path, name: str) -> tuple[str, dict]:
 
 
 @pytest.mark.parametrize(
-    "name", ["image_encoding", "text_encoding", "negatives", "r2d2_step", "distillation_cost", "grad_cache"]
+    "name",
+    ["image_encoding", "text_encoding", "negatives", "r2d2_step", "distillation_cost", "grad_cache", "ranker_cost"],
 )
 def test_quick_run_writes_both_tables(benchmark, name, tmp_path):
     assert benchmark(name).main(["--quick", "--tables", str(tmp_path)]) == 0

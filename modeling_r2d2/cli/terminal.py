@@ -76,8 +76,8 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_verbosity_error()  # or its retries stand for half a minute before the answer …
     logging.getLogger("modeling_r2d2.inference.loading").setLevel(logging.INFO)  # … that there is no such folder here
-    # … and how much room what is kept of a set takes
-    logging.getLogger("modeling_r2d2.training.kept_states").setLevel(logging.INFO)
+    # … and how much room what is kept of a set takes, and on what a ranker was calibrated
+    logging.getLogger("modeling_r2d2.training").setLevel(logging.INFO)
     downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if downloads and sys.stderr.isatty():

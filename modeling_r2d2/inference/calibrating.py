@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..processing.datasets import load_pairs
-from ..processing.datasets.emoji import DemoPairs
+from ..processing.datasets import PairDataset, load_pairs
 from ..processing.datasets.gallery import Gallery, GalleryImages
+from ..processing.datasets.pair_sets import as_pairs
 from ..processing.datasets.streaming import StreamingPairs
 from .calibration import Calibration, Method, Reliability, fit_log_odds, reliability
 from .encoding import encode_images, encode_texts
@@ -74,8 +74,16 @@ def load_gallery(data: str | PathLike, **reading: Any) -> Gallery:
         raise ValueError(f"{data} is a stream of shards, and calibration draws pairs from a list: unpack it")
     if pairs.labelled:
         raise ValueError(f"{data} holds labelled pairs, and calibration draws its wrong pairs itself: give true ones")
-    if not isinstance(pairs, DemoPairs):
-        pairs = pairs.drop_unreadable()
+    return gallery_of(pairs)
+
+
+def gallery_of(pairs: Any) -> Gallery:
+    """The gallery of a set of pairs, see `load_gallery`.
+
+    Raises:
+        DataRefusedError: too many pictures cannot be read.
+    """
+    pairs = pairs.drop_unreadable() if isinstance(pairs, PairDataset) else as_pairs(pairs)
     ids = pairs.image_ids().tolist()
     images = GalleryImages([(pairs, row) for row in range(len(pairs))])
     return Gallery(images, ids, pairs.first_texts(), [[key] for key in ids])

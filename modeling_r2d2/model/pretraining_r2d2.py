@@ -8,7 +8,7 @@ the choice, and an option where it matters. This file travels to the Hub beside 
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -243,7 +243,7 @@ class R2D2ForPreTraining(R2D2Model):
         self.towers_frozen = True
         return self.train(self.training)
 
-    def train(self, mode: bool = True) -> "R2D2ForPreTraining":
+    def train(self, mode: bool = True) -> Self:
         """As in torch, but frozen towers stay in evaluation mode."""
         super().train(mode)
         if self.towers_frozen:

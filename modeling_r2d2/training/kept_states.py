@@ -192,13 +192,13 @@ class StatesStore:
         """Say how much the states take, and give them up where the disk has not so much; the first process decides."""
         decided = [self.precision]
         if self.processes.is_main_process and self.precision is not None:
-            count, each = len(self.images), self.record_bytes / 1e6
-            amount = f"the states of {count:,} pictures, {each:,.3g} MB each, {count * each:,.0f} MB"
+            count, each = len(self.images), self.record_bytes
+            amount = f"the states of {count:,} pictures, {_megabytes(each)} each, {_megabytes(count * each)}"
             missing = sum(len(part) for _, part in self._missing("pictures", of_all=True))
             free = shutil.disk_usage(self.folder).free
             if missing * self.record_bytes + _SPARE > free:
                 logger.warning(
-                    f"no room in {self.folder} for {amount}: {free / 1e6:,.0f} MB are free; they are made anew for "
+                    f"no room in {self.folder} for {amount}: {_megabytes(free)} are free; they are made anew for "
                     "each batch, which takes longer and changes nothing else"
                 )
                 decided = [None]
@@ -295,6 +295,10 @@ class StatesStore:
     def _side(self) -> tuple[int, int]:
         width, height = self.images.encoder.size
         return height, width
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 class KeptStates:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..inference.calibration import Calibration
 from ..inference.loading import load_config, load_processor
 from ..inference.recall import retrieval_metrics_of
 from ..jobs.runs import run_folder, train
@@ -22,12 +23,13 @@ from ..processing.collation import (
     StreamingPretrainingDataset,
     tower_size,
 )
-from ..processing.datasets.pair_sets import as_pairs
+from ..processing.datasets.pair_sets import Pairs, as_pairs
 from ..processing.datasets.records import require_true_pairs
 from ..processing.datasets.streaming import StreamingPairs
 from ..processing.masking import TextMasking
 from .arguments import training_arguments
 from .frozen_towers import frozen_towers_data
+from .held_out import calibrate_on, hold_out
 from .recipes import RankerRecipe, Recipe, find_recipe, recipe_for
 from .settings import PretrainingSettings
 from .trainer import R2D2Trainer
@@ -204,7 +206,8 @@ def pretrain(
     eval_pairs: Any | None = None,
     callbacks: list | None = None,
 ) -> R2D2Trainer:
-    """Train and save model and processor to `settings.output`; arguments as `build_trainer`.
+    """Train and save model and processor to `settings.output`; arguments as `build_trainer`. With the recipe ranker it
+    is calibrated at the end, on `eval_pairs` or on pairs that are left out of training (`settings.calibrate`).
 
     Raises:
         FileExistsError: `output` holds a model already.
@@ -212,7 +215,16 @@ def pretrain(
         NotFiniteError: the run has diverged.
         OSError: another run writes to `output`.
     """
-    source = model.config.name_or_path
+    source, held_out = model.config.name_or_path, None
+    if settings.calibrate and (settings.recipe == "ranker" or isinstance(settings.recipe, RankerRecipe)):
+        held_out = eval_pairs if isinstance(eval_pairs, Pairs) else None
+        if held_out is None:
+            pairs, held_out = hold_out(pairs, settings.seed)
+        if held_out is None:
+            logger.warning(
+                f"too few pairs to hold any out: the ranker is not calibrated; `r2d2 calibrate {settings.output}` does "
+                "it on others"
+            )
     with run_folder(settings.output, settings.overwrite, settings.resume, source) as checkpoint:
         trainer = build_trainer(model, processor, pairs, settings, eval_pairs, callbacks)
         if checkpoint is not None:
@@ -225,6 +237,10 @@ def pretrain(
         if train(trainer, checkpoint):
             trainer.save_model()
             trainer.save_state()  # a card reads it there, even where no checkpoint is kept
+        elif held_out is not None and Calibration.of_model(settings.output, trainer.model) is not None:
+            held_out = None
+        if held_out is not None and trainer.is_world_process_zero():
+            calibrate_on(settings.output, held_out, settings.seed)
     return trainer
 
 

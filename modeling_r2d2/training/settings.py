@@ -114,6 +114,11 @@ class PretrainingSettings(RunSettings):
         "With the recipe ranker, how the image tower's states of all pictures are kept in OUTPUT.states; none: they "
         "are made anew for each batch. The default is float32, as the tower gives them.",
     )
+    calibrate: bool = setting(
+        True,
+        "With the recipe ranker, calibrate at the end, on --eval-data or, without it, on a twentieth of the pairs (at "
+        "most 500) that is left out of training.",
+    )
     mask_ratio: float | None = setting(
         None,
         "The share of text tokens that are masked, in the mean of texts of every length (0.15 in the paper), for MLM. "
