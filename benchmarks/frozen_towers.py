@@ -2,9 +2,10 @@
 
     python benchmarks/frozen_towers.py [--quick] [--seeds 0 1 2] [--seconds 300] [--part 0/2]
 
-On the trained towers of `warm.py`, on scenes and on names, by CPU seconds of one core; what the ranker's seconds hold
-is the encoding of its pairs, too. Its match probability is calibrated on Samsung, which nothing trains on, by uniformly
-drawn wrong pairs; Twitter and Windows are for the table. Resumes cell by cell.
+On towers that `warm.py` trains on single emoji to a plateau, with scenes, of which they have seen none, and with the
+names that they know; by CPU seconds of one core, of which the ranker's hold the encoding of its pairs, too. Its match
+probability is calibrated on Samsung, which nothing trains on, by uniformly drawn wrong pairs; Twitter and Windows are
+for the table. Resumes cell by cell.
 """
 
 import json
@@ -22,7 +23,8 @@ from calibration import Encoded
 from cells import key_of, study_folder, write_result
 from common import Check, Table, add_part, arguments, finish
 from rich.console import Console
-from warm import BATCH, CHOICE, LEARNING_RATE, STUDIES, VENDORS, StepSeconds, recalls, trainer_of, warm_towers
+from transformers import set_seed
+from warm import BATCH, CHOICE, LEARNING_RATE, STUDIES, VENDORS, StepSeconds, recalls, warm_towers
 
 from modeling_r2d2.cli.demo_settings import TEST_VENDORS
 from modeling_r2d2.inference.calibrating import load_gallery
@@ -35,8 +37,12 @@ from modeling_r2d2.training.settings import PretrainingSettings, StartingPoint
 from modeling_r2d2.training.start import starting_point
 from modeling_r2d2.training.trainer import R2D2Trainer
 
+#: The towers that a study begins with: they know the names and have seen no scene, as trained towers of someone else
+#: know things and not one's own sentences.
+TOWERS = {"scenes": "things", "names": "names"}
 #: Of scenes, as many as half a minute encodes.
 TWINS = 2000
+RECIPES = ("ranker", "clip")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class FrozenCell:
     """A run: everything that its result depends on."""
 
     study: str
-    system: str
+    recipe: str
     seed: int
     seconds: int
     steps: int
@@ -52,7 +58,7 @@ class FrozenCell:
 
 
 def pairs_of(study: str) -> Pairs:
-    """What the ranker is trained on."""
+    """One's own, for the ranker and for the towers alike."""
     return ScenePairs(VENDORS, twins=TWINS) if study == "scenes" else EmojiPairs(VENDORS, templates=TEMPLATES)
 
 
@@ -61,8 +67,8 @@ def gallery_name(study: str, vendor: str) -> str:
     return f"scenes:{vendor}/{'validation' if vendor == CHOICE else 'test'}" if study == "scenes" else f"emoji:{vendor}"
 
 
-def ranker_trainer(study: str, seed: int, steps: int, output: Path, towers: Path) -> R2D2Trainer:
-    """As `r2d2 pretrain --recipe ranker --model TOWERS`; its pairs are encoded here."""
+def trainer_of(study: str, recipe: str, seed: int, steps: int, output: Path, towers: Path) -> R2D2Trainer:
+    """As `r2d2 pretrain --recipe RECIPE --model TOWERS`; the ranker's pairs are encoded here."""
     settings = PretrainingSettings(
         output=output,
         overwrite=True,
@@ -70,33 +76,36 @@ def ranker_trainer(study: str, seed: int, steps: int, output: Path, towers: Path
         per_device_train_batch_size=BATCH,
         learning_rate=LEARNING_RATE,
         weight_decay=0.1,
-        recipe="ranker",
+        recipe=recipe,
+        augmentation=None if recipe == "ranker" else STUDIES[study].augmentation,
+        augment=recipe != "ranker",
+        channels_last=True,
         seed=seed,
         dataloader_num_workers=0,
         logging_steps=max(steps // 10, 1),
         save_steps=0,
         arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused", "disable_tqdm": True},
     )
-    torch.manual_seed(seed)
-    model, processor = starting_point(StartingPoint(model=towers, ranker_layers=1), pairs := pairs_of(study), True)
+    set_seed(seed)
+    layers = 1 if recipe == "ranker" else None
+    pairs = pairs_of(study)
+    model, processor = starting_point(StartingPoint(model=towers, ranker_layers=layers), pairs, recipe == "ranker")
     return build_trainer(model, processor, pairs, settings)
 
 
 def costs(study: str, folder: Path, towers: Path, quick: bool) -> dict[str, float]:
-    """CPU seconds of encoding the pairs and of a step of either, once; kept beside the cells."""
-    file = folder / f"seconds-{key_of([study, str(towers), TWINS])}.json"
+    """CPU seconds of what comes before, the encoding of the pairs, and of a step of either, once; kept beside the
+    cells."""
+    file = folder / f"seconds-{key_of([study, towers.name, TWINS])}.json"
     if not file.is_file():
         run, found = folder / "timing.run", {}
-        for system in ("ranker", "plain"):
-            started, clock, steps = time.process_time(), StepSeconds(), 3 if quick else 30
-            if system == "ranker":
-                trainer = ranker_trainer(study, 0, steps, run, towers)
-                found["encoding"] = time.process_time() - started
-            else:
-                trainer = trainer_of(study, "plain", 0, steps, run, towers)
+        for recipe in RECIPES:
+            started, clock = time.process_time(), StepSeconds()
+            trainer = trainer_of(study, recipe, 0, 3 if quick else 30, run, towers)
+            found[f"before {recipe}"] = time.process_time() - started
             trainer.add_callback(clock)
             trainer.train()
-            found[system] = statistics.median(clock.seconds[1:])
+            found[recipe] = statistics.median(clock.seconds[1:])
             shutil.rmtree(run, ignore_errors=True)
         write_result(file, found)
     return json.loads(file.read_text(encoding="utf-8"))
@@ -122,14 +131,11 @@ def run_cell(cell: FrozenCell, folder: Path, towers: Path) -> dict[str, Any]:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     output, started = folder / f"{file.stem}.run", time.process_time()
-    if cell.system == "ranker":
-        trainer = ranker_trainer(cell.study, cell.seed, cell.steps, output, towers)
-    else:
-        trainer = trainer_of(cell.study, "plain", cell.seed, cell.steps, output, towers)
+    trainer = trainer_of(cell.study, cell.recipe, cell.seed, cell.steps, output, towers)
     trainer.train()
     seconds = time.process_time() - started
     vendors = {vendor: recalls(trainer, cell.study, vendor) for vendor in (CHOICE, *TEST_VENDORS)}
-    if cell.system == "ranker":
+    if cell.recipe == "ranker":
         for vendor in TEST_VENDORS:
             vendors[vendor] |= calibration_error(trainer, cell.study, vendor)
     result = {"cell": asdict(cell), "cpu_seconds": round(seconds, 1), "vendors": vendors}
@@ -143,8 +149,7 @@ def table_of(results: list[dict[str, Any]], quick: bool) -> Table:
     rows, checks = [], []
     for study in dict.fromkeys(r["cell"]["study"] for r in results):
         ours, more = (
-            [r for r in results if (r["cell"]["study"], r["cell"]["system"]) == (study, system)]
-            for system in ("ranker", "plain")
+            [r for r in results if (r["cell"]["study"], r["cell"]["recipe"]) == (study, recipe)] for recipe in RECIPES
         )
         for vendor in (CHOICE, *TEST_VENDORS):
             figures = [r["vendors"][vendor] for r in ours]
@@ -161,8 +166,8 @@ def table_of(results: list[dict[str, Any]], quick: bool) -> Table:
                 wanted = 5.0 if study == "scenes" else 0.0
                 checks.append(Check(f"points that the ranker adds, {study}, {vendor}", gained, wanted, ">=", ".1f"))
     cell, seeds = results[0]["cell"], len({r["cell"]["seed"] for r in results})
-    ranker = next(r["cell"]["steps"] for r in results if r["cell"]["system"] == "ranker")
-    plain = next(r["cell"]["steps"] for r in results if r["cell"]["system"] == "plain")
+    ranker = next(r["cell"]["steps"] for r in results if r["cell"]["recipe"] == "ranker")
+    plain = next(r["cell"]["steps"] for r in results if r["cell"]["recipe"] == "clip")
     return Table(
         "frozen_towers",
         "A ranker on frozen towers",
@@ -186,27 +191,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.set_defaults(threads=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=int, default=300, help="of each run (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=["scenes", "names"], default=["scenes", "names"])
+    parser.add_argument("--only", nargs="+", choices=list(TOWERS), default=list(TOWERS))
     add_part(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     folder, warm, console = study_folder("frozen_towers", options.quick), study_folder("warm", options.quick), Console()
-    assert set(options.only) <= set(STUDIES)
     cells, places = [], {}
     for seed in [0] if options.quick else options.seeds:
         for study in options.only:
-            places[study] = towers = warm_towers(study, warm, options.quick)
+            places[study] = towers = warm_towers(TOWERS[study], warm, options.quick)
             cost = costs(study, folder, towers, options.quick)
-            for system in ("ranker", "plain"):
-                left = options.seconds - (cost["encoding"] if system == "ranker" else 0.0)
-                steps = 2 if options.quick else max(round(left / cost[system]), 1)
-                cells.append(FrozenCell(study, system, seed, options.seconds, steps, towers.name))
+            for recipe in RECIPES:
+                left = options.seconds - cost[f"before {recipe}"]
+                steps = 2 if options.quick else max(round(left / cost[recipe]), 1)
+                cells.append(FrozenCell(study, recipe, seed, options.seconds, steps, towers.name))
     part, parts = options.part
     results = []
     for number, cell in list(enumerate(cells, 1))[part::parts]:
         results.append(run_cell(cell, folder, places[cell.study]))
         shown = " ".join(f"{name} {value:.1f}" for name, value in results[-1]["vendors"][CHOICE].items())
-        console.print(f"{number}/{len(cells)} {cell.study} {cell.system} seed {cell.seed}: {shown}", highlight=False)
+        console.print(f"{number}/{len(cells)} {cell.study} {cell.recipe} seed {cell.seed}: {shown}", highlight=False)
     return 0 if parts > 1 else finish(table_of(results, options.quick), options.tables)
 
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Study:
         towers: the study whose towers it takes; None: its own.
         begins: the study whose towers they begin with.
         seconds: of each system.
+        augmentation: of the pictures.
     """
 
     pairs: Callable[[int], Pairs]
@@ -92,6 +93,7 @@ class Study:
     towers: str | None = None
     begins: str | None = None
     seconds: tuple[int, ...] = (200,)
+    augmentation: BatchAugmentation = field(default_factory=BatchAugmentation)
 
 
 def scene_gallery(vendor: str) -> ScenePairs:
@@ -104,10 +106,13 @@ def noisy(seed: int) -> NoisyPairs:
     return NoisyPairs(list(VENDORS), WRONG, seed, templates=TEMPLATES)
 
 
-#: What towers alone are trained on: one emoji somewhere on a canvas.
-BEGINNINGS = {
-    "single": Study(lambda seed: ScenePairs(VENDORS, twins=TWINS, kinds=["alone"]), scene_gallery, warm_steps=500)
-}
+#: Captions of scenes name colors, and every emoji.
+WHOLE = BatchAugmentation(shuffle_channels=0, grayscale=0, erase=0)
+#: What towers alone are trained on: one emoji somewhere on a canvas, for a while and to a plateau.
+_SINGLE = Study(
+    lambda seed: ScenePairs(VENDORS, twins=TWINS, kinds=["alone"]), scene_gallery, warm_steps=500, augmentation=WHOLE
+)
+BEGINNINGS = {"single": _SINGLE, "things": replace(_SINGLE, warm_steps=2000)}
 STUDIES = {
     "scenes": Study(
         lambda seed: ScenePairs(VENDORS, twins=TWINS),
@@ -115,6 +120,7 @@ STUDIES = {
         warm_steps=4000,
         begins="single",
         seconds=(100, 200, 400),
+        augmentation=WHOLE,
     ),
     "names": Study(lambda seed: EmojiPairs(VENDORS, templates=TEMPLATES), lambda vendor: EmojiPairs([vendor])),
     "concepts": Study(
@@ -167,7 +173,6 @@ def trainer_of(
         new = ("text_image", "image_text", "image_joint", "mlm_head")
         assert not found.unexpected_keys, found
         assert all(name.startswith(new) for name in found.missing_keys), found
-    whole = study in ("scenes", "single")
     settings = PretrainingSettings(
         output=output,
         overwrite=True,
@@ -176,8 +181,7 @@ def trainer_of(
         learning_rate=rate,
         weight_decay=0.1,
         recipe=recipe,
-        # captions of scenes name colors, and every emoji
-        augmentation=BatchAugmentation(shuffle_channels=0, grayscale=0, erase=0) if whole else BatchAugmentation(),
+        augmentation=ALL[study].augmentation,
         channels_last=True,
         seed=seed,
         dataloader_num_workers=0,
