@@ -35,6 +35,7 @@ BENCHMARKS = (
     "noise",
     "systems",
     "warm",
+    "frozen_towers",
     "text_to_image",
 )
 #: Tables by another name than the script's.
