@@ -33,6 +33,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "R2D2ForConditionalGeneration": ("image-text-to-text", "captioning"),
     "BriVLModel": ("zero-shot-image-classification", "retrieval"),
     "BriVLForPreTraining": ("zero-shot-image-classification", "retrieval"),
+    "BriVLForImageTextRetrieval": ("zero-shot-image-classification", "retrieval"),
+    "BriVLForImageTextMatching": ("zero-shot-image-classification", "matching"),
     "WukongModel": ("zero-shot-image-classification", "retrieval"),
 }
 #: What is shown of the training arguments, in this order.

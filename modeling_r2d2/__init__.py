@@ -43,7 +43,7 @@ _MODULES = {
     "model.pipeline_image_text_matching": ["R2D2ImageTextMatchingPipeline"],
     "model.pipeline_text_to_image": ["R2D2TextToImagePipeline"],
     "model.pipeline_zero_shot_image_classification": ["R2D2ZeroShotImageClassificationPipeline"],
-    "model.pretraining_brivl": ["BriVLForPreTraining"],
+    "model.pretraining_brivl": ["BriVLForImageTextMatching", "BriVLForImageTextRetrieval", "BriVLForPreTraining"],
     "model.pretraining_r2d2": [
         "R2D2FeatureGuidance",
         "R2D2ForPreTraining",
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     from .model.pipeline_image_text_matching import R2D2ImageTextMatchingPipeline
     from .model.pipeline_text_to_image import R2D2TextToImagePipeline
     from .model.pipeline_zero_shot_image_classification import R2D2ZeroShotImageClassificationPipeline
-    from .model.pretraining_brivl import BriVLForPreTraining
+    from .model.pretraining_brivl import BriVLForImageTextMatching, BriVLForImageTextRetrieval, BriVLForPreTraining
     from .model.pretraining_r2d2 import (
         R2D2FeatureGuidance,
         R2D2ForPreTraining,
@@ -127,6 +127,8 @@ register_present()
 
 __all__ = [
     "BriVLConfig",
+    "BriVLForImageTextMatching",
+    "BriVLForImageTextRetrieval",
     "BriVLForPreTraining",
     "BriVLImageProcessor",
     "BriVLModel",

@@ -11,15 +11,18 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from ..inference.finite import to_json
 from ..inference.identity import weights_digest
-from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report
+from ..inference.loading import check_loading, load_config, load_processor, load_whole, load_with_report, model_type
 from ..inference.prompts import class_embeddings
 from ..jobs.outputs import ADAPTER_FOLDER
 from ..jobs.runs import run_folder, train
 from ..model.captioning_r2d2 import R2D2ForConditionalGeneration
+from ..model.configuration_brivl import BriVLConfig
 from ..model.configuration_r2d2 import R2D2Config
 from ..model.image_classification_r2d2 import R2D2ForImageClassification
 from ..model.image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from ..model.modeling_r2d2 import R2D2ForImageTextMatching, R2D2Model
+from ..model.pretraining_brivl import BriVLForImageTextMatching, BriVLForImageTextRetrieval
+from ..model.processing_brivl import BriVLProcessor
 from ..model.processing_r2d2 import R2D2Processor
 from ..model.two_towers_r2d2 import require_ranker
 from ..processing.augmentation import R2D2Augmentation
@@ -47,6 +50,11 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "caption": R2D2ForConditionalGeneration,
     "classification": R2D2ForImageClassification,
 }
+#: The same of a BriVL.
+BRIVL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "retrieval": BriVLForImageTextRetrieval,
+    "matching": BriVLForImageTextMatching,
+}
 #: Parts that may begin at random.
 FRESH = ("mlm_head.", "classifier.")
 #: Parts that the loss of a task does not read: they do not train, nor wait for gradients on several workers.
@@ -69,8 +77,14 @@ def load_for(
         ValueError: matching or captions on a model without a ranker; a classifier without classes; a folder of another
             model, or one that lacks weights of the towers or the ranker.
     """
-    config = load_config(R2D2Config, source)
-    processor = load_processor(R2D2Processor, source)
+    known: tuple[Any, Any, Any] = (R2D2Config, R2D2Processor, MODEL_CLASSES)
+    if model_type(source) == BriVLConfig.model_type:
+        known = (BriVLConfig, BriVLProcessor, BRIVL_CLASSES)
+    config_class, processor_class, model_classes = known
+    if task not in model_classes:
+        raise ValueError(f"{source} is a BriVL, which is fine-tuned for {' and '.join(model_classes)}, not for {task}")
+    config = load_config(config_class, source)
+    processor = load_processor(processor_class, source)
     if task in ("matching", "caption"):
         require_ranker(config, f"the task {task}", place=source)
     if task == "classification":
@@ -78,7 +92,7 @@ def load_for(
             raise ValueError("a classifier needs its classes")
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
-    model, info = load_with_report(MODEL_CLASSES[task], source, config=config)
+    model, info = load_with_report(model_classes[task], source, config=config)
     check_loading(model, info, source, fresh=FRESH)
     if isinstance(model, R2D2ForConditionalGeneration):
         model.set_special_tokens(processor.tokenizer)

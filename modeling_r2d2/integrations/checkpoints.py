@@ -87,6 +87,10 @@ def read_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     return stripped
 
 
+#: So many misshapen tensors are named.
+_SHOWN = 8
+
+
 @dataclass(frozen=True)
 class StoredOtherwise:
     """Tensors that a checkpoint lays out otherwise than a model.
@@ -126,6 +130,7 @@ def rename_tensors(
     """
     converted: dict[str, Tensor] = {}
     problems: list[str] = []
+    misshapen: list[str] = []
     origin: dict[str, str] = {}
     for name, tensor in state_dict.items():
         targets = names_of(name)
@@ -143,7 +148,7 @@ def rename_tensors(
         shape = stored.shape(whole) if otherwise else whole
         counts = targets[0].endswith("num_batches_tracked")
         if tuple(tensor.shape) != shape or tensor.is_floating_point() == counts:
-            problems.append(f"misshapen tensor: {name} is {described(tensor)}, expected {shape}")
+            misshapen.append(f"misshapen tensor: {name} is {described(tensor)}, expected {shape}")
             continue
         own = stored.arranged(tensor) if otherwise else tensor
         converted.update(zip(targets, own.chunk(len(targets)) if wanted else [own], strict=True))
@@ -153,6 +158,9 @@ def rename_tensors(
         problems.append(
             f"unknown tensors: {listed(report.unknown)} (allow_unknown=True, --allow-unknown: leave them out)"
         )
+    problems += misshapen[:_SHOWN]
+    if more := misshapen[_SHOWN:]:
+        problems.append(f"… and {len(more)} more misshapen tensors")
     if problems:
         raise CheckpointError("\n".join(problems))
     return converted

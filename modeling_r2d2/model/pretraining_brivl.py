@@ -1,7 +1,9 @@
-"""BriVL in training: all that `R2D2ForPreTraining` does, on BriVL's towers. This file travels to the Hub beside the
+"""BriVL in training: what R2D2's classes of training do, on BriVL's towers. This file travels to the Hub beside the
 weights, so it imports only flat siblings."""
 
+from .image_text_retrieval_r2d2 import R2D2ForImageTextRetrieval
 from .modeling_brivl import BriVLModel
+from .modeling_r2d2 import R2D2ForImageTextMatching
 from .pretraining_r2d2 import R2D2ForPreTraining
 
 
@@ -12,4 +14,16 @@ class BriVLForPreTraining(BriVLModel, R2D2ForPreTraining):
     _auto_class = "AutoModelForPreTraining"
 
 
-__all__ = ["BriVLForPreTraining"]
+class BriVLForImageTextRetrieval(BriVLModel, R2D2ForImageTextRetrieval):
+    """`R2D2ForImageTextRetrieval` with BriVL's towers."""
+
+    _auto_class = "AutoModelForPreTraining"
+
+
+class BriVLForImageTextMatching(BriVLModel, R2D2ForImageTextMatching):
+    """`R2D2ForImageTextMatching` with BriVL's towers and a ranker on them."""
+
+    _auto_class = "AutoModelForImageTextMatching"
+
+
+__all__ = ["BriVLForImageTextMatching", "BriVLForImageTextRetrieval", "BriVLForPreTraining"]

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, pipeline
 from typer.testing import CliRunner
 
-from modeling_r2d2 import BriVLForPreTraining
+from modeling_r2d2 import BriVLForPreTraining, BriVLModel
 from modeling_r2d2.cli import app
 from modeling_r2d2.inference.loading import load_whole
 from modeling_r2d2.inference.models import load_model
@@ -120,3 +120,30 @@ def test_sentence_transformers(place):
     encoder = sentence_transformer(place / "model", device="cpu")
     found = encoder.encode(list(golden.meta(CASE)["texts"]))
     np.testing.assert_allclose(found, arrays(CASE)["text_embed"].numpy(), atol=1e-5)
+
+
+def test_finetune(place, tmp_path):
+    own = ("--epochs", "1", "--batch-size", "4", "--workers", "0", "--output", tmp_path / "run")
+    run("finetune", "retrieval", "--model", place / "model", "--data", place / "pairs.jsonl", *own)
+    tuned, start = (load_whole(BriVLModel, each) for each in (tmp_path / "run", place / "model"))
+    assert not torch.equal(tuned.text_projection[0].weight, start.text_projection[0].weight)
+    run("card", tmp_path / "run")
+    own = (*own[:-1], tmp_path / "other")
+    refused = invoke("finetune", "classification", "--model", place / "model", "--data", place / "classes", *own)
+    assert "fine-tuned for retrieval and matching" in str(refused.exception)
+    refused = invoke("finetune", "matching", "--model", place / "model", "--data", place / "pairs.jsonl", *own)
+    assert "needs a ranker" in str(refused.exception)
+
+
+def test_two_stages_by_a_ranker_on_its_towers(place, tmp_path):
+    """Trained on the states of its regions and tokens, which stay as they are (ours: the authors have no ranker)."""
+    own = ("--steps", "2", "--batch-size", "3", "--workers", "0", "--output", tmp_path / "ranked")
+    run("pretrain", "--recipe", "ranker", "--model", place / "model", "--data", place / "pairs.jsonl", *own)
+    ranked, start = (load_whole(BriVLModel, each) for each in (tmp_path / "ranked", place / "model"))
+    assert ranked.can_rank
+    held = ranked.state_dict()
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(held[name], tensor), name
+    run("index", place / "images", "--model", tmp_path / "ranked", "--output", tmp_path / "index", "--keep", "states")
+    (found,) = json.loads(invoke("search", tmp_path / "index", TEXTS[0], "--format", "json").stdout)
+    assert all(0 < hit["match_probability"] < 1 for hit in found["hits"][:3])
