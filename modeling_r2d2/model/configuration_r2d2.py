@@ -342,12 +342,14 @@ class R2D2Config(PreTrainedConfig):
 
 
 def ranker_beside(text_config: PreTrainedConfig, width: int) -> dict[str, Any]:
-    """Width, heads and intermediate width of cross encoders beside a text tower whose states are `width` wide: the
-    tower's own, or as many heads and as many times the width as fit."""
+    """Width, heads, intermediate width and dropout of cross encoders beside a text tower whose states are `width` wide:
+    the tower's own, or as many heads and as many times the width as fit; dropout as BERT's where it names none."""
+    dropout = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     return {
         "hidden_size": width,
         "num_attention_heads": math.gcd(width, text_config.num_attention_heads),
         "intermediate_size": text_config.intermediate_size * width // text_config.hidden_size,
+        **{name: getattr(text_config, name) for name in dropout if hasattr(text_config, name)},
     }
 
 

@@ -10,7 +10,7 @@ latest, for the fused score rests on that draw (`inference.scoring`); every cand
 occurs, so that there m(j) is 1.
 
 A pair costs D · (I + T) multiplications of D-dimensional embeddings: a batch of 128 in a set of 100,000 pictures and as
-many texts at D = 512 about a second of one core, which loader processes (`--workers`) share.
+many texts at D = 512 half a second of one core, which loader processes (`--workers`) share.
 """
 
 from collections.abc import Hashable, Sequence

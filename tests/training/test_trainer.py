@@ -88,7 +88,8 @@ def assert_equal(first: dict, second: dict):
 
 
 def test_every_part_of_the_loss_is_logged(processor, tmp_path):
-    trainer = build_trainer(model(), processor, Colors(), settings(tmp_path, eval_steps=3), eval_pairs=Colors())
+    options = settings(tmp_path, eval_steps=3, mask_ratio=0.15)
+    trainer = build_trainer(model(), processor, Colors(), options, eval_pairs=Colors())
     trainer.train()
     first = trainer.state.log_history[0]
     parts = first["loss_gcpr"] + first["loss_fgr"] + first["loss_mlm"]
