@@ -56,7 +56,7 @@ class R2D2ZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
 
         Raises:
             ValueError: no labels, a template without `{}`, a picture that cannot be read, `use_ranker` on a model
-                without a ranker (PRD2, Wukong).
+                without a ranker (PRD2, Wukong, BriVL).
         """
         if "images" in kwargs:
             image = kwargs.pop("images")

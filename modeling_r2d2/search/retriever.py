@@ -68,7 +68,7 @@ class R2D2Retriever:
     ```
 
     Args:
-        model: an R2D2 (pre-ranking and ranking), PRD2 or Wukong (pre-ranking alone).
+        model: an R2D2 (pre-ranking and ranking), PRD2, Wukong or BriVL (pre-ranking alone).
         processor: the model's.
         index: an index that this model made; None: only `match` and `heat_map`.
         calibration: of the match probability; None: as the model gives it.
@@ -192,7 +192,7 @@ class R2D2Retriever:
         """Search by texts, or by pictures; a batch of queries shares the work on pictures that several of them need.
 
         text → image and image → text are ranked by both stages; image → image by cosine, since the ranker compares
-        texts with pictures. A model without a ranker (PRD2, Wukong) orders everything by cosine; a token-wise one by
+        texts with pictures. A model without a ranker (PRD2, BriVL) orders everything by cosine; a token-wise one by
         its similarity of the query with each picture or caption, and has none for two pictures.
 
         Args:

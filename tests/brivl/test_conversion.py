@@ -115,6 +115,9 @@ def test_the_folder_loads_by_auto_classes(folder, tmp_path):
     torch.testing.assert_close(output.text_embeds, arrays(CASE)["text_embed"][:1], atol=1e-6, rtol=0)
     trained = BriVLForPreTraining.from_pretrained(folder)
     trained.save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["auto_map"]
+    assert held["AutoModelForPreTraining"] == "pretraining_brivl.BriVLForPreTraining"
+    assert all((tmp_path / f"{reference.partition('.')[0]}.py").is_file() for reference in held.values())
     again, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is BriVLModel
     assert not any(info.values())
