@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_r2d2 import R2D2Config, R2D2Model
+from modeling_r2d2.inference.packing import pack, unpack
 from modeling_r2d2.inference.ranker import FastRanker, MatchLogits, RankedImages, RankedTexts
 from modeling_r2d2.inference.scoring import TwoStageScore
 from modeling_r2d2.model.modeling_r2d2 import match_probability
-from modeling_r2d2.search.cache import pack, unpack
 
 PADDED = 64
 TINY = {

@@ -376,5 +376,5 @@ def test_json_csv_and_sheets(retriever, tmp_path):
 
 def test_models_of_another_kind_are_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="a model of type 'bert'; search needs an R2D2, PRD2 or Wukong"):
+    with pytest.raises(ValueError, match="a model of type 'bert'; search needs an R2D2, PRD2, Wukong or BriVL"):
         load_model(tmp_path / "bert")
