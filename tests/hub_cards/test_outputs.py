@@ -57,7 +57,7 @@ def test_pre_training(trained):
     assert found["batch size per worker"] == "4"
     assert found["learning rate"] == "0.0001"
     assert found["seed"] == "5"
-    assert {"loss_fgr", "loss_mlm"} <= set(found["losses"].split(", "))
+    assert {"loss_fgr", "loss_gcpr"} <= set(found["losses"].split(", "))
     assert float(found["last logged loss"]) > 0
     assert "They were pre-trained with" in card.text
     assert "resnet" in found["image tower"]

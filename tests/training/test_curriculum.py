@@ -153,7 +153,7 @@ def test_two_processes(tmp_path):
 
 def test_recipes():
     recipe = find_recipe("r2d2").adapted(1000, distil=False, rank_from=0.3)
-    assert str(recipe) == "GCPR + FGR + MLM, ranking from 0.3 of the run on"
+    assert str(recipe) == "GCPR + FGR, ranking from 0.3 of the run on"
     [begins] = recipe.callbacks()
     assert (begins.rank_from, begins.negative_ramp) == (0.3, 0.5)
     assert Recipe().rank_from == 0
