@@ -3,7 +3,7 @@
     python benchmarks/systems.py [--quick] [--seeds 0 1 2] [--study steps|time|tune] [--systems …] [--part 0/2]
 
 Every system is a recipe of one trainer, on the same pairs, pictures and image tower. Equal time: each gets as many
-steps as fit into the time that R2D2 takes. "tune" runs the free choices of BriVL and Wukong with Samsung held out.
+steps as fit into the time that R2D2 takes. "tune" runs the free choices of BriVL, Wukong and R2D2, Samsung held out.
 Resumes cell by cell; `--part i/n` runs every n-th cell and draws nothing.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import MOMENTUM, VARIANTS, _step_of, seeds_line, spread
+from ablation import MOMENTUM, TARGETS, VARIANTS, _step_of, seeds_line, spread
 from cells import Cell, mean_recall, recall, study_folder, write_result
 from common import TABLES, Table, add_part, arguments, finish, interleave, median
 from r2d2_step import batch_of
@@ -68,6 +68,11 @@ CHOICES = [
         for momentum in momentums
     ),
     *(("Wukong", RECIPES["wukong"], tokens) for tokens in (2, 4, 6)),
+    ("CLIP", RECIPES["clip"], REDUCED_TOKENS),
+    *(
+        ("R2D2", replace(RECIPES["r2d2"], **changes), REDUCED_TOKENS)
+        for changes in ({}, {"masking": True}, {"target_guided": TARGETS, "momentum": MOMENTUM}, {"negative_ramp": 0.0})
+    ),
 ]
 FIGURES = {
     "t→i": ("pre_ranking", "text_to_image"),
@@ -190,6 +195,8 @@ def choice_of(cell: SystemCell) -> str:
     """The system with its free choices."""
     if isinstance(cell.recipe, BriVLRecipe):
         return f"{cell.system} (queue {cell.recipe.dual_queue.queue_size}, m {cell.recipe.momentum})"
+    if cell.system == "R2D2":
+        return f"R2D2 ({cell.recipe}, hard from {cell.recipe.negative_ramp:g})"
     return f"{cell.system} ({cell.reduced_tokens} tokens)" if cell.system == "Wukong" else cell.system
 
 
@@ -295,7 +302,7 @@ def table_of(study: str, results: dict[str, list[dict]], found: dict[str, dict[s
         "tune": "Chosen here, so that the test vendors decide nothing.",
     }[study]
     cost = {} if study == "tune" else {"s/step": ".3f", "MB": ".0f", "M param.": ".2f"}
-    title = "Choices of BriVL and Wukong, Samsung held out" if study == "tune" else f"Systems at equal {study}"
+    title = "Choices of BriVL, Wukong and R2D2, Samsung held out" if study == "tune" else f"Systems at equal {study}"
     return Table(
         f"systems_{study}",
         title,
