@@ -101,7 +101,8 @@ def refuse_untaken(values: Mapping[str, Any], place: str | PathLike) -> None:
         place: where it is, for messages.
 
     Raises:
-        LoadingError: one of images of many sizes (NaFlex), one with code of its own; says what to take instead.
+        LoadingError: one of images of many sizes (NaFlex), one with code of its own, another kind with two towers; says
+            what to take instead.
     """
     kind = values.get("model_type")
     if kind in _NAFLEX:
@@ -114,6 +115,8 @@ def refuse_untaken(values: Mapping[str, Any], place: str | PathLike) -> None:
             f"{place} is a {kind!r} whose code is its own, not transformers'; what it computes cannot be taken over "
             f"exactly: take a model of transformers' own classes ({_known()}), or use it with sentence-transformers"
         )
+    if kind not in (None, *OWN_TYPES, *DUAL_ENCODERS) and {"text_config", "vision_config"} <= values.keys():
+        raise LoadingError(f"{place} is a {kind!r}, of which no R2D2 can be made: take one of {_known()}")
 
 
 def _known() -> str:

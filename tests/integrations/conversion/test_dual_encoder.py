@@ -196,15 +196,23 @@ def test_sources_that_are_not_taken_over(sources, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("naflex", "NaFlex kind"), ("jina", "whose code is its own")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("naflex", "NaFlex kind"),
+        ("jina", "whose code is its own"),
+        ("clipseg", "is a 'clipseg', of which no R2D2 can be made: take one of"),
+    ],
+)
 def test_every_verb_says_why_a_source_is_not_taken_over(sources, name, message, tmp_path):
     """One line, whoever loads it."""
     folder = tmp_path / name
     if name == "naflex":
         Siglip2Config().save_pretrained(folder)
-    else:  # with all that a repository of its own code holds beside it
+    else:  # with all that a repository of another kind holds beside it
         shutil.copytree(sources["clip"], folder)
-        edit(folder, model_type="jina_clip", auto_map={"AutoModel": "modeling_clip.JinaCLIPModel"})
+        own_code = {"auto_map": {"AutoModel": "modeling_clip.JinaCLIPModel"}} if name == "jina" else {}
+        edit(folder, model_type={"jina": "jina_clip"}.get(name, name), **own_code)
     tiny_image(0).save(tmp_path / "0.png")
     (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "text": "猫"}\n', encoding="utf-8")
     data, out = ("--data", tmp_path / "pairs.jsonl"), ("--output", tmp_path / "out")
