@@ -144,7 +144,7 @@ def test_rates_of_parts():
     ],
 )
 def test_on_the_command_line(data, option, value, name):  # noqa: F811
-    result = runner.invoke(app, arguments(data, option, value))
+    result = runner.invoke(app, arguments(data, "--distil", option, value))
     assert result.exit_code != 0
     assert isinstance(result.exception, ValueError), result.output
     assert f"{name} is " in str(result.exception)

