@@ -66,12 +66,12 @@ def test_inputs_that_are_refused(model, processor):
     ):
         with pytest.raises(ValueError, match=message):
             model(**arguments)
-    picture = tiny_image()
+    image = tiny_image()
     for arguments, message in (
         ({"text": "好", "boxes": [[0, 0, 1, 1]]}, "boxes are of pictures"),
-        ({"images": [picture] * 2, "boxes": [[[0, 0, 1, 1]]]}, "2 pictures and boxes of 1"),
-        ({"images": picture, "boxes": [[0, 0, 1]]}, "not four numbers each"),
-        ({"images": picture, "boxes": [[0, 0, 1, float("nan")]]}, "not finite"),
+        ({"images": [image] * 2, "boxes": [[[0, 0, 1, 1]]]}, "2 pictures and boxes of 1"),
+        ({"images": image, "boxes": [[0, 0, 1]]}, "not four numbers each"),
+        ({"images": image, "boxes": [[0, 0, 1, float("nan")]]}, "not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             processor(return_tensors="pt", **arguments)
@@ -79,18 +79,18 @@ def test_inputs_that_are_refused(model, processor):
 
 def test_boxes_are_brought_to_the_size_of_the_model(processor):
     """Of any kind of picture; a picture without boxes has the whole alone."""
-    picture = tiny_image().resize((60, 30))
-    made = processor(images=[picture, picture], boxes=[[[6, 3, 30, 30]], []], return_tensors="pt")
+    image = tiny_image().resize((60, 30))
+    made = processor(images=[image, image], boxes=[[[6, 3, 30, 30]], []], return_tensors="pt")
     assert made["boxes"].tolist() == [[[12, 12, 60, 120], [0, 0, 120, 120]], [[0, 0, 120, 120], [0, 0, 0, 0]]]
     assert made["box_mask"].tolist() == [[1, 1], [1, 0]]
-    one = processor(images=picture, boxes=[[6, 3, 30, 30]], return_tensors="pt")
+    one = processor(images=image, boxes=[[6, 3, 30, 30]], return_tensors="pt")
     assert torch.equal(one["boxes"], made["boxes"][:1])
-    many = processor(images=picture, boxes=[[0, 0, 1, 1]] * 99, return_tensors="pt")
+    many = processor(images=image, boxes=[[0, 0, 1, 1]] * 99, return_tensors="pt")
     assert many["boxes"].shape == (1, processor.max_boxes, 4)
 
 
 @torch.no_grad()
-def test_random_weights_tell_pictures_apart(model):
+def test_random_weights_tell_images_apart(model):
     """The library's own beginning of batch norms would leave next to nothing of a picture in training."""
     whole = copy.deepcopy(model).train()
     feature_map = whole.vision_model.backbone.feature_map(torch.randn(2, 3, 120, 120))
