@@ -11,7 +11,7 @@ from modeling_r2d2.hub_cards.checking import code_blocks
 from .pages import PAGES, ROOT, anchors, in_chinese, inline_commands, links, shell_commands, text_of
 
 #: Programs that other projects bring.
-FOREIGN = {"pip", "img2dataset", "hf", "make", "source"}
+FOREIGN = {"pip", "python3", "img2dataset", "hf", "make", "source"}
 
 
 def find_verb(words):

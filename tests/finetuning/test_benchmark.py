@@ -34,6 +34,6 @@ def test_quick_run_of_lora(tmp_path, monkeypatch, capsys):
         for name in ("finetuning", "common"):
             sys.modules.pop(name, None)
     figures = json.loads((tmp_path / "finetuning.json").read_text(encoding="utf-8"))
-    assert len(figures["rows"]) == 8  # two vendors, two stages, two ways
+    assert len(figures["rows"]) == 12  # two vendors, pre-ranking and two scores, two ways
     assert all(0 <= row["after"] <= 100 for row in figures["rows"])
     assert "240 pairs of 60 pictures" in capsys.readouterr().out
