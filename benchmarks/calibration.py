@@ -8,6 +8,7 @@ drawn uniformly, or as FGR draws its negatives (by the first model; the same lis
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,16 +42,19 @@ class Encoded:
         texts, images = (encode_texts(model, processor, gallery.texts), encode_images(model, processor, gallery.images))
         return cls(model, gallery, texts, images)
 
+    @cached_property
+    def similarity(self) -> Tensor:
+        """s/τ of every text and picture."""
+        return similarity_logits(self.model, self.texts, self.images)
+
     def draw(self, negatives: str, per_positive: int | None = None) -> PairList:
         """Pairs whose hard negatives are this model's."""
-        logits = similarity_logits(self.model, self.texts, self.images)
-        return draw_pairs(self.gallery.positives(), negatives, per_positive, logits=logits)
+        return draw_pairs(self.gallery.positives(), negatives, per_positive, logits=self.similarity)
 
     def evidence(self, pairs: PairList) -> tuple[Tensor, Tensor]:
         """The model's own log-odds of a match, not calibrated, and s/τ."""
         ranker, index = FastRanker(self.model), (pairs.text_index, pairs.image_index)
-        similarity = similarity_logits(self.model, self.texts, self.images)
-        return ranker.match_log_odds(self.texts, self.images, *index), similarity[index]
+        return ranker.match_log_odds(self.texts, self.images, *index), self.similarity[index]
 
 
 def measure(

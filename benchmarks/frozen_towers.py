@@ -23,17 +23,18 @@ from calibration import Encoded
 from cells import key_of, study_folder, write_result
 from common import Check, Table, add_part, arguments, finish
 from rich.console import Console
+from torch import Tensor
 from transformers import set_seed
-from warm import BATCH, CHOICE, LEARNING_RATE, STUDIES, VENDORS, StepSeconds, recalls, warm_towers
+from warm import BATCH, CHOICE, LEARNING_RATE, STUDIES, VENDORS, StepSeconds, recalls, settings_of, warm_towers
 
 from modeling_r2d2.cli.demo_settings import TEST_VENDORS
-from modeling_r2d2.inference.calibrating import load_gallery
+from modeling_r2d2.inference.calibrating import PairList, load_gallery
 from modeling_r2d2.inference.calibration import fit_log_odds, reliability
 from modeling_r2d2.processing.datasets.emoji import TEMPLATES, EmojiPairs
 from modeling_r2d2.processing.datasets.pair_sets import Pairs
 from modeling_r2d2.processing.datasets.scenes import ScenePairs
 from modeling_r2d2.training.pretraining import build_trainer
-from modeling_r2d2.training.settings import PretrainingSettings, StartingPoint
+from modeling_r2d2.training.settings import StartingPoint
 from modeling_r2d2.training.start import starting_point
 from modeling_r2d2.training.trainer import R2D2Trainer
 
@@ -69,23 +70,8 @@ def gallery_name(study: str, vendor: str) -> str:
 
 def trainer_of(study: str, recipe: str, seed: int, steps: int, output: Path, towers: Path) -> R2D2Trainer:
     """As `r2d2 pretrain --recipe RECIPE --model TOWERS`; the ranker's pairs are encoded here."""
-    settings = PretrainingSettings(
-        output=output,
-        overwrite=True,
-        max_steps=steps,
-        per_device_train_batch_size=BATCH,
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.1,
-        recipe=recipe,
-        augmentation=None if recipe == "ranker" else STUDIES[study].augmentation,
-        augment=recipe != "ranker",
-        channels_last=True,
-        seed=seed,
-        dataloader_num_workers=0,
-        logging_steps=max(steps // 10, 1),
-        save_steps=0,
-        arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused", "disable_tqdm": True},
-    )
+    ours = {"augment": False} if recipe == "ranker" else {"augmentation": STUDIES[study].augmentation}
+    settings = settings_of(recipe, seed, steps, output, learning_rate=LEARNING_RATE, **ours)
     set_seed(seed)
     layers = 1 if recipe == "ranker" else None
     pairs = pairs_of(study)
@@ -106,27 +92,46 @@ def costs(study: str, folder: Path, towers: Path, quick: bool) -> dict[str, floa
             trainer.add_callback(clock)
             trainer.train()
             found[recipe] = statistics.median(clock.seconds[1:])
-            shutil.rmtree(run, ignore_errors=True)
+            remove_run(run)
         write_result(file, found)
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def calibration_error(trainer: R2D2Trainer, study: str, vendor: str) -> dict[str, float]:
-    """Expected calibration error on a vendor, before and after the fit on Samsung."""
+def remove_run(output: Path) -> None:
+    """A run's folder, and what its frozen towers made of the pairs, which counts into the seconds of each."""
+    for folder in (output, output.with_name(f"{output.name}.states")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def calibration_errors(trainer: R2D2Trainer, study: str) -> dict[str, dict[str, float]]:
+    """Expected calibration error on every test vendor, before and after the fit on Samsung."""
     model, processor = trainer.model.eval(), trainer.processing_class
-    fit, test = (Encoded.by(model, processor, load_gallery(gallery_name(study, name))) for name in (CHOICE, vendor))
-    lists = fit.draw("uniform"), test.draw("uniform", 3)
-    (z, s), (test_z, test_s) = fit.evidence(lists[0]), test.evidence(lists[1])
-    fitted = fit_log_odds(z, lists[0].labels, s, lists[0].groups)
-    calibrated = fitted.with_prior(float(lists[1].labels.double().mean())).of_log_odds(test_z, test_s)
-    return {
-        "ECE before": reliability(test_z.sigmoid(), lists[1].labels).error,
-        "ECE after": reliability(calibrated, lists[1].labels).error,
-    }
+
+    def encoded(vendor: str) -> Encoded:
+        return Encoded.by(model, processor, load_gallery(gallery_name(study, vendor)))
+
+    fit, found = encoded(CHOICE), {}
+    pairs = fit.draw("uniform")
+    fitted = fit_log_odds(*_with_labels(fit, pairs), pairs.groups)
+    for vendor in TEST_VENDORS:
+        test = encoded(vendor)
+        pairs = test.draw("uniform", 3)
+        z, labels, s = _with_labels(test, pairs)
+        calibrated = fitted.with_prior(float(labels.double().mean())).of_log_odds(z, s)
+        found[vendor] = {
+            "ECE before": reliability(z.sigmoid(), labels).error,
+            "ECE after": reliability(calibrated, labels).error,
+        }
+    return found
 
 
-def run_cell(cell: FrozenCell, folder: Path, towers: Path) -> dict[str, Any]:
-    """The cell's result, from its file or by training now."""
+def _with_labels(gallery: Encoded, pairs: PairList) -> tuple[Tensor, Tensor, Tensor]:
+    log_odds, similarity = gallery.evidence(pairs)
+    return log_odds, pairs.labels, similarity
+
+
+def run_cell(cell: FrozenCell, folder: Path, towers: Path, quick: bool) -> dict[str, Any]:
+    """The cell's result, from its file or by training now. After two steps there is nothing to calibrate."""
     file = folder / f"{key_of(asdict(cell))}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -135,12 +140,12 @@ def run_cell(cell: FrozenCell, folder: Path, towers: Path) -> dict[str, Any]:
     trainer.train()
     seconds = time.process_time() - started
     vendors = {vendor: recalls(trainer, cell.study, vendor) for vendor in (CHOICE, *TEST_VENDORS)}
-    if cell.recipe == "ranker":
-        for vendor in TEST_VENDORS:
-            vendors[vendor] |= calibration_error(trainer, cell.study, vendor)
+    if cell.recipe == "ranker" and not quick:
+        for vendor, errors in calibration_errors(trainer, cell.study).items():
+            vendors[vendor] |= errors
     result = {"cell": asdict(cell), "cpu_seconds": round(seconds, 1), "vendors": vendors}
     write_result(file, result)
-    shutil.rmtree(output, ignore_errors=True)
+    remove_run(output)
     return result
 
 
@@ -158,7 +163,7 @@ def table_of(results: list[dict[str, Any]], quick: bool) -> Table:
             row["+ ranker"] = spread([each["fused"] for each in figures])
             row["published score"] = spread([each["published"] for each in figures])
             row["plain goes on"] = spread([r["vendors"][vendor]["pre-ranking"] for r in more])
-            if vendor != CHOICE:
+            if vendor != CHOICE and not quick:
                 row |= {name: statistics.mean(each[name] for each in figures) for name in ("ECE before", "ECE after")}
             rows.append(row)
             if vendor == TEST_VENDORS[0]:
@@ -208,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     part, parts = options.part
     results = []
     for number, cell in list(enumerate(cells, 1))[part::parts]:
-        results.append(run_cell(cell, folder, places[cell.study]))
+        results.append(run_cell(cell, folder, places[cell.study], options.quick))
         shown = " ".join(f"{name} {value:.1f}" for name, value in results[-1]["vendors"][CHOICE].items())
         console.print(f"{number}/{len(cells)} {cell.study} {cell.recipe} seed {cell.seed}: {shown}", highlight=False)
     return 0 if parts > 1 else finish(table_of(results, options.quick), options.tables)

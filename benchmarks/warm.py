@@ -64,9 +64,8 @@ SYSTEMS: dict[str, str | Recipe] = {
     "two plain": GCPR,
     "PRD2": "prd2",
     "+ FGR": FGR,
-    "+ FGR, easy first": replace(FGR, negative_ramp=0.5),
     "+ FGR + MLM": replace(FGR, masking=True),
-    "+ FGR, TgD": replace(FGR, target_guided=RECIPES["r2d2"].target_guided or RECIPES["prd2"].target_guided),
+    "+ FGR, TgD": replace(FGR, target_guided=RECIPES["prd2"].target_guided),
     "R2D2": "r2d2",
 }
 #: Half the seconds each, and the sum of their s/τ: what adding two scores gains by itself.
@@ -173,23 +172,27 @@ def trainer_of(
         new = ("text_image", "image_text", "image_joint", "mlm_head")
         assert not found.unexpected_keys, found
         assert all(name.startswith(new) for name in found.missing_keys), found
-    settings = PretrainingSettings(
+    settings = settings_of(recipe, seed, steps, output, learning_rate=rate, augmentation=ALL[study].augmentation)
+    return build_trainer(model, processor, ALL[study].pairs(seed), settings)
+
+
+def settings_of(recipe: str | Recipe, seed: int, steps: int, output: Path, **more: Any) -> PretrainingSettings:
+    """Of every run from trained towers."""
+    return PretrainingSettings(
         output=output,
         overwrite=True,
         max_steps=steps,
         per_device_train_batch_size=BATCH,
-        learning_rate=rate,
         weight_decay=0.1,
         recipe=recipe,
-        augmentation=ALL[study].augmentation,
         channels_last=True,
         seed=seed,
         dataloader_num_workers=0,
         logging_steps=max(steps // 10, 1),
         save_steps=0,
         arguments={"adam_beta2": 0.98, "optim": "adamw_torch_fused", "disable_tqdm": True},
+        **more,
     )
-    return build_trainer(model, processor, ALL[study].pairs(seed), settings)
 
 
 def warm_towers(study: str, folder: Path, quick: bool) -> Path:

@@ -31,7 +31,8 @@ _COMPARES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train with (arXiv 2205.03860); the defaults are R2D2's.
+    """What to train with (arXiv 2205.03860); the defaults are the paper's R2D2 but FgD. What `r2d2` trains with is in
+    `RECIPES`.
 
     Args:
         ranker: FGR on the cross encoders.
@@ -131,8 +132,8 @@ class Recipe:
         """This recipe for a set of so many pairs (None: a stream), as the command line asks for it.
 
         Args:
-            masking: with masked texts or without; None: as the recipe says.
             distil: with TgD and whatever else the recipe distils, or without a teacher; None: as the recipe has it.
+            masking: with masked texts or without; None: as the recipe says.
             feature_guided: with FgD; it is there too where the recipe has it, but not without masked texts.
 
         Raises:
